@@ -1,0 +1,109 @@
+//! The answers of clients to our PUBLISH packets: the sending half of QoS 1 and 2.
+//!
+//! ```text
+//!  QoS 1:  sent ──PUBACK──> done
+//!  QoS 2:  sent ──PUBREC──> released (PUBREL sent) ──PUBCOMP──> done
+//! ```
+//!
+//! An answer for an identifier that nobody uses is harmless: state may have been lost on the way. An answer that does
+//! not fit the state of its message is a violation, because acting on it would lose the message.
+
+use crate::clock::Instant;
+use crate::codec::{PacketId, QoS, encode};
+
+use super::Broker;
+use super::close_reason::CloseReason;
+use super::event::PacketKind;
+use super::link::ConnectionId;
+use super::session::{Outgoing, SessionId};
+
+/// Where in the life of a delivery an identifier is.
+enum State {
+    /// PUBLISH sent at this QoS, at this place of the list.
+    Sent(usize, QoS),
+    /// PUBREL sent, at this place of the list.
+    Released(usize),
+    Free,
+}
+
+impl Outgoing {
+    fn state(&self, packet_id: PacketId) -> State {
+        // Clients answer in order, so it is the first entry nearly always.
+        if let Some(at) = self.sent.iter().position(|sent| sent.packet_id == packet_id) {
+            State::Sent(at, self.sent[at].delivery.qos)
+        } else if let Some(at) = self.released.iter().position(|released| *released == packet_id) {
+            State::Released(at)
+        } else {
+            State::Free
+        }
+    }
+
+    fn remove_sent(&mut self, at: usize) {
+        self.sent.remove(at);
+        if at < self.sent_here {
+            self.sent_here -= 1;
+        }
+    }
+}
+
+impl Broker {
+    /// QoS 1 is complete [MQTT-4.3.2-1].
+    pub(super) fn puback(&mut self, now: Instant, id: ConnectionId, session: SessionId, packet_id: PacketId) {
+        let outgoing = &mut self.session_mut(session).outgoing;
+        match outgoing.state(packet_id) {
+            State::Sent(at, QoS::AtLeastOnce) => {
+                outgoing.remove_sent(at);
+                self.complete(session);
+            }
+            State::Free => {}
+            State::Sent(..) | State::Released(_) => self.close(now, id, CloseReason::WrongAck),
+        }
+    }
+
+    /// The client has the QoS 2 message: from here on only PUBREL is repeated [MQTT-4.3.3-1].
+    pub(super) fn pubrec(&mut self, now: Instant, id: ConnectionId, session: SessionId, packet_id: PacketId) {
+        let outgoing = &mut self.session_mut(session).outgoing;
+        match outgoing.state(packet_id) {
+            State::Sent(at, QoS::ExactlyOnce) => {
+                outgoing.remove_sent(at);
+                outgoing.released.push_back(packet_id);
+            }
+            // Repeated, or forgotten by us: either way PUBREL is what moves the client on.
+            State::Released(_) | State::Free => {}
+            State::Sent(..) => return self.close(now, id, CloseReason::WrongAck),
+        }
+        self.reply(now, id, PacketKind::Pubrel, Some(packet_id), |bytes| encode::pubrel(bytes, packet_id));
+    }
+
+    /// QoS 2 is complete [MQTT-4.3.3-1].
+    pub(super) fn pubcomp(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        session: SessionId,
+        packet_id: PacketId,
+    ) {
+        let outgoing = &mut self.session_mut(session).outgoing;
+        match outgoing.state(packet_id) {
+            State::Released(at) => {
+                outgoing.released.remove(at);
+                self.complete(session);
+            }
+            State::Free => {}
+            State::Sent(..) => self.close(now, id, CloseReason::WrongAck),
+        }
+    }
+
+    /// A place in the window is free.
+    fn complete(&mut self, id: SessionId) {
+        self.outputs.metrics.in_flight_messages -= 1;
+        let session = self.session(id);
+        let outgoing = &session.outgoing;
+        if !outgoing.queue.is_empty()
+            || !session.streams.is_empty()
+            || outgoing.sent_here < outgoing.sent.len()
+        {
+            self.refill(id);
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! What happened in the core that somebody outside may want to know: for log lines, never for decisions.
+
+use crate::clock::Duration;
+use crate::codec::{Packet, PacketId, Protocol};
+
+use super::close_reason::CloseReason;
+use super::link::ConnectionId;
+
+/// A limit that can be reached; each is logged once per episode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// Connected clients.
+    Connections,
+    /// Sessions.
+    Sessions,
+    /// Messages in one session's queue.
+    QueuedMessages,
+    /// Bytes in one session's queue.
+    QueuedBytes,
+    /// Message bytes in the whole broker.
+    QueuedBytesTotal,
+    /// One connection's outgoing buffer.
+    Outbox,
+    /// Retained messages.
+    RetainedMessages,
+    /// Bytes of retained messages.
+    RetainedBytes,
+    /// Subscriptions of one client.
+    Subscriptions,
+}
+
+impl Limit {
+    /// The command line option that sets it.
+    pub const fn option(self) -> &'static str {
+        match self {
+            Self::Connections => "--connections-max",
+            Self::Sessions => "--sessions-max",
+            Self::QueuedMessages => "--queued-messages-max",
+            Self::QueuedBytes => "--queued-bytes-max",
+            Self::QueuedBytesTotal => "--queued-bytes-total-max",
+            Self::Outbox => "--outbox-bytes-max",
+            Self::RetainedMessages => "--retained-messages-max",
+            Self::RetainedBytes => "--retained-bytes-max",
+            Self::Subscriptions => "--subscriptions-max",
+        }
+    }
+}
+
+/// Which packet a trace line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // Each variant is the packet of its name.
+pub enum PacketKind {
+    Connect,
+    Connack,
+    Publish,
+    Puback,
+    Pubrec,
+    Pubrel,
+    Pubcomp,
+    Subscribe,
+    Suback,
+    Unsubscribe,
+    Unsuback,
+    Pingreq,
+    Pingresp,
+    Disconnect,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A CONNECT was accepted.
+    Connected {
+        /// The connection.
+        connection: ConnectionId,
+        /// Its client id, given or generated.
+        client_id: Box<str>,
+        /// The protocol spoken.
+        protocol: Protocol,
+        /// Whether the session was begun anew and ends with the connection.
+        clean_start: bool,
+        /// Keep-alive interval; 0 is none.
+        keep_alive_secs: u16,
+        /// Whether a stored session goes on.
+        session_present: bool,
+    },
+    /// A connection ended.
+    Closed {
+        /// The connection.
+        connection: ConnectionId,
+        /// Its client id, if its CONNECT was accepted.
+        client_id: Option<Box<str>>,
+        /// Why.
+        reason: CloseReason,
+        /// How long it was open.
+        duration: Duration,
+        /// Packets received on it.
+        packets_received: u64,
+        /// Packets sent on it.
+        packets_sent: u64,
+    },
+    /// A limit was reached; the next line about it comes after it has been left.
+    LimitReached {
+        /// Which.
+        limit: Limit,
+        /// For whom, where it is one client's.
+        client_id: Option<Box<str>>,
+        /// Its value.
+        value: u64,
+    },
+    /// A stored session was dropped because its client stayed away too long.
+    SessionExpired {
+        /// Whose.
+        client_id: Box<str>,
+    },
+    /// A stored session was dropped to make room for a new one.
+    SessionEvicted {
+        /// Whose.
+        client_id: Box<str>,
+    },
+    /// A packet was received or sent: only with `Options::trace_packets`.
+    Packet {
+        /// The connection.
+        connection: ConnectionId,
+        /// True for a packet from us to the peer.
+        sent: bool,
+        /// What it was.
+        kind: PacketKind,
+        /// Its identifier, if it has one.
+        packet_id: Option<PacketId>,
+        /// For PUBLISH: topic and payload length in bytes.
+        publish: Option<(Box<str>, usize)>,
+    },
+}
+
+impl Event {
+    /// The connection it is about, where there is one.
+    pub fn connection(&self) -> Option<ConnectionId> {
+        match self {
+            Self::Connected { connection, .. }
+            | Self::Closed { connection, .. }
+            | Self::Packet { connection, .. } => Some(*connection),
+            Self::LimitReached { .. } | Self::SessionExpired { .. } | Self::SessionEvicted { .. } => None,
+        }
+    }
+}
+
+/// The trace of a packet received.
+pub(super) fn trace_received(connection: ConnectionId, packet: &Packet<'_>) -> Event {
+    let (kind, packet_id) = match packet {
+        Packet::Connect(_) => (PacketKind::Connect, None),
+        Packet::Connack(_) => (PacketKind::Connack, None),
+        Packet::Publish(publish) => (PacketKind::Publish, publish.packet_id),
+        Packet::Puback(ack) => (PacketKind::Puback, Some(ack.packet_id)),
+        Packet::Pubrec(ack) => (PacketKind::Pubrec, Some(ack.packet_id)),
+        Packet::Pubrel(ack) => (PacketKind::Pubrel, Some(ack.packet_id)),
+        Packet::Pubcomp(ack) => (PacketKind::Pubcomp, Some(ack.packet_id)),
+        Packet::Subscribe(subscribe) => (PacketKind::Subscribe, Some(subscribe.packet_id)),
+        Packet::Suback(suback) => (PacketKind::Suback, Some(suback.packet_id)),
+        Packet::Unsubscribe(unsubscribe) => (PacketKind::Unsubscribe, Some(unsubscribe.packet_id)),
+        Packet::Unsuback(unsuback) => (PacketKind::Unsuback, Some(unsuback.packet_id)),
+        Packet::Pingreq => (PacketKind::Pingreq, None),
+        Packet::Pingresp => (PacketKind::Pingresp, None),
+        Packet::Disconnect(_) => (PacketKind::Disconnect, None),
+    };
+    let publish = match packet {
+        Packet::Publish(publish) => Some((publish.topic.into(), publish.payload.len())),
+        _ => None,
+    };
+    Event::Packet { connection, sent: false, kind, packet_id, publish }
+}

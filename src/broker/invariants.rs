@@ -1,0 +1,85 @@
+//! A full sweep over the state of the core, asserting what must always hold. Far too slow for a running broker: the
+//! simulator and the fuzz targets call it between inputs.
+
+use std::collections::BTreeSet;
+
+use super::Broker;
+use super::link::LinkState;
+
+impl Broker {
+    /// Asserts every invariant of the core.
+    ///
+    /// # Panics
+    ///
+    /// If one does not hold: the core has a bug.
+    pub fn check_invariants(&self) {
+        self.subscriptions.check_invariants();
+        self.check_links();
+        self.check_sessions();
+        let metrics = self.metrics();
+        let outboxes: usize = self.links.iter().map(|link| link.outbox.copied_pending()).sum();
+        assert_eq!(metrics.outbox_bytes, outboxes as u64, "the gauge of outgoing bytes");
+        assert!(self.retained.bytes() <= self.messages.bytes(), "retained messages are messages");
+    }
+
+    fn check_links(&self) {
+        let mut connected = 0;
+        for link in self.links.iter() {
+            if let LinkState::Connected(session) = link.state {
+                connected += 1;
+                let session = self.sessions.find(session).expect("a connected link has a session");
+                assert_eq!(session.connection, Some(link.id), "link and session know each other");
+            }
+            let timed = matches!(link.state, LinkState::AwaitingConnect)
+                || (link.session().is_some() && (link.keep_alive_secs > 0 || link.blocked));
+            assert!(!timed || link.timer.is_some(), "a link with a deadline has a timer");
+            assert!(link.state != LinkState::Closing || link.timer.is_none(), "an ended link has no timer");
+        }
+        assert_eq!(self.metrics().clients_connected, connected, "the gauge of connected clients");
+    }
+
+    fn check_sessions(&self) {
+        let (mut queued, mut in_flight, mut absent, mut subscriptions) = (0, 0, 0, 0);
+        for session in self.sessions.iter() {
+            let outgoing = &session.outgoing;
+            let mut ids = BTreeSet::new();
+            let used =
+                outgoing.sent.iter().map(|sent| sent.packet_id).chain(outgoing.released.iter().copied());
+            assert!(
+                used.into_iter().all(|id| ids.insert(id)),
+                "a packet identifier has one use [MQTT-2.3.1-4]"
+            );
+            assert!(ids.len() <= usize::from(self.options.in_flight_max), "the window is kept");
+            assert!(outgoing.sent_here <= outgoing.sent.len());
+            let bytes: u64 = outgoing.queue.iter().map(|delivery| delivery.message.size()).sum();
+            assert_eq!(outgoing.queued_bytes, bytes, "the session's gauge of queued bytes");
+            assert!(outgoing.queue.len() <= self.options.queued_messages_max as usize);
+            assert!(outgoing.queued_bytes <= self.options.queued_bytes_max);
+            queued += outgoing.queue.len() as u64;
+            in_flight += outgoing.in_flight() as u64;
+            subscriptions += self.subscriptions.subscription_count(session.id.subscriber()) as usize;
+            match session.connection {
+                Some(connection) => assert!(
+                    self.links.find(connection).is_some_and(|link| link.session() == Some(session.id)),
+                    "session and link know each other"
+                ),
+                None => {
+                    absent += 1;
+                    assert!(!session.ends_with_connection, "such a session ended with its connection");
+                    assert_eq!(session.expiry.is_some(), session.expiry_timer.is_some());
+                    assert!(session.will.is_none(), "a will does not outlive its connection");
+                }
+            }
+        }
+        assert_eq!(self.metrics().queued_messages, queued, "the gauge of queued messages");
+        assert_eq!(self.metrics().in_flight_messages, in_flight, "the gauge of messages in flight");
+        assert_eq!(self.sessions.absent_count(), absent, "the order of leaving");
+        assert_eq!(self.subscriptions.len(), subscriptions, "every subscription has a session");
+        assert!(self.sessions.len() <= self.options.sessions_max as usize);
+    }
+
+    /// Timers that are armed: with no connection and no stored session only the rhythm of `$SYS` is left.
+    pub fn timers_armed(&self) -> usize {
+        self.wheel.len()
+    }
+}

@@ -1,0 +1,127 @@
+//! One network connection's protocol state, and the table of all of them.
+//!
+//! The server names a connection by slot and generation; a late event for a slot that has a new owner finds nothing.
+//! A link holds what dies with the connection; what may outlive it is in the session.
+
+use crate::clock::Instant;
+use crate::codec::Protocol;
+use crate::wheel::TimerId;
+
+use super::outbox::Outbox;
+use super::session::SessionId;
+
+/// The name of a connection: a slot of the server's slab and a generation that makes it unique.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionId {
+    /// Index in the server's slab; used again after the connection ended.
+    pub slot: u32,
+    /// Differs each time the slot is used.
+    pub generation: u32,
+}
+
+/// How far a connection has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkState {
+    /// Open; nothing but CONNECT may come.
+    AwaitingConnect,
+    /// CONNECT was accepted; the session is attached.
+    Connected(SessionId),
+    /// Ended: what is in the outbox may still leave, nothing is taken in any more.
+    Closing,
+}
+
+/// One network connection's protocol state.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) id: ConnectionId,
+    pub(super) state: LinkState,
+    pub(super) protocol: Protocol,
+    pub(super) keep_alive_secs: u16,
+    /// In the list of links with bytes to flush.
+    pub(super) dirty: bool,
+    /// The socket takes no more for now; the server flushes again when it does.
+    pub(super) blocked: bool,
+    /// The server does not read this peer until its outbox has drained.
+    pub(super) read_paused: bool,
+    /// A full outbox was logged since it was last empty.
+    pub(super) outbox_full_logged: bool,
+    /// The session has more to send as soon as the outbox has room.
+    pub(super) wants_refill: bool,
+    pub(super) opened_at: Instant,
+    /// When the last complete packet came.
+    pub(super) last_received: Instant,
+    /// While `blocked`: when bytes last went out.
+    pub(super) last_progress: Instant,
+    /// The one timer of the link: handshake, keep-alive or stall, whichever is due first.
+    pub(super) timer: Option<(TimerId, Instant)>,
+    pub(super) outbox: Outbox,
+    pub(super) packets_received: u64,
+    pub(super) packets_sent: u64,
+}
+
+impl Link {
+    pub(super) fn session(&self) -> Option<SessionId> {
+        match self.state {
+            LinkState::Connected(session) => Some(session),
+            LinkState::AwaitingConnect | LinkState::Closing => None,
+        }
+    }
+}
+
+/// All links, by the slot of their connection.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    slots: Vec<Option<Link>>,
+    count: usize,
+}
+
+impl Links {
+    pub(super) fn insert(&mut self, id: ConnectionId, now: Instant) -> &mut Link {
+        let slot = id.slot as usize;
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, || None);
+        }
+        assert!(self.slots[slot].is_none(), "the server frees a slot before it uses it again");
+        self.count += 1;
+        self.slots[slot].insert(Link {
+            id,
+            state: LinkState::AwaitingConnect,
+            protocol: Protocol::default(),
+            keep_alive_secs: 0,
+            dirty: false,
+            blocked: false,
+            read_paused: false,
+            outbox_full_logged: false,
+            wants_refill: false,
+            opened_at: now,
+            last_received: now,
+            last_progress: now,
+            timer: None,
+            outbox: Outbox::default(),
+            packets_received: 0,
+            packets_sent: 0,
+        })
+    }
+
+    pub(super) fn find(&self, id: ConnectionId) -> Option<&Link> {
+        self.slots.get(id.slot as usize)?.as_ref().filter(|link| link.id == id)
+    }
+
+    pub(super) fn find_mut(&mut self, id: ConnectionId) -> Option<&mut Link> {
+        self.slots.get_mut(id.slot as usize)?.as_mut().filter(|link| link.id == id)
+    }
+
+    pub(super) fn remove(&mut self, id: ConnectionId) -> Option<Link> {
+        self.find(id)?;
+        self.count -= 1;
+        self.slots[id.slot as usize].take()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Link> {
+        self.slots.iter().flatten()
+    }
+}

@@ -1,0 +1,92 @@
+//! Every limit of the core, with its unit and its default.
+
+use crate::clock::Duration;
+
+/// Before a CONNECT is accepted a packet may be this large at most, in bytes: strangers get little room.
+pub const CONNECT_PACKET_SIZE_MAX: u32 = 512 * 1024;
+
+/// The limits of the core. Everything that can grow has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Seeds hashing and generated client ids. A server takes it from the operating system, a simulation from its seed.
+    pub seed: u64,
+    /// Connected clients at once; one more is told that the server is unavailable.
+    pub connections_max: u32,
+    /// From opening a connection to its complete CONNECT.
+    pub handshake_timeout: Duration,
+    /// How long a peer may leave all of its outgoing bytes unread before it is closed.
+    pub stall_timeout: Duration,
+    /// Largest packet taken from a client, fixed header included, in bytes.
+    pub packet_size_max: u32,
+    /// Messages at QoS 1 and 2 sent to one client and not finally acknowledged.
+    pub in_flight_max: u16,
+    /// Messages waiting in one session beyond those in flight.
+    pub queued_messages_max: u32,
+    /// Bytes of messages waiting in one session beyond those in flight.
+    pub queued_bytes_max: u64,
+    /// Bytes of messages waiting, in flight and in outgoing buffers in the whole broker, retained ones not counted.
+    pub queued_bytes_total_max: u64,
+    /// Bytes waiting to be written to one connection. Messages stop at half of it, reading at three quarters, and a
+    /// connection whose replies alone go beyond it is closed.
+    pub outbox_bytes_max: u32,
+    /// Retained messages.
+    pub retained_messages_max: u32,
+    /// Bytes of retained messages.
+    pub retained_bytes_max: u64,
+    /// Subscriptions of one client.
+    pub subscriptions_max: u32,
+    /// Levels of a topic name or filter.
+    pub topic_levels_max: u32,
+    /// Sessions, connected or stored; one more makes the longest absent go.
+    pub sessions_max: u32,
+    /// How long a stored session waits for its client; `None` is for ever.
+    pub session_expiry: Option<Duration>,
+    /// Between two rounds of `$SYS` topics; `None` is never.
+    pub sys_interval: Option<Duration>,
+    /// Whether every packet makes an event.
+    pub trace_packets: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            connections_max: 1_000_000,
+            handshake_timeout: Duration::from_secs(30),
+            stall_timeout: Duration::from_secs(60),
+            packet_size_max: 268_435_455,
+            in_flight_max: 100,
+            queued_messages_max: 100_000,
+            queued_bytes_max: 256 << 20,
+            queued_bytes_total_max: 1 << 30,
+            outbox_bytes_max: 1 << 20,
+            retained_messages_max: 1_000_000,
+            retained_bytes_max: 1 << 30,
+            subscriptions_max: 100_000,
+            topic_levels_max: 200,
+            sessions_max: 1_000_000,
+            session_expiry: Some(Duration::from_secs(14 * 24 * 60 * 60)),
+            sys_interval: Some(Duration::from_secs(10)),
+            trace_packets: false,
+        }
+    }
+}
+
+impl Options {
+    /// Above this many bytes an outbox takes no more messages.
+    pub(super) fn outbox_soft_mark(&self) -> usize {
+        self.outbox_bytes_max as usize / 2
+    }
+
+    /// Above this many copied bytes in its outbox a peer is not read.
+    pub(super) fn outbox_pause_mark(&self) -> usize {
+        self.outbox_bytes_max as usize / 4 * 3
+    }
+
+    /// Payloads up to this many bytes are copied into an outbox even when they could be shared.
+    pub(super) fn copied_payload_max(&self, subscribers: usize) -> usize {
+        // Copying beats sharing up to about half a kilobyte. A lone receiver shares with nobody, so for it
+        // a copy saves the allocation as well, as long as the copy stays small beside the outbox.
+        if subscribers > 1 { 512 } else { (self.outbox_bytes_max as usize / 16).clamp(512, 64 * 1024) }
+    }
+}

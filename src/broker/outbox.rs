@@ -1,0 +1,246 @@
+//! The bytes on their way to one peer.
+//!
+//! Heads, replies and small payloads stand copied in one contiguous buffer; large payloads stand between them by
+//! reference. Positions count every copied byte since the outbox was made, so a mark set at a position stays right
+//! whatever is written or compacted later.
+//!
+//! An empty outbox owns no memory: its buffer goes back to a pool that all outboxes share, so that neither an idle
+//! client nor a message in the steady state costs an allocation.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use super::message::Message;
+
+/// What has been consumed is cut off once it is this long and at least half of the buffer.
+const COMPACT_BYTES_MIN: usize = 32 * 1024;
+
+/// The bytes on their way to one peer.
+#[derive(Debug, Default)]
+pub struct Outbox {
+    /// Copied bytes from position `base`; the first `start` of them are written.
+    bytes: Vec<u8>,
+    start: usize,
+    base: u64,
+    /// Payloads by reference, in order of their positions.
+    shared: VecDeque<SharedPayload>,
+    /// Bytes of shared payloads not yet written.
+    shared_pending: usize,
+    /// Packets not yet written; while one is partly written, in proportion to the bytes.
+    packets: u64,
+}
+
+#[derive(Debug)]
+struct SharedPayload {
+    /// The payload stands before the copied byte at this position.
+    position: u64,
+    message: Message,
+    written: usize,
+}
+
+/// Buffers that no outbox uses at the moment.
+#[derive(Debug, Default)]
+pub struct BufferPool {
+    buffers: Vec<Vec<u8>>,
+    /// Sum of their capacities.
+    capacity: usize,
+}
+
+impl BufferPool {
+    /// The pool keeps at most this many bytes of capacity.
+    const CAPACITY_MAX: usize = 4 << 20;
+    /// Larger buffers are freed: they stem from a burst.
+    const BUFFER_MAX: usize = 128 * 1024;
+    /// The first allocation of a buffer; most replies and messages fit.
+    const BUFFER_MIN: usize = 512;
+
+    fn take(&mut self) -> Vec<u8> {
+        match self.buffers.pop() {
+            Some(buffer) => {
+                self.capacity -= buffer.capacity();
+                buffer
+            }
+            None => Vec::with_capacity(Self::BUFFER_MIN),
+        }
+    }
+
+    fn give(&mut self, mut buffer: Vec<u8>) {
+        if buffer.capacity() <= Self::BUFFER_MAX && self.capacity + buffer.capacity() <= Self::CAPACITY_MAX {
+            buffer.clear();
+            self.capacity += buffer.capacity();
+            self.buffers.push(buffer);
+        }
+    }
+}
+
+impl Outbox {
+    /// Bytes not yet written, copied and shared.
+    pub fn pending(&self) -> usize {
+        self.copied_pending() + self.shared_pending
+    }
+
+    /// Copied bytes not yet written: the memory that this peer alone costs.
+    pub fn copied_pending(&self) -> usize {
+        self.bytes.len() - self.start
+    }
+
+    /// Whether everything is written.
+    pub fn is_empty(&self) -> bool {
+        self.copied_pending() == 0 && self.shared.is_empty()
+    }
+
+    /// Appends one packet, or its head, that `write` writes, and returns how many bytes that was.
+    pub(super) fn append(&mut self, pool: &mut BufferPool, write: impl FnOnce(&mut Vec<u8>)) -> usize {
+        if self.bytes.capacity() == 0 {
+            self.bytes = pool.take();
+        }
+        let before = self.bytes.len();
+        write(&mut self.bytes);
+        self.packets += 1;
+        self.bytes.len() - before
+    }
+
+    /// Appends the payload of a message by reference.
+    pub(super) fn append_shared(&mut self, message: Message) {
+        self.shared_pending += message.payload().len();
+        let position = self.base + self.bytes.len() as u64;
+        self.shared.push_back(SharedPayload { position, message, written: 0 });
+    }
+
+    /// The pending bytes in order, in as many slices as fit; returns how many are filled.
+    pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        let mut at = self.start;
+        for payload in &self.shared {
+            let until = (payload.position - self.base) as usize;
+            for part in [&self.bytes[at..until], &payload.message.payload()[payload.written..]] {
+                if !part.is_empty() {
+                    if filled == slices.len() {
+                        return filled;
+                    }
+                    slices[filled] = IoSlice::new(part);
+                    filled += 1;
+                }
+            }
+            at = until;
+        }
+        if at < self.bytes.len() && filled < slices.len() {
+            slices[filled] = IoSlice::new(&self.bytes[at..]);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// Takes the first `count` pending bytes as written. Returns how many of them were copied bytes, and how many
+    /// packets that was.
+    pub(super) fn consume(&mut self, mut count: usize, pool: &mut BufferPool) -> (usize, u64) {
+        let pending = self.pending();
+        let packets =
+            if count == pending { self.packets } else { self.packets * count as u64 / pending as u64 };
+        self.packets -= packets;
+        let copied_before = self.copied_pending();
+        while let Some(payload) = self.shared.front_mut() {
+            let until = (payload.position - self.base) as usize;
+            let copied = (until - self.start).min(count);
+            self.start += copied;
+            count -= copied;
+            let shared = (payload.message.payload().len() - payload.written).min(count);
+            payload.written += shared;
+            self.shared_pending -= shared;
+            count -= shared;
+            if self.start < until || payload.written < payload.message.payload().len() {
+                break;
+            }
+            self.shared.pop_front();
+        }
+        if self.shared.is_empty() {
+            self.start += count;
+            count = 0;
+        }
+        assert!(count == 0 && self.start <= self.bytes.len(), "no more can be written than was pending");
+        let consumed = copied_before - self.copied_pending();
+        if self.is_empty() {
+            self.release(pool);
+        } else if self.start >= COMPACT_BYTES_MIN && self.start * 2 >= self.bytes.len() {
+            self.bytes.drain(..self.start);
+            self.base += self.start as u64;
+            self.start = 0;
+        }
+        (consumed, packets)
+    }
+
+    /// Throws away what is pending and gives the buffer back. Returns how many copied bytes and packets that was.
+    pub(super) fn clear(&mut self, pool: &mut BufferPool) -> (usize, u64) {
+        let packets = std::mem::take(&mut self.packets);
+        let copied = self.copied_pending();
+        self.shared.clear();
+        self.shared_pending = 0;
+        self.release(pool);
+        (copied, packets)
+    }
+
+    fn release(&mut self, pool: &mut BufferPool) {
+        self.base += self.bytes.len() as u64;
+        self.start = 0;
+        if self.bytes.capacity() > 0 {
+            pool.give(std::mem::take(&mut self.bytes));
+        }
+        if self.shared.capacity() > 0 {
+            self.shared = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::message::Gauge;
+    use super::*;
+
+    fn flatten(outbox: &Outbox, slices_max: usize) -> Vec<u8> {
+        let mut slices = vec![IoSlice::new(&[]); slices_max];
+        let filled = outbox.slices(&mut slices);
+        slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect()
+    }
+
+    #[test]
+    fn any_partial_writes_keep_the_order_of_copied_and_shared_bytes() {
+        let gauge = Gauge::default();
+        let mut pool = BufferPool::default();
+        for step in 1..40 {
+            let mut outbox = Outbox::default();
+            let mut expected = Vec::new();
+            for number in 0..5_u8 {
+                let head = vec![number; usize::from(number) * 3];
+                outbox.append(&mut pool, |bytes| bytes.extend_from_slice(&head));
+                expected.extend_from_slice(&head);
+                let payload = vec![100 + number; 7];
+                outbox.append_shared(Message::new("t", &payload, &gauge));
+                expected.extend_from_slice(&payload);
+            }
+            let mut written = Vec::new();
+            while !outbox.is_empty() {
+                assert_eq!(outbox.pending(), expected.len() - written.len());
+                let bytes = flatten(&outbox, 3);
+                let count = bytes.len().min(step);
+                written.extend_from_slice(&bytes[..count]);
+                outbox.consume(count, &mut pool);
+            }
+            assert_eq!(written, expected);
+            assert_eq!((outbox.bytes.capacity(), outbox.shared.capacity()), (0, 0));
+        }
+        assert_eq!(gauge.bytes(), 0);
+    }
+
+    #[test]
+    fn a_long_backlog_is_compacted() {
+        let mut pool = BufferPool::default();
+        let mut outbox = Outbox::default();
+        for _ in 0..1_000 {
+            outbox.append(&mut pool, |bytes| bytes.extend_from_slice(&[1; 1_000]));
+            if outbox.pending() > 100_000 {
+                outbox.consume(1_000, &mut pool);
+            }
+        }
+        assert!(outbox.bytes.capacity() < 500_000);
+    }
+}

@@ -1,0 +1,251 @@
+//! Retained messages: keeping them, and streaming them to new subscriptions.
+//!
+//! A subscription may match a hundred thousand retained messages. They are not queued: the session keeps a
+//! [`RetainedStream`], a position in the tree, and takes from it what its window and outbox have room for. The value
+//! is read when it is sent, so a stream never sends what was replaced meanwhile.
+//!
+//! A live message may come while a stream has not reached its topic yet. Then the retained value goes first, out of
+//! its turn, and the stream passes over it later: a subscriber never sees the older value after the newer one.
+
+use std::collections::BTreeSet;
+
+use crate::codec::QoS;
+use crate::metrics::DropReason;
+use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
+use crate::topics::{RetainedTree, SubscriberId, TopicFilter, TopicName};
+
+use super::deliver::{Routing, has_room};
+use super::event::Limit;
+use super::message::RetainedMessage;
+use super::session::{Delivery, SessionId};
+use super::{Broker, Options};
+
+/// Entries of the tree that one turn of a stream looks at.
+const STEPS_PER_TURN: usize = 2_000;
+
+/// All retained messages.
+#[derive(Debug, Default)]
+pub(super) struct RetainedMessages {
+    tree: RetainedTree<RetainedMessage>,
+    bytes: u64,
+    full_logged: bool,
+}
+
+impl RetainedMessages {
+    pub(super) fn len(&self) -> usize {
+        self.tree.len()
+    }
+
+    /// Sum of the sizes of the messages.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Keeps a message in place of the one its topic had.
+    pub(super) fn insert(&mut self, retained: RetainedMessage) {
+        self.bytes += retained.message.size();
+        if let Some(replaced) = self.tree.insert(retained) {
+            self.bytes -= replaced.message.size();
+        }
+    }
+
+    pub(super) fn remove(&mut self, topic: &str) {
+        if let Some(removed) = self.tree.remove(topic) {
+            self.bytes -= removed.message.size();
+        }
+    }
+}
+
+/// Retained messages still to be sent for one subscription.
+#[derive(Debug)]
+pub(super) struct RetainedStream {
+    cursor: RetainedCursor,
+    filter: Box<str>,
+    qos: QoS,
+    /// Topics ahead of the cursor whose value went out before its turn.
+    preceded: BTreeSet<Box<str>>,
+}
+
+impl RetainedStream {
+    fn awaits(&self, topic: TopicName<'_>, levels_max: u32) -> bool {
+        !self.cursor.has_passed(topic.as_str())
+            && !self.preceded.contains(topic.as_str())
+            && TopicFilter::parse(&self.filter, levels_max).is_ok_and(|filter| filter.matches(topic))
+    }
+}
+
+impl Broker {
+    /// Keeps the message for later subscribers [MQTT-3.3.1-5], or clears the topic if the payload is empty
+    /// [MQTT-3.3.1-10].
+    pub(super) fn retain(&mut self, routing: &mut Routing<'_>) {
+        if routing.payload.is_empty() {
+            self.retained.remove(routing.topic.as_str());
+        } else {
+            let message = routing.message(&self.messages).clone();
+            self.retained.insert(RetainedMessage { message, qos: routing.qos });
+        }
+        self.retained.full_logged &= routing.payload.is_empty();
+    }
+
+    /// Whether this message could be retained.
+    pub(super) fn has_retained_room(&mut self, topic: &str, payload: &[u8]) -> bool {
+        let Options { retained_messages_max, retained_bytes_max, .. } = self.options;
+        let retained = &self.retained;
+        let bytes = retained.bytes + (topic.len() + payload.len()) as u64;
+        let limit = if payload.is_empty() {
+            return true;
+        } else if retained.len() >= retained_messages_max as usize && retained.tree.find(topic).is_none() {
+            Some((Limit::RetainedMessages, u64::from(retained_messages_max)))
+        } else if bytes > retained_bytes_max {
+            Some((Limit::RetainedBytes, retained_bytes_max))
+        } else {
+            None
+        };
+        let Some((limit, value)) = limit else { return true };
+        if !self.retained.full_logged {
+            self.retained.full_logged = true;
+            self.outputs.limit_reached(limit, None, value);
+        }
+        false
+    }
+
+    /// Begins to send the retained messages that match a subscription just made, again if it was there before
+    /// [MQTT-3.3.1-6] [MQTT-3.8.4-3].
+    pub(super) fn start_stream(&mut self, id: SessionId, filter: &str, qos: QoS) {
+        let Ok(parsed) = TopicFilter::parse(filter, self.options.topic_levels_max) else { return };
+        self.stop_stream(id, filter);
+        if self.retained.len() == 0 || (!parsed.has_wildcard() && self.retained.tree.find(filter).is_none()) {
+            return;
+        }
+        let stream = RetainedStream {
+            cursor: RetainedCursor::new(parsed),
+            filter: filter.into(),
+            qos,
+            preceded: BTreeSet::new(),
+        };
+        if let Some(session) = self.sessions.find_mut(id) {
+            session.streams.push(stream);
+        }
+    }
+
+    /// Forgets what was still to be sent for a subscription.
+    pub(super) fn stop_stream(&mut self, id: SessionId, filter: &str) {
+        if let Some(session) = self.sessions.find_mut(id) {
+            session.streams.retain(|stream| *stream.filter != *filter);
+        }
+    }
+
+    /// Sends from the streams of a session as much as it has room for now.
+    pub(super) fn continue_streams(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        if session.streams.is_empty() || session.connection.is_none() {
+            return;
+        }
+        let mut streams = std::mem::take(&mut session.streams);
+        let mut steps = STEPS_PER_TURN;
+        let mut finished = 0;
+        for stream in &mut streams {
+            match self.continue_stream(id, stream, &mut steps) {
+                Progress::Done => finished += 1,
+                Progress::Stopped => break,
+                Progress::Paused => {
+                    self.schedule_refill(id);
+                    break;
+                }
+            }
+        }
+        streams.drain(..finished);
+        self.session_mut(id).streams = streams;
+    }
+
+    /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.
+    fn continue_stream(&mut self, id: SessionId, stream: &mut RetainedStream, steps: &mut usize) -> Progress {
+        let mut picked = std::mem::take(&mut self.picked);
+        let progress = loop {
+            let Self { sessions, links, retained, options, .. } = self;
+            let session = sessions.find_mut(id).expect("its streams are being sent");
+            let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else {
+                break Progress::Stopped;
+            };
+            if *steps == 0 {
+                break Progress::Paused;
+            }
+            let queue_is_empty = session.outgoing.queue.is_empty();
+            let room = has_room(session, link, options);
+            let mut bytes_left = options.outbox_soft_mark().saturating_sub(link.outbox.pending());
+            let mut window = usize::from(options.in_flight_max).saturating_sub(session.outgoing.in_flight());
+            let outbox_full = link.outbox.pending() > options.outbox_soft_mark();
+            let steps_now = (*steps).min(256);
+            *steps -= steps_now;
+            let RetainedStream { cursor, qos, preceded, .. } = stream;
+            let progress = retained.tree.visit(cursor, steps_now, |kept| {
+                if !preceded.is_empty() && preceded.remove(kept.message.topic()) {
+                    return Visit::Next;
+                }
+                let qos = kept.qos.min(*qos);
+                let fits = !outbox_full
+                    && (bytes_left > 0 || picked.is_empty())
+                    && (qos == QoS::AtMostOnce || (room && window > 0));
+                if !fits {
+                    return Visit::Stop;
+                }
+                window -= usize::from(qos > QoS::AtMostOnce);
+                bytes_left = bytes_left.saturating_sub(kept.message.size() as usize);
+                picked.push(Delivery { message: kept.message.clone(), qos, retain: true });
+                Visit::Next
+            });
+            if matches!(progress, Progress::Stopped) && picked.is_empty() {
+                // With a queue before it, or the window full, the next acknowledgement goes on here.
+                link.wants_refill |= outbox_full || (queue_is_empty && session.outgoing.in_flight() == 0);
+                break Progress::Stopped;
+            }
+            for delivery in picked.drain(..) {
+                self.deliver_retained(id, delivery);
+            }
+            if matches!(progress, Progress::Done) {
+                break Progress::Done;
+            }
+        };
+        self.picked = picked;
+        progress
+    }
+
+    /// Sends one retained message. There is room, or it came before its turn and takes the way of a live message.
+    fn deliver_retained(&mut self, id: SessionId, delivery: Delivery) {
+        if delivery.qos > QoS::AtMostOnce {
+            return self.deliver(id, delivery);
+        }
+        let Self { sessions, links, outputs, options, .. } = self;
+        let session = sessions.find_mut(id).expect("its streams are being sent");
+        match session.connection.and_then(|id| links.find_mut(id)) {
+            Some(link) if link.outbox.pending() <= options.outbox_soft_mark() => {
+                outputs.write_delivery(link, &delivery, None, false);
+            }
+            Some(_) => outputs.metrics.drop_message(DropReason::OutboxFull),
+            None => outputs.metrics.drop_message(DropReason::AbsentAtQoS0),
+        }
+    }
+
+    /// A live message comes to a session with unfinished streams: what they would send on its topic goes first.
+    pub(super) fn precede(&mut self, subscriber: SubscriberId, routing: &Routing<'_>) {
+        let levels_max = self.options.topic_levels_max;
+        let session = self.sessions.subscriber_mut(subscriber);
+        let id = session.id;
+        let topic = routing.topic.as_str();
+        let mut first: Option<Delivery> = None;
+        let retained = self.retained.tree.find(topic);
+        for stream in session.streams.iter_mut().filter(|stream| stream.awaits(routing.topic, levels_max)) {
+            let Some(kept) = retained else { continue };
+            stream.preceded.insert(topic.into());
+            // A message that is retained itself replaces the older value, which need not be sent at all.
+            if !routing.retain {
+                let qos =
+                    kept.qos.min(stream.qos).max(first.as_ref().map_or(QoS::AtMostOnce, |first| first.qos));
+                first = Some(Delivery { message: kept.message.clone(), qos, retain: true });
+            }
+        }
+        if let Some(delivery) = first {
+            self.deliver_retained(id, delivery);
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What the broker holds, in rows for people and for `$SYS`.
+
+use crate::clock::Instant;
+
+use super::Broker;
+use super::link::ConnectionId;
+
+/// One connected client, for monitoring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientStatus {
+    /// Its connection.
+    pub connection: ConnectionId,
+    /// Its id.
+    pub client_id: Box<str>,
+    /// When the connection was opened.
+    pub connected_at: Instant,
+    /// Its keep-alive interval; 0 is none.
+    pub keep_alive_secs: u16,
+    /// When its last packet came.
+    pub last_received: Instant,
+    /// Its subscriptions.
+    pub subscriptions: u32,
+    /// Messages sent to it and not finally acknowledged.
+    pub in_flight: usize,
+    /// Messages waiting for it.
+    pub queued: usize,
+    /// Bytes written for it that its socket has not taken.
+    pub buffered_bytes: usize,
+}
+
+/// What the broker holds as a whole; what it did is in its `Metrics`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BrokerStatus {
+    /// Sessions, connected or stored.
+    pub sessions: usize,
+    /// Sessions without a connection.
+    pub sessions_absent: usize,
+    /// Subscriptions of all sessions.
+    pub subscriptions: usize,
+    /// Retained messages, `$SYS` included.
+    pub retained_messages: usize,
+    /// Bytes of retained messages.
+    pub retained_bytes: u64,
+    /// Bytes of all messages held: retained, queued, in flight, wills.
+    pub message_bytes: u64,
+}
+
+impl Broker {
+    /// What the broker holds as a whole.
+    pub fn status(&self) -> BrokerStatus {
+        BrokerStatus {
+            sessions: self.sessions.len(),
+            sessions_absent: self.sessions.absent_count(),
+            subscriptions: self.subscriptions.len(),
+            retained_messages: self.retained.len(),
+            retained_bytes: self.retained.bytes(),
+            message_bytes: self.messages.bytes(),
+        }
+    }
+
+    /// Every connected client, in no particular order.
+    pub fn clients(&self) -> impl Iterator<Item = ClientStatus> {
+        self.links.iter().filter_map(|link| {
+            let session = self.sessions.find(link.session()?)?;
+            Some(ClientStatus {
+                connection: link.id,
+                client_id: session.client_id.clone(),
+                connected_at: link.opened_at,
+                keep_alive_secs: link.keep_alive_secs,
+                last_received: link.last_received,
+                subscriptions: self.subscriptions.subscription_count(session.id.subscriber()),
+                in_flight: session.outgoing.in_flight(),
+                queued: session.outgoing.queue.len(),
+                buffered_bytes: link.outbox.pending(),
+            })
+        })
+    }
+}

@@ -1,0 +1,82 @@
+//! Time as plain integers, and the one reader of the operating system's clock.
+//!
+//! The core is handed an [`Instant`] with every input and never asks for the time itself; only the server loop owns
+//! a [`Clock`]. An `Instant` can be built from a number, so a simulation can invent time.
+//!
+//! Deliberately not here: calendar time. The monotonic clock does not jump when the wall clock is set, so nothing
+//! expires early because somebody corrected the date.
+
+use std::ops::{Add, Sub};
+
+/// A point in time: milliseconds since an origin that the owner of the clock chose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(pub u64);
+
+/// A span of time in milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Duration(pub u64);
+
+impl Instant {
+    /// The time that passed since `earlier`, or zero if `earlier` is later.
+    pub const fn since(self, earlier: Self) -> Duration {
+        Duration(self.0.saturating_sub(earlier.0))
+    }
+}
+
+impl Duration {
+    /// A span of whole seconds.
+    pub const fn from_secs(secs: u64) -> Self {
+        Self(secs.saturating_mul(1_000))
+    }
+
+    /// Whole seconds, rounded down.
+    pub const fn as_secs(self) -> u64 {
+        self.0 / 1_000
+    }
+}
+
+impl Add<Duration> for Instant {
+    type Output = Self;
+
+    /// Saturates: a time so far away that it does not fit never comes.
+    fn add(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(span.0))
+    }
+}
+
+impl Sub<Duration> for Instant {
+    type Output = Self;
+
+    fn sub(self, span: Duration) -> Self {
+        Self(self.0.saturating_sub(span.0))
+    }
+}
+
+/// The monotonic clock of the operating system, read once per turn of the loop.
+#[derive(Debug)]
+pub struct Clock {
+    origin: std::time::Instant,
+}
+
+impl Clock {
+    /// A clock whose origin is now.
+    pub fn new() -> Self {
+        Self { origin: std::time::Instant::now() }
+    }
+
+    /// Milliseconds since the clock was made.
+    pub fn now(&self) -> Instant {
+        Instant(self.origin.elapsed().as_millis() as u64)
+    }
+
+    /// Microseconds since the clock was made: for measuring the loop itself, not for deadlines.
+    pub fn now_micros(&self) -> u64 {
+        self.origin.elapsed().as_micros() as u64
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,79 @@
+//! What can be wrong with bytes.
+
+use std::fmt;
+
+/// Why bytes are not an MQTT packet. Wrong behaviour in well-formed packets is `broker::CloseReason`, not this.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DecodeError {
+    /// Packet type 0 or 15, which are reserved [MQTT-2.2.2-2].
+    ReservedPacketType,
+    /// The low four bits of the first byte are not what this packet type prescribes [MQTT-2.2.2-2].
+    ReservedFlags,
+    /// A PUBLISH with both QoS bits set [MQTT-3.3.1-4].
+    ReservedQoS,
+    /// A PUBLISH with DUP at QoS 0 [MQTT-3.3.1-2].
+    DupAtQoS0,
+    /// The remaining length has a fourth byte that announces a fifth.
+    RemainingLengthTooLong,
+    /// The whole packet, fixed header included, is larger than allowed here.
+    PacketTooLarge,
+    /// A field runs past the end of its packet.
+    Truncated,
+    /// Bytes are left over behind the last field.
+    TrailingBytes,
+    /// A text field is not valid UTF-8 [MQTT-1.5.3-1].
+    InvalidUtf8,
+    /// A text field holds U+0000 [MQTT-1.5.3-2].
+    NulCharacter,
+    /// A packet identifier of zero [MQTT-2.3.1-1].
+    PacketIdZero,
+    /// The protocol name is neither `MQTT` nor `MQIsdp` [MQTT-3.1.2-1].
+    WrongProtocolName,
+    /// A known protocol name with a level that is not served [MQTT-3.1.2-2]; answered by CONNACK 1.
+    UnsupportedProtocolLevel(u8),
+    /// Bit 0 of the connect flags is set [MQTT-3.1.2-3].
+    ReservedConnectFlag,
+    /// Will QoS or will retain without a will, or a will QoS of 3 [MQTT-3.1.2-13] [MQTT-3.1.2-14] [MQTT-3.1.2-15].
+    WillFlags,
+    /// A password without a user name [MQTT-3.1.2-22].
+    PasswordWithoutUsername,
+    /// A SUBSCRIBE or UNSUBSCRIBE without a filter [MQTT-3.8.3-3] [MQTT-3.10.3-2].
+    NoTopicFilter,
+    /// Reserved bits in a subscription's options, or QoS 3 [MQTT-3.8.3-4].
+    SubscriptionOptions,
+    /// Reserved bits of a CONNACK are set.
+    ConnackFlags,
+    /// A return code that this packet does not have.
+    UnknownReasonCode(u8),
+}
+
+impl fmt::Display for DecodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ReservedPacketType => "reserved packet type",
+            Self::ReservedFlags => "reserved flag bits are wrong",
+            Self::ReservedQoS => "QoS 3",
+            Self::DupAtQoS0 => "DUP at QoS 0",
+            Self::RemainingLengthTooLong => "remaining length of more than four bytes",
+            Self::PacketTooLarge => "packet larger than allowed",
+            Self::Truncated => "a field runs past the end of the packet",
+            Self::TrailingBytes => "bytes behind the last field",
+            Self::InvalidUtf8 => "invalid UTF-8",
+            Self::NulCharacter => "U+0000 in a text field",
+            Self::PacketIdZero => "packet identifier 0",
+            Self::WrongProtocolName => "wrong protocol name",
+            Self::UnsupportedProtocolLevel(level) => {
+                return write!(f, "unsupported protocol level {level}");
+            }
+            Self::ReservedConnectFlag => "reserved connect flag is set",
+            Self::WillFlags => "will flags contradict each other",
+            Self::PasswordWithoutUsername => "password without user name",
+            Self::NoTopicFilter => "no topic filter",
+            Self::SubscriptionOptions => "reserved bits in subscription options",
+            Self::ConnackFlags => "reserved bits in CONNACK flags",
+            Self::UnknownReasonCode(code) => return write!(f, "unknown return code {code:#04x}"),
+        })
+    }
+}
+
+impl std::error::Error for DecodeError {}

@@ -1,0 +1,118 @@
+//! Where one packet ends and the next begins.
+//!
+//! A frame is judged as early as its bytes allow: the first byte as soon as it is there, the length as soon as it is
+//! known. That bytes are missing is no error.
+//!
+//! A remaining length that is not in its shortest form is accepted: 3.1.1 has no rule against it.
+
+use super::error::DecodeError;
+use super::packet::Protocol;
+
+/// The fixed header of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedHeader {
+    /// Packet type in the high four bits, flags in the low ones.
+    pub first: u8,
+    /// Bytes behind the fixed header.
+    pub remaining_length: u32,
+}
+
+impl FixedHeader {
+    /// The packet type, 1 to 14.
+    pub const fn packet_type(self) -> u8 {
+        self.first >> 4
+    }
+
+    /// The flags.
+    pub const fn flags(self) -> u8 {
+        self.first & 0x0F
+    }
+}
+
+/// One packet, not yet decoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Its fixed header.
+    pub header: FixedHeader,
+    /// The bytes behind the fixed header.
+    pub body: &'a [u8],
+}
+
+/// What stands at the beginning of a stretch of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Split<'a> {
+    /// A whole packet of `length` bytes, fixed header included.
+    Complete {
+        /// The packet.
+        frame: Frame<'a>,
+        /// Its length in bytes.
+        length: usize,
+    },
+    /// The beginning of a packet.
+    Partial {
+        /// Bytes of the whole packet if that is known yet, else of its fixed header as far as it must go.
+        needed: usize,
+    },
+}
+
+/// Checks the first byte of a packet [MQTT-2.2.2-2].
+#[inline]
+fn check_first(first: u8, protocol: Protocol) -> Result<(), DecodeError> {
+    let flags = first & 0x0F;
+    let expected = match first >> 4 {
+        0 | 15 => return Err(DecodeError::ReservedPacketType),
+        3 => {
+            return match flags & 0x0E {
+                0x06 | 0x0E => Err(DecodeError::ReservedQoS), // [MQTT-3.3.1-4]
+                0x08 => Err(DecodeError::DupAtQoS0),          // [MQTT-3.3.1-2]
+                _ => Ok(()),
+            };
+        }
+        // [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1]; 3.1 had a client set DUP on what it sent again.
+        6 | 8 | 10 if protocol == Protocol::Mqtt31 => return check_flags(flags & !0x08, 0x02),
+        6 | 8 | 10 => 0x02,
+        _ => 0x00,
+    };
+    check_flags(flags, expected)
+}
+
+fn check_flags(flags: u8, expected: u8) -> Result<(), DecodeError> {
+    if flags == expected { Ok(()) } else { Err(DecodeError::ReservedFlags) }
+}
+
+/// Looks for a packet at the beginning of `bytes`. `packet_size_max` counts the fixed header.
+///
+/// # Errors
+///
+/// A first byte that begins no packet, a length that goes on beyond four bytes, or a packet larger than allowed.
+#[inline]
+pub fn split(bytes: &[u8], protocol: Protocol, packet_size_max: u32) -> Result<Split<'_>, DecodeError> {
+    let Some(first) = bytes.first().copied() else { return Ok(Split::Partial { needed: 2 }) };
+    check_first(first, protocol)?;
+    let mut remaining_length = 0;
+    let mut header_length = 1;
+    loop {
+        let Some(byte) = bytes.get(header_length) else {
+            return Ok(Split::Partial { needed: header_length + 1 });
+        };
+        remaining_length |= u32::from(byte & 0x7F) << (7 * (header_length - 1));
+        header_length += 1;
+        if byte & 0x80 == 0 {
+            break;
+        }
+        if header_length == 5 {
+            return Err(DecodeError::RemainingLengthTooLong);
+        }
+    }
+    let length = header_length + remaining_length as usize;
+    if length > packet_size_max as usize {
+        return Err(DecodeError::PacketTooLarge);
+    }
+    match bytes.get(header_length..length) {
+        Some(body) => {
+            let frame = Frame { header: FixedHeader { first, remaining_length }, body };
+            Ok(Split::Complete { frame, length })
+        }
+        None => Ok(Split::Partial { needed: length }),
+    }
+}

@@ -1,0 +1,227 @@
+//! The command line: text to the options of each layer.
+//!
+//! Each layer defines its own `Options`; this module knows them all and nothing imports it but `main`. A setting has
+//! one row in [`settings::SETTINGS`], from which parsing, bounds and `--help` follow.
+
+mod settings;
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use crate::server;
+
+use settings::{SETTINGS, Setting};
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Run the broker.
+    Run(Box<Config>),
+    /// Print this text and end.
+    Print(String),
+}
+
+/// Everything that `main` needs.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// For the server.
+    pub server: server::Options,
+    /// How much to log.
+    pub verbosity: log::LevelFilter,
+}
+
+/// A command line that cannot be understood, in words for the user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UsageError(String);
+
+impl fmt::Display for UsageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (see --help)", self.0)
+    }
+}
+
+impl std::error::Error for UsageError {}
+
+/// Reads the arguments behind the program's name.
+///
+/// # Errors
+///
+/// An unknown option, a value out of bounds, or a host that cannot be resolved, each named.
+pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
+    let mut arguments = pico_args::Arguments::from_vec(arguments);
+    if arguments.contains("--help") {
+        return Ok(Command::Print(help()));
+    }
+    if arguments.contains("--version") {
+        return Ok(Command::Print(format!("broker {}", env!("CARGO_PKG_VERSION"))));
+    }
+    let host = value(&mut arguments, &["-h", "--host"])?.unwrap_or_else(|| "0.0.0.0".to_owned());
+    let port = match value(&mut arguments, &["-p", "--port"])? {
+        Some(text) => text.parse::<u16>().map_err(|_| {
+            UsageError(format!("--port: '{}' is not a port (0 to 65535)", text.escape_debug()))
+        })?,
+        None => 1883,
+    };
+    let verbose = arguments.contains("-v");
+    let quiet = arguments.contains("-q");
+    let mut options = server::Options { signals: true, ..server::Options::default() };
+    for setting in SETTINGS {
+        if let Some(text) = value(&mut arguments, &[setting.name])? {
+            setting.apply(&mut options, &text).map_err(UsageError)?;
+        }
+    }
+    if let Some(unknown) = arguments.finish().first() {
+        return Err(UsageError(format!("unknown argument '{}'", unknown.to_string_lossy().escape_debug())));
+    }
+    options.addresses = resolve(&host, port)?;
+    options.broker.trace_packets = verbose;
+    let verbosity = match (verbose, quiet) {
+        (true, true) => return Err(UsageError("-v and -q contradict each other".to_owned())),
+        (true, false) => log::LevelFilter::Debug,
+        (false, true) => log::LevelFilter::Warn,
+        (false, false) => log::LevelFilter::Info,
+    };
+    Ok(Command::Run(Box::new(Config { server: options, verbosity })))
+}
+
+/// The value of an option that may be given once, under any of its names.
+fn value(arguments: &mut pico_args::Arguments, names: &[&'static str]) -> Result<Option<String>, UsageError> {
+    let mut found = None;
+    for name in names {
+        let values: Vec<String> =
+            arguments.values_from_str(*name).map_err(|error| UsageError(format!("{name}: {error}")))?;
+        for value in values {
+            if found.replace(value).is_some() {
+                return Err(UsageError(format!("{name} is given more than once")));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// All addresses of a host: a name may have several, and the broker listens on each.
+fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, UsageError> {
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let mut addresses: Vec<SocketAddr> = (bare, port)
+        .to_socket_addrs()
+        .map_err(|error| UsageError(format!("--host: cannot resolve '{}': {error}", host.escape_debug())))?
+        .collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(addresses)
+}
+
+fn help() -> String {
+    let mut text = String::from(
+        "broker: an MQTT 3.1.1 broker\n\n\
+         Usage: broker [OPTIONS]\n\n\
+         Options:\n",
+    );
+    let plain = [
+        ("-p, --port PORT", "TCP port to listen on [1883]"),
+        ("-h, --host HOST", "address or name to listen on [0.0.0.0]"),
+        ("-v", "log every packet"),
+        ("-q", "log warnings and errors only"),
+        ("--help", "print this text"),
+        ("--version", "print the version"),
+    ];
+    for (option, meaning) in plain {
+        text.push_str(&row(option, meaning));
+    }
+    text.push_str("\nLimits, times and intervals:\n");
+    let defaults = server::Options::default();
+    for setting in SETTINGS {
+        text.push_str(&row(
+            &format!("{} {}", setting.name, setting.kind.placeholder()),
+            &meaning(setting, &defaults),
+        ));
+    }
+    text.push_str(
+        "\nBYTES may end in K, M or G (powers of 1024), TIME in s, m, h or d (plain numbers are seconds).\n\
+         SIGINT and SIGTERM stop the broker in order, SIGUSR2 logs every client.\n\
+         Exit status: 0 after an orderly stop, 3 for a wrong command line, 1 for any other failure.\n",
+    );
+    text
+}
+
+fn meaning(setting: &Setting, defaults: &server::Options) -> String {
+    format!("{} [{}]", setting.meaning, setting.kind.show((setting.read)(defaults)))
+}
+
+fn row(option: &str, meaning: &str) -> String {
+    format!("  {option:<34} {meaning}\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Result<Config, String> {
+        match parse(arguments.iter().map(OsString::from).collect()) {
+            Ok(Command::Run(config)) => Ok(*config),
+            Ok(Command::Print(text)) => Err(text),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let config = run(&[]).unwrap();
+        assert_eq!(config.server.addresses, ["0.0.0.0:1883".parse().unwrap()]);
+        let expected = server::Options { signals: true, ..server::Options::default() };
+        assert_eq!(config.server.broker, expected.broker);
+        assert_eq!(config.verbosity, log::LevelFilter::Info);
+    }
+
+    #[test]
+    fn every_setting_reads_back_its_own_default_and_keeps_its_bounds() {
+        let defaults = server::Options::default();
+        for setting in SETTINGS {
+            let mut options = server::Options::default();
+            let shown = setting.kind.show((setting.read)(&defaults));
+            setting.apply(&mut options, &shown).unwrap_or_else(|error| panic!("{error}"));
+            assert_eq!((setting.read)(&options), (setting.read)(&defaults), "{}", setting.name);
+            let (low, high) = setting.bounds;
+            for bound in [low, high] {
+                setting.apply(&mut options, &bound.to_string()).unwrap_or_else(|error| panic!("{error}"));
+                assert_eq!((setting.read)(&options), bound, "{}", setting.name);
+            }
+            if low > 0 {
+                let error = setting.apply(&mut options, &(low - 1).to_string()).unwrap_err();
+                assert!(error.contains(setting.name), "{error}");
+            }
+            assert!(setting.apply(&mut options, &(u128::from(high) + 1).to_string()).is_err());
+            assert!(help().contains(setting.name));
+        }
+    }
+
+    #[test]
+    fn addresses_and_units() {
+        let config =
+            run(&["-p", "0", "-h", "::1", "--session-expiry=2d", "--outbox-bytes-max", "2M"]).unwrap();
+        assert_eq!(config.server.addresses, ["[::1]:0".parse().unwrap()]);
+        assert_eq!(config.server.broker.session_expiry, Some(crate::clock::Duration::from_secs(172_800)));
+        assert_eq!(config.server.broker.outbox_bytes_max, 2 << 20);
+        assert_eq!(run(&["--session-expiry", "0"]).unwrap().server.broker.session_expiry, None);
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_named() {
+        for (arguments, word) in [
+            (&["--nonsense"] as &[&str], "--nonsense"),
+            (&["stray"], "stray"),
+            (&["-p", "70000"], "70000"),
+            (&["-p"], "-p"),
+            (&["-p", "1", "--port", "2"], "more than once"),
+            (&["-v", "-q"], "contradict"),
+            (&["--in-flight-max", "0"], "--in-flight-max"),
+            (&["--in-flight-max", "many"], "many"),
+            (&["--session-expiry", "5x"], "5x"),
+            (&["-h", "no such host"], "no such host"),
+        ] {
+            let error = run(arguments).unwrap_err();
+            assert!(error.contains(word) && error.contains("--help"), "{arguments:?}: {error}");
+        }
+    }
+}

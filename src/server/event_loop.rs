@@ -1,0 +1,382 @@
+//! The loop: owns the sockets, the poll, the clock and the core, and moves between them.
+//!
+//! It moves bytes and tells the time; what they mean is for the core. The order of a turn is an invariant:
+//!
+//! 1. poll, for at most as long as nothing is due
+//! 2. read the clock, once
+//! 3. signals and requests to stop
+//! 4. accept, a bounded number
+//! 5. read from connections that have something, one buffer each; who has more keeps its place for the next turn
+//! 6. what is due by the clock
+//! 7. flush every outbox with new bytes: one vectored write each
+//! 8. events to log lines, while the connections they speak of still have an address
+//! 9. free what ended: never earlier, so nothing frees what another step uses
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::atomic::Ordering;
+use std::time::Duration as SystemDuration;
+
+use mio::event::Event;
+use mio::net::TcpStream;
+use mio::{Events, Poll, Token};
+
+use crate::broker::{Broker, ConnectionId};
+use crate::clock::{Clock, Duration, Instant};
+use crate::codec::{Packet, decode};
+use crate::transport::Transport;
+
+use super::connection::{Connections, connection_id, token};
+use super::listener::Listener;
+use super::signals::{Request, SignalSource};
+use super::{Handle, LISTENERS, SIGNALS, Server, WAKER, log_lines};
+
+/// Bytes read from one connection in one turn, and the size of the one read buffer.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Pieces of an outbox that one write can name.
+const SLICES_MAX: usize = 64;
+
+/// Reads after a failed write, at most: what the peer sent before it went still counts.
+const LAST_READS_MAX: usize = 64;
+
+/// Sockets beyond the limit on clients, for those who have yet to hear that they are one too many.
+const CONNECTIONS_RESERVE: usize = 64;
+
+/// How long a stopping server waits for its peers to take their last bytes.
+const SHUTDOWN_FLUSH: Duration = Duration(2_000);
+
+/// A server at work.
+pub(super) struct EventLoop {
+    poll: Poll,
+    clock: Clock,
+    listeners: Vec<Listener>,
+    connections: Connections,
+    broker: Broker,
+    /// Connections to read from, in turn.
+    ready: VecDeque<ConnectionId>,
+    read_buffer: Box<[u8]>,
+    signals: Option<SignalSource>,
+    handle: Handle,
+    status_interval: Option<Duration>,
+    status_due: Option<Instant>,
+    busiest_turn_micros: u64,
+    /// The server stops: no later than then.
+    stopping: Option<Instant>,
+}
+
+impl EventLoop {
+    pub(super) fn new(server: Server) -> Self {
+        let Server { poll, listeners, signals, handle, broker, status_interval } = server;
+        let clock = Clock::new();
+        let now = clock.now();
+        Self {
+            poll,
+            clock,
+            listeners,
+            connections: Connections::default(),
+            broker: Broker::new(broker, now),
+            ready: VecDeque::new(),
+            read_buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
+            signals,
+            handle,
+            status_interval,
+            status_due: status_interval.map(|interval| now + interval),
+            busiest_turn_micros: 0,
+            stopping: None,
+        }
+    }
+
+    /// Turns until something stops it.
+    pub(super) fn run(mut self) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        loop {
+            match self.poll.poll(&mut events, self.poll_timeout()) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            }
+            let turn_began = self.clock.now_micros();
+            let now = self.clock.now();
+            self.note_events(now, &events);
+            self.accept(now);
+            self.read(now);
+            self.broker.handle_timeout(now);
+            self.flush(now);
+            self.log_events();
+            self.free_ended();
+            self.log_status(now);
+            let turn_micros = self.clock.now_micros() - turn_began;
+            self.busiest_turn_micros = self.busiest_turn_micros.max(turn_micros);
+            if self.stopping.is_some_and(|deadline| self.connections.len() == 0 || deadline <= now) {
+                log::info!("stopped");
+                return Ok(());
+            }
+        }
+    }
+
+    /// How long the poll may sleep.
+    fn poll_timeout(&self) -> Option<SystemDuration> {
+        let now = self.clock.now();
+        if !self.ready.is_empty() || self.listeners.iter().any(|listener| listener.is_ready(now)) {
+            return Some(SystemDuration::ZERO);
+        }
+        let pauses = self.listeners.iter().filter_map(Listener::pause_ends);
+        let due =
+            self.broker.poll_timeout().into_iter().chain(self.status_due).chain(self.stopping).chain(pauses);
+        due.min().map(|due| SystemDuration::from_millis(due.since(now).0))
+    }
+
+    /// Marks what became ready; nothing is done yet.
+    fn note_events(&mut self, now: Instant, events: &Events) {
+        for event in events {
+            match event.token() {
+                WAKER => {}
+                SIGNALS => {
+                    for request in self.signals.as_mut().map(SignalSource::pending).unwrap_or_default() {
+                        match request {
+                            Request::Stop => self.handle.stop.store(true, Ordering::Release),
+                            Request::LogClients => self.log_clients(now),
+                        }
+                    }
+                }
+                Token(index) if index > LISTENERS - self.listeners.len() => {
+                    self.listeners[LISTENERS - index].ready = true;
+                }
+                other => self.note_connection_event(now, connection_id(other), event),
+            }
+        }
+        if self.stopping.is_none() && self.handle.stop.load(Ordering::Acquire) {
+            self.begin_to_stop(now);
+        }
+    }
+
+    fn note_connection_event(&mut self, now: Instant, id: ConnectionId, event: &Event) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        if event.is_readable() || event.is_read_closed() || event.is_error() {
+            connection.readable = true;
+            connection.read_closed |= event.is_read_closed() || event.is_error();
+            self.list(id);
+        }
+        if event.is_writable() && self.broker.outbox(id).is_some_and(|outbox| !outbox.is_empty()) {
+            self.flush_connection(now, id);
+        }
+    }
+
+    /// Gives the connection a place in the line of those to be read.
+    fn list(&mut self, id: ConnectionId) {
+        if let Some(connection) = self.connections.find_mut(id)
+            && !connection.listed
+        {
+            connection.listed = true;
+            self.ready.push_back(id);
+        }
+    }
+
+    fn accept(&mut self, now: Instant) {
+        let Self { listeners, connections, broker, poll, ready, .. } = self;
+        let connections_max = broker.options().connections_max as usize;
+        for listener in listeners.iter_mut().filter(|listener| listener.is_ready(now)) {
+            listener.accept(now, |stream: TcpStream, address| {
+                if connections.len() >= connections_max.saturating_add(CONNECTIONS_RESERVE) {
+                    broker.metrics_mut().connections_refused += 1;
+                    return;
+                }
+                let connection = connections.insert(Transport::Tcp(stream), address);
+                let id = connection.id;
+                if let Err(error) = connection.transport.register(poll.registry(), token(id)) {
+                    log::warn!("{address}: cannot serve the connection: {error}");
+                    connections.remove(id);
+                    return;
+                }
+                // Most clients have sent their CONNECT by now: reading at once saves a turn.
+                connection.readable = true;
+                connection.listed = true;
+                ready.push_back(id);
+                broker.handle_open(now, id);
+            });
+        }
+    }
+
+    /// Reads once from every connection in line.
+    fn read(&mut self, now: Instant) {
+        for _ in 0..self.ready.len() {
+            let Some(id) = self.ready.pop_front() else { break };
+            if let Some(connection) = self.connections.find_mut(id) {
+                connection.listed = false;
+                self.read_connection(now, id);
+            }
+        }
+    }
+
+    fn read_connection(&mut self, now: Instant, id: ConnectionId) {
+        if !self.broker.wants_input(id) {
+            return; // Listed again when its outbox has drained.
+        }
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        if !connection.inbox.is_empty() {
+            self.handle_input(now, id, 0);
+        }
+        let Some(connection) = self.connections.find_mut(id) else { return };
+        if !connection.readable || !self.broker.wants_input(id) {
+            return;
+        }
+        match connection.transport.read_into(&mut self.read_buffer) {
+            Ok(0) => self.broker.handle_lost(now, id, false),
+            Ok(count) => {
+                // A short read has emptied the socket, and what comes later makes a new event. Only the end of the
+                // stream may have been announced before this read.
+                connection.readable = count == self.read_buffer.len() || connection.read_closed;
+                self.handle_input(now, id, count);
+                let more = self.connections.find(id).is_some_and(|connection| connection.readable);
+                if more && self.broker.wants_input(id) {
+                    self.list(id);
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.readable = false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.list(id),
+            Err(_) => self.broker.handle_lost(now, id, true),
+        }
+    }
+
+    /// Splits, decodes and hands over what stands in the first `count` bytes of the read buffer, behind what the
+    /// connection's inbox holds.
+    fn handle_input(&mut self, now: Instant, id: ConnectionId, count: usize) {
+        let Self { connections, broker, read_buffer, .. } = self;
+        let Some(connection) = connections.find_mut(id) else { return };
+        broker.metrics_mut().bytes_received += count as u64;
+        let mut input = &read_buffer[..count];
+        let (mut protocol, mut packet_size_max) = broker.reading_terms(id);
+        loop {
+            match connection.inbox.next(&mut input, protocol, packet_size_max) {
+                Ok(None) => return,
+                Ok(Some(frame)) => match decode::decode(frame) {
+                    Ok(packet) => {
+                        broker.handle_packet(now, id, packet);
+                        if matches!(packet, Packet::Connect(_)) {
+                            (protocol, packet_size_max) = broker.reading_terms(id);
+                        }
+                    }
+                    Err(error) => return broker.handle_malformed(now, id, error),
+                },
+                Err(error) => return broker.handle_malformed(now, id, error),
+            }
+            if !broker.wants_input(id) {
+                return connection.inbox.stash(input);
+            }
+        }
+    }
+
+    fn flush(&mut self, now: Instant) {
+        // Only those that wait already: what a flush makes room for goes out in the next turn.
+        for _ in 0..self.broker.dirty_len() {
+            let Some(id) = self.broker.poll_flush() else { break };
+            self.flush_connection(now, id);
+        }
+    }
+
+    fn flush_connection(&mut self, now: Instant, id: ConnectionId) {
+        let (Some(connection), Some(outbox)) = (self.connections.find_mut(id), self.broker.outbox(id)) else {
+            return;
+        };
+        let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+        let filled = outbox.slices(&mut slices);
+        if filled == 0 {
+            return;
+        }
+        let length: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
+        match connection.transport.write_vectored(&slices[..filled]) {
+            Ok(count) => {
+                self.broker.handle_written(now, id, count, count < length);
+                self.resume_reading(id);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.broker.handle_written(now, id, 0, true);
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.broker.handle_written(now, id, 0, false);
+            }
+            Err(_) => self.read_last(now, id),
+        }
+    }
+
+    /// The outbox has drained: what waited in the socket or was put off can be read.
+    fn resume_reading(&mut self, id: ConnectionId) {
+        let waiting = self
+            .connections
+            .find(id)
+            .is_some_and(|connection| connection.readable || !connection.inbox.is_empty());
+        if waiting && self.broker.wants_input(id) {
+            self.list(id);
+        }
+    }
+
+    /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT.
+    fn read_last(&mut self, now: Instant, id: ConnectionId) {
+        for _ in 0..LAST_READS_MAX {
+            let Some(connection) = self.connections.find_mut(id) else { return };
+            match connection.transport.read_into(&mut self.read_buffer) {
+                Ok(count) if count > 0 => self.handle_input(now, id, count),
+                _ => break,
+            }
+        }
+        self.broker.handle_lost(now, id, true);
+    }
+
+    fn log_events(&mut self) {
+        while let Some(event) = self.broker.poll_event() {
+            match event.connection().and_then(|id| self.connections.find(id)) {
+                Some(connection) => log_lines::log_event(&event, connection.address),
+                None => log_lines::log_event(&event, "an unknown address"),
+            }
+        }
+    }
+
+    /// Frees the connections that the core has ended; while stopping, those whose last bytes have left.
+    fn free_ended(&mut self) {
+        let Self { broker, connections, poll, listeners, .. } = self;
+        let mut unflushed = Vec::new();
+        while let Some(id) = broker.poll_close() {
+            if self.stopping.is_some() && broker.outbox(id).is_some_and(|outbox| !outbox.is_empty()) {
+                unflushed.push(id);
+                continue;
+            }
+            if let Some(connection) = connections.remove(id) {
+                connection.transport.close(poll.registry());
+            }
+            broker.handle_closed(id);
+            for listener in &mut *listeners {
+                listener.resume();
+            }
+        }
+        for id in unflushed {
+            broker.put_off_close(id);
+        }
+    }
+
+    fn begin_to_stop(&mut self, now: Instant) {
+        log::info!("stopping: {} connections to close", self.connections.len());
+        for listener in &mut self.listeners {
+            listener.deregister(self.poll.registry());
+        }
+        self.broker.handle_shutdown(now);
+        self.stopping = Some(now + SHUTDOWN_FLUSH);
+    }
+
+    fn log_status(&mut self, now: Instant) {
+        let (Some(interval), Some(due)) = (self.status_interval, self.status_due) else { return };
+        if due <= now {
+            log_lines::log_status(&self.broker, now.since(Instant::default()), self.busiest_turn_micros);
+            self.busiest_turn_micros = 0;
+            self.status_due = Some(now + interval);
+        }
+    }
+
+    fn log_clients(&self, now: Instant) {
+        log::info!("{} clients connected:", self.broker.metrics().clients_connected);
+        for client in self.broker.clients() {
+            if let Some(connection) = self.connections.find(client.connection) {
+                log_lines::log_client(&client, connection.address, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! The server: sockets, clock and signals around the core, all on one thread.
+//!
+//! A [`Server`] is bound on any thread and then run on one, which from there on owns everything. The turn of the loop
+//! is in `event_loop`.
+//!
+//! Deliberately not here: decisions. A connection is closed only because the core said so or the system did.
+
+mod connection;
+mod descriptors;
+mod event_loop;
+mod listener;
+mod log_lines;
+mod signals;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use mio::{Poll, Token, Waker};
+
+use crate::broker;
+use crate::clock::Duration;
+
+pub use descriptors::raise_descriptor_limit;
+
+use event_loop::EventLoop;
+use listener::Listener;
+use signals::SignalSource;
+
+const WAKER: Token = Token(usize::MAX);
+const SIGNALS: Token = Token(usize::MAX - 1);
+/// Listeners have the tokens from here downwards.
+const LISTENERS: usize = usize::MAX - 2;
+
+/// What a server is started with.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where to listen. Port 0 lets the system choose; `Server::local_addresses` tells what it chose.
+    pub addresses: Vec<SocketAddr>,
+    /// The limits of the core. A seed of 0 is replaced by a random one.
+    pub broker: broker::Options,
+    /// Between two status blocks in the log; `None` is never.
+    pub status_interval: Option<Duration>,
+    /// Whether SIGINT and SIGTERM stop this server and SIGUSR2 logs its clients. At most one server of a process
+    /// should.
+    pub signals: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            addresses: vec![SocketAddr::from(([0, 0, 0, 0], 1883))],
+            broker: broker::Options::default(),
+            status_interval: Some(Duration::from_secs(30)),
+            signals: false,
+        }
+    }
+}
+
+/// Stops a running server from another thread.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    waker: Arc<Waker>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Handle {
+    /// Has the server stop in order: no more accepts, wills published, outboxes flushed for two seconds at most.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        // Fails only if the loop is gone, and then it has stopped.
+        let _ = self.waker.wake();
+    }
+}
+
+/// An MQTT server that listens and waits to be run.
+#[derive(Debug)]
+pub struct Server {
+    poll: Poll,
+    listeners: Vec<Listener>,
+    signals: Option<SignalSource>,
+    handle: Handle,
+    broker: broker::Options,
+    status_interval: Option<Duration>,
+}
+
+impl Server {
+    /// Opens the listening sockets. Clients can connect from here on; they are served by [`Server::run`].
+    ///
+    /// # Errors
+    ///
+    /// If an address cannot be bound (the error names it) or the system refuses the poll.
+    pub fn bind(options: Options) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let mut listeners = Vec::with_capacity(options.addresses.len());
+        for (index, address) in options.addresses.iter().enumerate() {
+            let mut listener = Listener::bind(*address).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+            })?;
+            listener.register(poll.registry(), Token(LISTENERS - index))?;
+            listeners.push(listener);
+        }
+        let signals = if options.signals { Some(SignalSource::new(poll.registry(), SIGNALS)?) } else { None };
+        let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
+        let handle = Handle { waker, stop: Arc::new(AtomicBool::new(false)) };
+        let mut broker = options.broker;
+        if broker.seed == 0 {
+            broker.seed = random_seed();
+        }
+        Ok(Self { poll, listeners, signals, handle, broker, status_interval: options.status_interval })
+    }
+
+    /// Where the server listens, in the order of its options.
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().map(|listener| listener.address).collect()
+    }
+
+    /// A handle to stop it.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// Serves until a handle or a signal stops it.
+    ///
+    /// # Errors
+    ///
+    /// If the system's poll fails. The trouble of a single connection is not an error of the server.
+    pub fn run(self) -> io::Result<()> {
+        EventLoop::new(self).run()
+    }
+}
+
+/// A seed that differs in every process and that nobody outside can know.
+fn random_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id()) | 1
+}

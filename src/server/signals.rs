@@ -1,0 +1,41 @@
+//! Signals as events of the loop.
+
+use std::io;
+
+use mio::{Interest, Registry, Token};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook_mio::v1_0::Signals;
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// SIGINT or SIGTERM: stop in order.
+    Stop,
+    /// SIGUSR2: log every client.
+    LogClients,
+}
+
+/// The signals of this process.
+pub(super) struct SignalSource(Signals);
+
+impl std::fmt::Debug for SignalSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SignalSource")
+    }
+}
+
+impl SignalSource {
+    pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR2])?;
+        registry.register(&mut signals, token, Interest::READABLE)?;
+        Ok(Self(signals))
+    }
+
+    /// The signals that came since the last call.
+    pub(super) fn pending(&mut self) -> Vec<Request> {
+        self.0
+            .pending()
+            .map(|signal| if signal == SIGUSR2 { Request::LogClients } else { Request::Stop })
+            .collect()
+    }
+}

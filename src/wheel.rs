@@ -1,0 +1,276 @@
+//! A hashed timer wheel.
+//!
+//! Inserting and cancelling a timer costs the same however many there are, and they are many: one per connection and
+//! one per stored session. A timer stands in the slot of its deadline; slots are visited as time passes them, and a
+//! timer of a later round stays. A timer never fires before its deadline, to the millisecond.
+//!
+//! Deliberately not here: what a timer means, and the clock.
+
+use slab::Slab;
+
+use crate::clock::Instant;
+
+/// A slot spans this many milliseconds: a power of two.
+const SLOT_MILLIS: u64 = 64;
+
+/// Slots of one round, which so takes more than four minutes.
+const SLOTS: u64 = 4_096;
+
+const NONE: u32 = u32::MAX;
+
+/// The name of a timer. It stays unique after the timer fired or was cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimerId {
+    index: u32,
+    generation: u32,
+}
+
+#[derive(Debug)]
+struct Timer<T> {
+    deadline: Instant,
+    value: T,
+    generation: u32,
+    slot: u32,
+    previous: u32,
+    next: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Slot {
+    /// The timer inserted last.
+    first: u32,
+    /// Not later than any deadline of this slot.
+    earliest: Instant,
+}
+
+const EMPTY: Slot = Slot { first: NONE, earliest: Instant(u64::MAX) };
+
+/// Timers with values.
+#[derive(Debug)]
+pub struct Wheel<T> {
+    timers: Slab<Timer<T>>,
+    slots: Box<[Slot]>,
+    generation: u32,
+    /// Everything in the slots of earlier ticks has fired or belongs to a later round.
+    tick: u64,
+    /// Not later than any deadline.
+    earliest: Option<Instant>,
+}
+
+fn tick_of(deadline: Instant) -> u64 {
+    deadline.0 / SLOT_MILLIS
+}
+
+impl<T> Wheel<T> {
+    /// A wheel without timers, at time `now`.
+    pub fn new(now: Instant) -> Self {
+        Self {
+            timers: Slab::new(),
+            slots: vec![EMPTY; SLOTS as usize].into_boxed_slice(),
+            generation: 0,
+            tick: tick_of(now),
+            earliest: None,
+        }
+    }
+
+    /// Timers that are armed.
+    pub fn len(&self) -> usize {
+        self.timers.len()
+    }
+
+    /// Whether none is.
+    pub fn is_empty(&self) -> bool {
+        self.timers.is_empty()
+    }
+
+    /// Arms a timer. One whose deadline has passed fires at the next `pop`.
+    pub fn insert(&mut self, deadline: Instant, value: T) -> TimerId {
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        // A deadline in the past stands in the present slot, which is looked at first.
+        let slot = (tick_of(deadline).max(self.tick) % SLOTS) as u32;
+        let head = &mut self.slots[slot as usize];
+        let next = head.first;
+        let timer = Timer { deadline, value, generation, slot, previous: NONE, next };
+        let index = u32::try_from(self.timers.insert(timer)).expect("fewer timers than 2^32");
+        head.first = index;
+        head.earliest = head.earliest.min(deadline);
+        if next != NONE {
+            self.timers[next as usize].previous = index;
+        }
+        self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
+        TimerId { index, generation }
+    }
+
+    /// Disarms a timer and gives its value back; `None` if it has fired or was cancelled before.
+    pub fn cancel(&mut self, id: TimerId) -> Option<T> {
+        let timer = self.timers.get(id.index as usize)?;
+        (timer.generation == id.generation).then(|| self.remove(id.index))
+    }
+
+    /// A timer whose deadline is not after `now`; to be called until there is none. They come in the order of their
+    /// deadlines, unless the clock has leapt by more than a round.
+    pub fn pop(&mut self, now: Instant) -> Option<T> {
+        if self.earliest.is_none_or(|earliest| earliest > now) {
+            return None;
+        }
+        let last_tick = tick_of(now).max(self.tick);
+        // One round sees every slot, however far the clock has leapt.
+        self.tick = self.tick.max((last_tick + 1).saturating_sub(SLOTS));
+        loop {
+            if let Some(index) = self.first_due(now) {
+                return Some(self.remove(index));
+            }
+            if self.tick == last_tick {
+                break;
+            }
+            self.tick += 1;
+        }
+        self.earliest = self.find_earliest();
+        None
+    }
+
+    /// Not later than the earliest deadline. It may name the deadline of a timer cancelled meanwhile: then `pop` finds
+    /// nothing, and the next answer is better.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.earliest
+    }
+
+    /// The earliest timer of the present slot that is due; of equal ones the first inserted.
+    fn first_due(&mut self, now: Instant) -> Option<u32> {
+        let slot = (self.tick % SLOTS) as usize;
+        if self.slots[slot].earliest > now {
+            return None;
+        }
+        let mut next = self.slots[slot].first;
+        let mut found: Option<(Instant, u32)> = None;
+        while next != NONE {
+            let timer = &self.timers[next as usize];
+            if found.is_none_or(|(deadline, _)| timer.deadline <= deadline) {
+                found = Some((timer.deadline, next));
+            }
+            next = timer.next;
+        }
+        self.slots[slot].earliest = found.map_or(EMPTY.earliest, |(deadline, _)| deadline);
+        found.filter(|(deadline, _)| *deadline <= now).map(|(_, index)| index)
+    }
+
+    fn find_earliest(&self) -> Option<Instant> {
+        let mut earliest = None;
+        for tick in self.tick..self.tick + SLOTS {
+            let slot = self.slots[(tick % SLOTS) as usize];
+            if slot.first != NONE {
+                let so_far = earliest.get_or_insert(slot.earliest);
+                *so_far = slot.earliest.min(*so_far);
+                if tick_of(*so_far) <= tick {
+                    break; // All that follow in this round are later.
+                }
+            }
+        }
+        earliest
+    }
+
+    fn remove(&mut self, index: u32) -> T {
+        let Timer { value, slot, previous, next, .. } = self.timers.remove(index as usize);
+        if previous == NONE {
+            self.slots[slot as usize].first = next;
+        } else {
+            self.timers[previous as usize].next = next;
+        }
+        if next != NONE {
+            self.timers[next as usize].previous = previous;
+        }
+        if self.slots[slot as usize].first == NONE {
+            self.slots[slot as usize].earliest = EMPTY.earliest;
+        }
+        if self.timers.is_empty() {
+            self.earliest = None;
+        }
+        value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all_due(wheel: &mut Wheel<u64>, now: u64) -> Vec<u64> {
+        std::iter::from_fn(|| wheel.pop(Instant(now))).collect()
+    }
+
+    #[test]
+    fn timers_fire_in_order_and_never_early() {
+        let mut wheel = Wheel::new(Instant(1_000));
+        for deadline in [5_000, 1_001, 1_063, 1_500_000, 0, 1_001] {
+            wheel.insert(Instant(deadline), deadline);
+        }
+        assert_eq!(wheel.next_deadline(), Some(Instant(0)));
+        assert_eq!(all_due(&mut wheel, 1_000), [0]);
+        assert_eq!(wheel.next_deadline(), Some(Instant(1_001)));
+        assert_eq!(all_due(&mut wheel, 1_062), [1_001, 1_001]);
+        assert_eq!(all_due(&mut wheel, 4_999), [1_063]);
+        assert_eq!(all_due(&mut wheel, 5_000), [5_000]);
+        assert_eq!(wheel.next_deadline(), Some(Instant(1_500_000)));
+        assert_eq!(all_due(&mut wheel, 1_499_999), []);
+        assert_eq!(all_due(&mut wheel, u64::MAX / 2), [1_500_000]);
+        assert_eq!(wheel.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_stale_name_is_no_timer() {
+        let mut wheel = Wheel::new(Instant(0));
+        let first = wheel.insert(Instant(10), 1);
+        assert_eq!(wheel.cancel(first), Some(1));
+        let second = wheel.insert(Instant(10), 2);
+        assert_eq!(wheel.cancel(first), None);
+        assert_eq!(all_due(&mut wheel, 10), [2]);
+        assert_eq!(wheel.cancel(second), None);
+    }
+
+    #[test]
+    fn it_does_what_a_sorted_list_does() {
+        let mut random = 88_172_645_463_325_252_u64;
+        let mut below = move |bound: u64| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            random % bound
+        };
+        let mut now = 77;
+        let mut wheel = Wheel::new(Instant(now));
+        let mut list: Vec<(u64, u64, TimerId)> = Vec::new();
+        for step in 0..30_000 {
+            match below(10) {
+                0..=4 => {
+                    let spans = [1, 100, 10_000, 400_000, 20_000_000];
+                    let span = spans[below(5) as usize];
+                    let deadline = (now + below(span)).saturating_sub(below(3));
+                    list.push((deadline, step, wheel.insert(Instant(deadline), step)));
+                }
+                5..=6 if !list.is_empty() => {
+                    let (_, value, id) = list.swap_remove(below(list.len() as u64) as usize);
+                    assert_eq!(wheel.cancel(id), Some(value));
+                }
+                _ => {
+                    let leap = [10, 1_000, 300_000][below(3) as usize];
+                    now += below(leap);
+                    let mut fired = all_due(&mut wheel, now);
+                    let mut expected: Vec<(u64, u64)> =
+                        list.iter().filter(|timer| timer.0 <= now).map(|timer| (timer.0, timer.1)).collect();
+                    list.retain(|timer| timer.0 > now);
+                    expected.sort_unstable();
+                    let mut expected: Vec<u64> = expected.into_iter().map(|(_, value)| value).collect();
+                    fired.sort_unstable();
+                    expected.sort_unstable();
+                    assert_eq!(fired, expected);
+                    assert_eq!(wheel.len(), list.len());
+                    let earliest = list.iter().map(|timer| timer.0).min();
+                    assert!(
+                        wheel.next_deadline().map(|deadline| deadline.0) <= earliest || earliest.is_none()
+                    );
+                    assert_eq!(wheel.next_deadline().is_some(), earliest.is_some());
+                }
+            }
+        }
+    }
+}
