@@ -134,6 +134,7 @@ impl Broker {
         });
         self.arm_link(now, id);
         // The first packet of all [MQTT-3.2.0-1].
+        let session_present = session_present && terms.reports_session_present;
         self.reply(now, id, PacketKind::Connack, None, |bytes| encode::connack(bytes, session_present, 0));
         self.resend_releases(id, session_id);
         self.refill(session_id);

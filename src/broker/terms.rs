@@ -22,6 +22,8 @@ pub(super) struct Terms {
     /// How long the session waits once its client is away; `None` is for ever.
     pub(super) session_expiry: Option<Duration>,
     pub(super) keep_alive_secs: u16,
+    /// Whether the CONNACK may say that a session is present: 3.1 has no bit for it.
+    pub(super) reports_session_present: bool,
     /// Whether an empty client id is replaced by one of ours.
     pub(super) assigns_client_id: bool,
 }
@@ -35,6 +37,7 @@ impl Terms {
             ends_with_connection: connect.clean_start,
             session_expiry: options.session_expiry,
             keep_alive_secs: connect.keep_alive_secs,
+            reports_session_present: connect.protocol != Protocol::Mqtt31,
             // 3.1 wants at least one character; 3.1.1 allows none with CleanSession 1 [MQTT-3.1.3-7].
             assigns_client_id: connect.clean_start && connect.protocol != Protocol::Mqtt31,
         }

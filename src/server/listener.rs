@@ -106,3 +106,23 @@ impl Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::SockRef;
+
+    #[test]
+    fn accepted_connections_inherit_the_options_of_their_listener() {
+        // [B-090]: a peer that vanished without a word is found by the system even if it promised no keep-alive.
+        let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        let _client = std::net::TcpStream::connect(listener.address).expect("it listens");
+        let mut accepted = Vec::new();
+        while accepted.is_empty() {
+            listener.accept(Instant(0), |stream, _| accepted.push(stream));
+        }
+        let socket = SockRef::from(&accepted[0]);
+        assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), SystemDuration::from_secs(120));
+    }
+}

@@ -1,0 +1,6 @@
+//! The dialogs' notation, and the two worlds in which they run.
+
+pub(crate) mod bytes;
+pub(crate) mod core_world;
+pub(crate) mod script;
+pub(crate) mod tcp_world;

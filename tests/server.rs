@@ -1,0 +1,226 @@
+//! The server under load and at its end, over real sockets: what a dialog cannot say because it is about many clients,
+//! about clients that do not read, or about memory.
+
+mod support;
+
+use broker::broker::Options;
+use broker::clock::Duration;
+use broker::codec::packet::{Connect, Packet};
+use broker::codec::{PacketId, QoS, packet::Publish};
+use support::{Client, Received, Running, connect, will};
+
+/// Resident memory of this process, in bytes.
+fn resident_bytes() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("Linux tells");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line for it");
+    let kib: usize = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+    kib * 1024
+}
+
+#[test]
+fn a_stopping_server_publishes_wills_and_flushes() {
+    // [B-029]
+    let mut server = Running::start(Options::default());
+    let mut watcher = Client::connect(server.address, connect("watcher"));
+    watcher.subscribe("w/#", QoS::AtMostOnce);
+    let _others: Vec<Client> = (0..20)
+        .map(|number| {
+            let client_id = format!("c{number}");
+            let will = will("w/x", b"stopped");
+            Client::connect(server.address, Connect { will, ..connect(&client_id) })
+        })
+        .collect();
+    server.stop();
+    for _ in 0..20 {
+        assert!(matches!(watcher.receive(), Received::Publish { topic, .. } if topic == "w/x"));
+    }
+    assert_eq!(watcher.receive(), Received::Closed);
+}
+
+#[test]
+fn of_a_thousand_connects_with_one_client_id_the_last_one_works() {
+    // [B-037] [MQTT-3.1.4-2]
+    let server = Running::start(Options::default());
+    let address = server.address;
+    let mut watcher = Client::connect(address, connect("watcher"));
+    watcher.subscribe("w", QoS::AtMostOnce);
+    let clients: Vec<Client> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(move || {
+                    (0..500)
+                        .map(|_| {
+                            let will = will("w", b"taken");
+                            let mut client = Client::open(address);
+                            client.send(&Packet::Connect(Connect { will, ..connect("same") }));
+                            client
+                        })
+                        .collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a thread of this test")).collect()
+    });
+    for _ in 0..999 {
+        assert!(
+            matches!(watcher.receive(), Received::Publish { .. }),
+            "one will for each that was taken over"
+        );
+    }
+    watcher.ping();
+    let mut alive = 0;
+    for mut client in clients {
+        assert_eq!(client.receive(), Received::Other(2), "each was accepted");
+        client.stream.set_nonblocking(true).expect("a socket option");
+        if client.stream.peek(&mut [0]).is_err() {
+            client.stream.set_nonblocking(false).expect("a socket option");
+            client.ping();
+            alive += 1;
+        }
+    }
+    assert_eq!(alive, 1);
+}
+
+#[test]
+fn peers_that_stop_reading_cost_bounded_memory_and_nobody_else_notices() {
+    // [B-047]
+    const STALLED: usize = 100;
+    const FLOOD: usize = 3_000;
+    let payload = vec![7; 10_000];
+    let server = Running::start(Options::default());
+    let stalled: Vec<Client> = (0..STALLED)
+        .map(|number| {
+            let mut client = Client::connect(server.address, connect(&format!("stalled{number}")));
+            client.subscribe("flood", QoS::AtMostOnce);
+            client
+        })
+        .collect();
+    let mut reader = Client::connect(server.address, connect("reader"));
+    reader.subscribe("other", QoS::AtMostOnce);
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    let before = resident_bytes();
+    for _ in 0..FLOOD {
+        publisher.publish("flood", &payload, false);
+    }
+    publisher.publish("other", b"still here", false);
+    publisher.ping();
+    assert!(matches!(reader.receive(), Received::Publish { topic, .. } if topic == "other"));
+    reader.ping();
+    let grown = resident_bytes().saturating_sub(before);
+    // Half of the outgoing buffer each at most, out of 30 MB each that were published.
+    assert!(grown < STALLED * (1 << 20), "{grown} bytes for {STALLED} peers");
+
+    // One wakes up: what was kept is whole and in order, its ping is answered, and the flood goes on for it.
+    let mut slow = stalled.into_iter().next().expect("there are a hundred");
+    slow.send(&Packet::Pingreq);
+    let mut kept = 0;
+    while let Received::Publish { payload: received, .. } = slow.receive() {
+        assert_eq!(received, payload);
+        kept += 1;
+    }
+    assert!((1..FLOOD).contains(&kept), "{kept} of {FLOOD}");
+    publisher.publish("flood", b"again", false);
+    assert!(matches!(slow.receive(), Received::Publish { payload, .. } if payload == b"again"));
+}
+
+#[test]
+fn a_peer_that_reads_nothing_for_too_long_is_closed() {
+    let options = Options { stall_timeout: Duration(500), ..Options::default() };
+    let server = Running::start(options);
+    let mut watcher = Client::connect(server.address, connect("watcher"));
+    watcher.subscribe("w", QoS::AtMostOnce);
+    let mut stalled =
+        Client::connect(server.address, Connect { will: will("w", b"stalled"), ..connect("stalled") });
+    stalled.subscribe("flood", QoS::AtMostOnce);
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    for _ in 0..1_000 {
+        publisher.publish("flood", &[0; 16_000], false);
+    }
+    assert!(matches!(watcher.receive(), Received::Publish { payload, .. } if payload == b"stalled"));
+}
+
+#[test]
+fn a_publisher_that_does_not_read_its_answers_is_not_read_but_loses_nothing() {
+    let server = Running::start(Options::default());
+    let mut client = Client::connect(server.address, connect("deaf"));
+    client.subscribe("t", QoS::AtMostOnce);
+    let mut bytes = Vec::new();
+    const COUNT: usize = 400_000;
+    for _ in 0..COUNT {
+        broker::codec::encode::encode(&Packet::Pingreq, &mut bytes).expect("a PINGREQ");
+    }
+    // Without reading, both directions fill up: the server must stop reading instead of buffering or closing.
+    let mut writer = client.stream.try_clone().expect("a socket can be cloned");
+    let thread = std::thread::spawn(move || std::io::Write::write_all(&mut writer, &bytes));
+    for _ in 0..COUNT {
+        assert_eq!(client.receive(), Received::Other(13));
+    }
+    thread.join().expect("a thread of this test").expect("the server reads again");
+    client.ping();
+}
+
+#[test]
+fn a_hundred_thousand_retained_messages_all_arrive() {
+    // [B-011] [MQTT-3.3.1-6]
+    const COUNT: usize = 100_000;
+    let server = Running::start(Options { sys_interval: None, ..Options::default() });
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    for number in 0..COUNT {
+        let qos = if number % 2 == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let topic = format!("state/{}/{number}", number % 100);
+        let packet_id = (qos > QoS::AtMostOnce).then_some(PacketId::FIRST);
+        publisher.send(&Packet::Publish(Publish {
+            dup: false,
+            qos,
+            retain: true,
+            topic: &topic,
+            packet_id,
+            payload: b"on",
+        }));
+        if packet_id.is_some() {
+            assert_eq!(publisher.receive(), Received::Other(4), "PUBACK");
+        }
+    }
+    publisher.ping();
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        let mut subscriber = Client::connect(server.address, connect("subscriber"));
+        subscriber.subscribe("state/#", qos);
+        let mut topics = std::collections::BTreeSet::new();
+        for _ in 0..COUNT {
+            let Received::Publish { topic, retain, packet_id, .. } = subscriber.receive() else {
+                panic!("a PUBLISH")
+            };
+            assert!(retain && topics.insert(topic));
+            if let Some(packet_id) = packet_id {
+                subscriber.puback(packet_id);
+            }
+        }
+        subscriber.ping();
+    }
+}
+
+#[test]
+fn the_largest_packets_pass_and_larger_ones_do_not() {
+    let options = Options { packet_size_max: 20 << 20, ..Options::default() };
+    let server = Running::start(options);
+    let mut subscriber = Client::connect(server.address, connect("subscriber"));
+    subscriber.subscribe("big", QoS::AtLeastOnce);
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    let payload: Vec<u8> = (0..(20 << 20) - 12).map(|number| number as u8).collect();
+    publisher.send(&Packet::Publish(Publish {
+        dup: false,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        topic: "big",
+        packet_id: Some(PacketId::FIRST),
+        payload: &payload,
+    }));
+    assert_eq!(publisher.receive(), Received::Other(4), "PUBACK");
+    let Received::Publish { payload: received, .. } = subscriber.receive() else { panic!("a PUBLISH") };
+    assert!(received == payload);
+    let mut head = Vec::new();
+    head.extend([0x30, 0x80, 0x80, 0x80, 0x0A, 0, 3, b'b']);
+    std::io::Write::write_all(&mut publisher.stream, &head).expect("the server reads");
+    assert_eq!(publisher.receive(), Received::Closed);
+    subscriber.ping();
+}

@@ -1,0 +1,163 @@
+//! A blocking client for tests, just enough of one, and a server on a thread.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use broker::broker::Options as Limits;
+use broker::codec::encode;
+use broker::codec::packet::{Ack, Connect, Packet, Protocol, Publish, QoS, Will};
+use broker::codec::{PacketId, ReasonCode, decode, frame};
+use broker::server::{Handle, Options, Server};
+
+/// Long enough for a slow machine: only a test that fails waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A server on a thread of its own; dropping it stops it.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    pub(crate) handle: Handle,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Running {
+    pub(crate) fn start(limits: Limits) -> Self {
+        let addresses = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        let options = Options { addresses, broker: limits, ..Options::default() };
+        let server = Server::bind(options).expect("a free port can be bound");
+        let address = server.local_addresses()[0];
+        let handle = server.handle();
+        Self { address, handle, thread: Some(std::thread::spawn(move || server.run())) }
+    }
+
+    /// Stops the server and waits until it has ended.
+    pub(crate) fn stop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the loop does not panic").expect("the loop does not fail");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A CONNECT with this client id.
+pub(crate) fn connect(client_id: &str) -> Connect<'_> {
+    Connect {
+        protocol: Protocol::Mqtt311,
+        clean_start: true,
+        keep_alive_secs: 0,
+        client_id,
+        will: None,
+        username: None,
+        password: None,
+    }
+}
+
+/// A will at QoS 0.
+pub(crate) fn will<'a>(topic: &'a str, payload: &'a [u8]) -> Option<Will<'a>> {
+    Some(Will { topic, payload, qos: QoS::AtMostOnce, retain: false })
+}
+
+/// A received packet, owned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    Publish { topic: String, payload: Vec<u8>, qos: QoS, retain: bool, packet_id: Option<PacketId> },
+    Other(u8),
+    Closed,
+}
+
+/// A blocking client.
+pub(crate) struct Client {
+    pub(crate) stream: TcpStream,
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Client {
+    /// Opens a connection and nothing else.
+    pub(crate) fn open(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).expect("the server accepts");
+        stream.set_nodelay(true).expect("a socket option");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a socket option");
+        Self { stream, bytes: Vec::new(), start: 0 }
+    }
+
+    /// Opens a connection and has its CONNECT accepted.
+    pub(crate) fn connect(address: SocketAddr, connect: Connect<'_>) -> Self {
+        let mut client = Self::open(address);
+        client.send(&Packet::Connect(connect));
+        assert_eq!(client.receive(), Received::Other(2), "CONNACK");
+        client
+    }
+
+    pub(crate) fn send(&mut self, packet: &Packet<'_>) {
+        let mut bytes = Vec::new();
+        encode::encode(packet, &mut bytes).expect("a test sends what can be sent");
+        self.stream.write_all(&bytes).expect("the server reads");
+    }
+
+    pub(crate) fn subscribe(&mut self, filter: &str, qos: QoS) {
+        let mut bytes = Vec::new();
+        encode::subscribe(&mut bytes, PacketId::FIRST, &[(filter, qos)]);
+        self.stream.write_all(&bytes).expect("the server reads");
+        assert_eq!(self.receive(), Received::Other(9), "SUBACK");
+    }
+
+    pub(crate) fn publish(&mut self, topic: &str, payload: &[u8], retain: bool) {
+        let publish = Publish { dup: false, qos: QoS::AtMostOnce, retain, topic, packet_id: None, payload };
+        self.send(&Packet::Publish(publish));
+    }
+
+    /// All that was sent before has been handled once this returns, and nothing else came meanwhile.
+    pub(crate) fn ping(&mut self) {
+        self.send(&Packet::Pingreq);
+        assert_eq!(self.receive(), Received::Other(13), "PINGRESP");
+    }
+
+    /// Acknowledges a QoS 1 message.
+    pub(crate) fn puback(&mut self, packet_id: PacketId) {
+        self.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
+    }
+
+    /// The next packet.
+    pub(crate) fn receive(&mut self) -> Received {
+        loop {
+            let rest = &self.bytes[self.start..];
+            match frame::split(rest, Protocol::Mqtt311, u32::MAX).expect("the server sends packets") {
+                frame::Split::Complete { frame, length } => {
+                    let received = match decode::decode(frame).expect("the server sends packets") {
+                        Packet::Publish(publish) => Received::Publish {
+                            topic: publish.topic.to_owned(),
+                            payload: publish.payload.to_vec(),
+                            qos: publish.qos,
+                            retain: publish.retain,
+                            packet_id: publish.packet_id,
+                        },
+                        _ => Received::Other(frame.header.packet_type()),
+                    };
+                    self.start += length;
+                    return received;
+                }
+                frame::Split::Partial { .. } => {
+                    self.bytes.drain(..self.start);
+                    self.start = 0;
+                    let mut buffer = [0; 16 * 1024];
+                    match self.stream.read(&mut buffer) {
+                        Ok(0) => return Received::Closed,
+                        Ok(count) => self.bytes.extend_from_slice(&buffer[..count]),
+                        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
+                            return Received::Closed;
+                        }
+                        Err(error) => panic!("nothing came: {error}"),
+                    }
+                }
+            }
+        }
+    }
+}
