@@ -8,6 +8,9 @@
 use super::error::DecodeError;
 use super::packet::Protocol;
 
+/// The fourth byte of a remaining length is its last.
+const REMAINING_LENGTH_BYTES_MAX: usize = 4;
+
 /// The fixed header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FixedHeader {
@@ -55,9 +58,20 @@ pub enum Split<'a> {
     },
 }
 
+/// The first bytes that may begin a packet of 3.1.1: nearly every packet is judged by this one look.
+const FIRST_BYTES: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut first = 0;
+    while first < table.len() {
+        table[first] = check_first(first as u8, Protocol::Mqtt311).is_ok();
+        first += 1;
+    }
+    table
+};
+
 /// Checks the first byte of a packet [MQTT-2.2.2-2].
-#[inline]
-fn check_first(first: u8, protocol: Protocol) -> Result<(), DecodeError> {
+#[cold]
+const fn check_first(first: u8, protocol: Protocol) -> Result<(), DecodeError> {
     let flags = first & 0x0F;
     let expected = match first >> 4 {
         0 | 15 => return Err(DecodeError::ReservedPacketType),
@@ -68,16 +82,17 @@ fn check_first(first: u8, protocol: Protocol) -> Result<(), DecodeError> {
                 _ => Ok(()),
             };
         }
-        // [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1]; 3.1 had a client set DUP on what it sent again.
-        6 | 8 | 10 if protocol == Protocol::Mqtt31 => return check_flags(flags & !0x08, 0x02),
+        // [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1]
         6 | 8 | 10 => 0x02,
         _ => 0x00,
     };
-    check_flags(flags, expected)
-}
-
-fn check_flags(flags: u8, expected: u8) -> Result<(), DecodeError> {
-    if flags == expected { Ok(()) } else { Err(DecodeError::ReservedFlags) }
+    // 3.1 had a client set DUP on what it sent again.
+    let dup_is_allowed = expected == 0x02 && matches!(protocol, Protocol::Mqtt31);
+    if flags == expected || (dup_is_allowed && flags == expected | 0x08) {
+        Ok(())
+    } else {
+        Err(DecodeError::ReservedFlags)
+    }
 }
 
 /// Looks for a packet at the beginning of `bytes`. `packet_size_max` counts the fixed header.
@@ -87,23 +102,18 @@ fn check_flags(flags: u8, expected: u8) -> Result<(), DecodeError> {
 /// A first byte that begins no packet, a length that goes on beyond four bytes, or a packet larger than allowed.
 #[inline]
 pub fn split(bytes: &[u8], protocol: Protocol, packet_size_max: u32) -> Result<Split<'_>, DecodeError> {
-    let Some(first) = bytes.first().copied() else { return Ok(Split::Partial { needed: 2 }) };
-    check_first(first, protocol)?;
-    let mut remaining_length = 0;
-    let mut header_length = 1;
-    loop {
-        let Some(byte) = bytes.get(header_length) else {
-            return Ok(Split::Partial { needed: header_length + 1 });
-        };
-        remaining_length |= u32::from(byte & 0x7F) << (7 * (header_length - 1));
-        header_length += 1;
-        if byte & 0x80 == 0 {
-            break;
-        }
-        if header_length == 5 {
-            return Err(DecodeError::RemainingLengthTooLong);
-        }
+    let Some(&first) = bytes.first() else { return Ok(Split::Partial { needed: 2 }) };
+    if !FIRST_BYTES[usize::from(first)] {
+        check_first(first, protocol)?;
     }
+    let (remaining_length, header_length) = match *bytes {
+        [_, low, ..] if low < 0x80 => (u32::from(low), 2),
+        [_, low, high, ..] if high < 0x80 => (u32::from(low & 0x7F) | u32::from(high) << 7, 3),
+        _ => match long_remaining_length(bytes)? {
+            Some(found) => found,
+            None => return Ok(Split::Partial { needed: bytes.len() + 1 }),
+        },
+    };
     let length = header_length + remaining_length as usize;
     if length > packet_size_max as usize {
         return Err(DecodeError::PacketTooLarge);
@@ -115,4 +125,17 @@ pub fn split(bytes: &[u8], protocol: Protocol, packet_size_max: u32) -> Result<S
         }
         None => Ok(Split::Partial { needed: length }),
     }
+}
+
+/// A remaining length of any form, with the length of the fixed header it ends; `None` while it is unfinished.
+#[cold]
+fn long_remaining_length(bytes: &[u8]) -> Result<Option<(u32, usize)>, DecodeError> {
+    let mut remaining_length = 0;
+    for (index, byte) in bytes.iter().enumerate().skip(1).take(REMAINING_LENGTH_BYTES_MAX) {
+        remaining_length |= u32::from(byte & 0x7F) << (7 * (index - 1));
+        if *byte < 0x80 {
+            return Ok(Some((remaining_length, index + 1)));
+        }
+    }
+    if bytes.len() > REMAINING_LENGTH_BYTES_MAX { Err(DecodeError::RemainingLengthTooLong) } else { Ok(None) }
 }

@@ -123,6 +123,5 @@ mod tests {
         }
         let socket = SockRef::from(&accepted[0]);
         assert!(socket.tcp_nodelay().expect("an option") && socket.keepalive().expect("an option"));
-        assert_eq!(socket.tcp_keepalive_time().expect("an option"), SystemDuration::from_secs(120));
     }
 }
