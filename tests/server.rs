@@ -3,11 +3,48 @@
 
 mod support;
 
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+
 use broker::broker::Options;
 use broker::clock::Duration;
-use broker::codec::packet::{Connect, Packet};
-use broker::codec::{PacketId, QoS, packet::Publish};
-use support::{Client, Received, Running, connect, will};
+use broker::codec::packet::{Ack, Connect, Packet, Publish};
+use broker::codec::{PacketId, QoS, ReasonCode};
+use broker::server::{Handle, Server};
+use support::{Client, Received, connect, will};
+
+/// A server on a thread of its own; dropping it stops it.
+struct Running {
+    address: SocketAddr,
+    handle: Handle,
+    thread: Option<JoinHandle<std::io::Result<()>>>,
+}
+
+impl Running {
+    fn start(limits: Options) -> Self {
+        let addresses = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+        let options =
+            broker::server::Options { addresses, broker: limits, ..broker::server::Options::default() };
+        let server = Server::bind(options).expect("a free port can be bound");
+        let address = server.local_addresses()[0];
+        let handle = server.handle();
+        Self { address, handle, thread: Some(std::thread::spawn(move || server.run())) }
+    }
+
+    /// Stops the server and waits until it has ended.
+    fn stop(&mut self) {
+        self.handle.stop();
+        if let Some(thread) = self.thread.take() {
+            thread.join().expect("the loop does not panic").expect("the loop does not fail");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
 
 /// Resident memory of this process, in bytes.
 fn resident_bytes() -> usize {
@@ -192,7 +229,7 @@ fn a_hundred_thousand_retained_messages_all_arrive() {
             };
             assert!(retain && topics.insert(topic));
             if let Some(packet_id) = packet_id {
-                subscriber.puback(packet_id);
+                subscriber.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
             }
         }
         subscriber.ping();
@@ -223,4 +260,45 @@ fn the_largest_packets_pass_and_larger_ones_do_not() {
     std::io::Write::write_all(&mut publisher.stream, &head).expect("the server reads");
     assert_eq!(publisher.receive(), Received::Closed);
     subscriber.ping();
+}
+
+#[test]
+fn a_full_broker_refuses_what_it_could_not_keep_and_recovers() {
+    // [B-139] [MQTT-4.8.0-2]
+    let options = Options { queued_bytes_total_max: 1 << 20, ..Options::default() };
+    let server = Running::start(options);
+    let mut absent = Client::connect(server.address, Connect { clean_start: false, ..connect("absent") });
+    absent.subscribe("t", QoS::AtLeastOnce);
+    drop(absent);
+    let publish = |packet_id| {
+        Packet::Publish(Publish {
+            dup: false,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            topic: "t",
+            packet_id: PacketId::new(packet_id),
+            payload: &[7; 10_000],
+        })
+    };
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    let mut acknowledged = 0;
+    for number in 1..=200 {
+        publisher.send(&publish(number));
+        match publisher.receive() {
+            Received::Other(4) => acknowledged += 1,
+            Received::Closed => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!((100..=110).contains(&acknowledged), "{acknowledged} of 10,000 bytes each");
+    // Everything that was acknowledged is there, and once it is gone there is room again.
+    let mut present = Client::connect(server.address, Connect { clean_start: false, ..connect("absent") });
+    for _ in 0..acknowledged {
+        let Received::Publish { packet_id: Some(packet_id), .. } = present.receive() else { panic!("a PUBLISH") };
+        present.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
+    }
+    present.ping();
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    publisher.send(&publish(1));
+    assert_eq!(publisher.receive(), Received::Other(4), "PUBACK");
 }

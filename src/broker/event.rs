@@ -11,8 +11,6 @@ use super::link::ConnectionId;
 pub enum Limit {
     /// Connected clients.
     Connections,
-    /// Sessions.
-    Sessions,
     /// Messages in one session's queue.
     QueuedMessages,
     /// Bytes in one session's queue.
@@ -34,7 +32,6 @@ impl Limit {
     pub const fn option(self) -> &'static str {
         match self {
             Self::Connections => "--connections-max",
-            Self::Sessions => "--sessions-max",
             Self::QueuedMessages => "--queued-messages-max",
             Self::QueuedBytes => "--queued-bytes-max",
             Self::QueuedBytesTotal => "--queued-bytes-total-max",

@@ -80,7 +80,6 @@ fn advice(reason: CloseReason) -> &'static str {
 fn limit_text(limit: Limit) -> &'static str {
     match limit {
         Limit::Connections => "connected clients; more are refused",
-        Limit::Sessions => "sessions",
         Limit::QueuedMessages => "messages in the queue; new ones are dropped",
         Limit::QueuedBytes => "bytes in the queue; new messages are dropped",
         Limit::QueuedBytesTotal => {

@@ -1,50 +1,15 @@
-//! A blocking client for tests, just enough of one, and a server on a thread.
+//! A blocking client for tests, just enough of one.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use broker::broker::Options as Limits;
 use broker::codec::encode;
-use broker::codec::packet::{Ack, Connect, Packet, Protocol, Publish, QoS, Will};
-use broker::codec::{PacketId, ReasonCode, decode, frame};
-use broker::server::{Handle, Options, Server};
+use broker::codec::packet::{Connect, Packet, Protocol, Publish, QoS, Will};
+use broker::codec::{PacketId, decode, frame};
 
 /// Long enough for a slow machine: only a test that fails waits so long.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A server on a thread of its own; dropping it stops it.
-pub(crate) struct Running {
-    pub(crate) address: SocketAddr,
-    pub(crate) handle: Handle,
-    thread: Option<JoinHandle<std::io::Result<()>>>,
-}
-
-impl Running {
-    pub(crate) fn start(limits: Limits) -> Self {
-        let addresses = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
-        let options = Options { addresses, broker: limits, ..Options::default() };
-        let server = Server::bind(options).expect("a free port can be bound");
-        let address = server.local_addresses()[0];
-        let handle = server.handle();
-        Self { address, handle, thread: Some(std::thread::spawn(move || server.run())) }
-    }
-
-    /// Stops the server and waits until it has ended.
-    pub(crate) fn stop(&mut self) {
-        self.handle.stop();
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the loop does not panic").expect("the loop does not fail");
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop();
-    }
-}
 
 /// A CONNECT with this client id.
 pub(crate) fn connect(client_id: &str) -> Connect<'_> {
@@ -118,11 +83,6 @@ impl Client {
     pub(crate) fn ping(&mut self) {
         self.send(&Packet::Pingreq);
         assert_eq!(self.receive(), Received::Other(13), "PINGRESP");
-    }
-
-    /// Acknowledges a QoS 1 message.
-    pub(crate) fn puback(&mut self, packet_id: PacketId) {
-        self.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
     }
 
     /// The next packet.
