@@ -27,18 +27,17 @@ const DEADLINES_PER_TURN: usize = 1_000;
 
 /// The deadline of a link that comes first, and what it means.
 fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReason)> {
-    let stalled = link.blocked.then(|| (link.last_progress + options.stall_timeout, CloseReason::Stalled));
     let silent = match link.state {
         LinkState::AwaitingConnect => {
             Some((link.opened_at + options.handshake_timeout, CloseReason::HandshakeTimeout))
         }
         // While we do not read it, its silence says nothing.
-        LinkState::Connected(_) if !link.read_paused => {
-            keep_alive_deadline(link.keep_alive_secs, link.last_received)
-                .map(|deadline| (deadline, CloseReason::KeepAliveTimeout))
-        }
-        LinkState::Connected(_) | LinkState::Closing => None,
+        LinkState::Connected(_) if link.read_paused => None,
+        LinkState::Connected(_) => keep_alive_deadline(link.keep_alive_secs, link.last_received)
+            .map(|deadline| (deadline, CloseReason::KeepAliveTimeout)),
+        LinkState::Closing => return None,
     };
+    let stalled = link.blocked.then(|| (link.last_progress + options.stall_timeout, CloseReason::Stalled));
     stalled.into_iter().chain(silent).min_by_key(|(deadline, _)| *deadline)
 }
 

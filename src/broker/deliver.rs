@@ -32,11 +32,13 @@ pub(super) struct Routing<'a> {
     message: Option<Message>,
     /// Payloads up to this size are copied into outboxes.
     copied_payload_max: usize,
+    /// The broker holds all the bytes it may, so that at QoS 0 only peers without a backlog get the message.
+    broker_is_full: bool,
 }
 
 impl<'a> Routing<'a> {
     pub(super) fn new(topic: TopicName<'a>, payload: &'a [u8], qos: QoS, retain: bool) -> Self {
-        Self { topic, payload, qos, retain, message: None, copied_payload_max: 0 }
+        Self { topic, payload, qos, retain, message: None, copied_payload_max: 0, broker_is_full: false }
     }
 
     /// The message, shared by all who keep it.
@@ -62,52 +64,48 @@ impl Broker {
     pub(super) fn route(&mut self, routing: &mut Routing<'_>) {
         let matches = self.subscriptions.matches(routing.topic);
         routing.copied_payload_max = self.options.copied_payload_max(matches.len());
+        routing.broker_is_full = self.is_full();
         for subscriber in matches.iter() {
-            // The lower of both [MQTT-3.8.4-6].
-            let qos = subscriber.qos.min(routing.qos);
             if !self.sessions.subscriber_mut(subscriber.id).streams.is_empty() {
                 self.precede(subscriber.id, routing);
             }
-            if qos == QoS::AtMostOnce {
-                self.deliver_at_most_once(subscriber.id, routing);
-            } else {
-                let delivery =
-                    Delivery { message: routing.message(&self.messages).clone(), qos, retain: false };
-                let session = self.sessions.subscriber_mut(subscriber.id).id;
-                self.deliver(session, delivery);
+            // The lower of both [MQTT-3.8.4-6].
+            match subscriber.qos.min(routing.qos) {
+                QoS::AtMostOnce => self.deliver_at_most_once(subscriber.id, routing),
+                qos => {
+                    let delivery =
+                        Delivery { message: routing.message(&self.messages).clone(), qos, retain: false };
+                    let session = self.sessions.subscriber_mut(subscriber.id).id;
+                    self.deliver(session, delivery);
+                }
             }
         }
         self.subscriptions.put_back(matches);
     }
 
     /// Sends, or drops and counts [MQTT-4.3.1-1].
+    #[inline]
     fn deliver_at_most_once(&mut self, subscriber: SubscriberId, routing: &mut Routing<'_>) {
-        let session = self.sessions.subscriber_mut(subscriber);
-        let Some(link) = session.connection.and_then(|id| self.links.find_mut(id)) else {
-            self.outputs.metrics.drop_message(DropReason::AbsentAtQoS0);
-            return;
+        let Self { sessions, links, outputs, options, messages, .. } = self;
+        let session = sessions.subscriber_mut(subscriber);
+        let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else {
+            return outputs.metrics.drop_message(DropReason::AbsentAtQoS0);
         };
-        if link.outbox.pending() > self.options.outbox_soft_mark() {
-            self.outputs.metrics.drop_message(DropReason::OutboxFull);
+        let pending = link.outbox.pending();
+        if pending > options.outbox_soft_mark() {
+            outputs.metrics.drop_message(DropReason::OutboxFull);
             if !link.outbox_full_logged {
                 link.outbox_full_logged = true;
-                let value = u64::from(self.options.outbox_bytes_max);
-                self.outputs.limit_reached(Limit::Outbox, Some(&session.client_id), value);
+                let value = u64::from(options.outbox_bytes_max);
+                outputs.limit_reached(Limit::Outbox, Some(&session.client_id), value);
             }
-            return;
-        }
-        if !link.outbox.is_empty() && self.is_full() {
-            self.outputs.metrics.drop_message(DropReason::BrokerFull);
-            return;
-        }
-        let session = self.sessions.subscriber_mut(subscriber);
-        let link = session.connection.and_then(|id| self.links.find_mut(id)).expect("found above");
-        let head = routing.head();
-        if routing.payload.len() <= routing.copied_payload_max {
-            self.outputs.write_publish(link, &head, Some(routing.payload));
+        } else if routing.broker_is_full && pending > 0 {
+            outputs.metrics.drop_message(DropReason::BrokerFull);
+        } else if routing.payload.len() <= routing.copied_payload_max {
+            outputs.write_publish(link, &routing.head(), Some(routing.payload));
         } else {
-            self.outputs.write_publish(link, &head, None);
-            link.outbox.append_shared(routing.message(&self.messages).clone());
+            outputs.write_publish(link, &routing.head(), None);
+            link.outbox.append_shared(routing.message(messages).clone());
         }
     }
 

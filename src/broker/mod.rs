@@ -338,11 +338,15 @@ impl Broker {
 
     /// Whether the broker holds all the message bytes it may; says so once per episode.
     fn is_full(&mut self) -> bool {
-        let full = self.queued_bytes_total() > self.options.queued_bytes_total_max;
+        let (total, limit) = (self.queued_bytes_total(), self.options.queued_bytes_total_max);
+        let full = total > limit;
         if full && !self.full_logged {
-            self.outputs.limit_reached(Limit::QueuedBytesTotal, None, self.options.queued_bytes_total_max);
+            self.full_logged = true;
+            self.outputs.limit_reached(Limit::QueuedBytesTotal, None, limit);
+        } else if total <= limit / 8 * 7 {
+            // Well below: a broker that hovers at its limit says so once.
+            self.full_logged = false;
         }
-        self.full_logged = full;
         full
     }
 

@@ -80,11 +80,11 @@ impl Broker {
     pub(super) fn retain(&mut self, routing: &mut Routing<'_>) {
         if routing.payload.is_empty() {
             self.retained.remove(routing.topic.as_str());
+            self.retained.full_logged = false;
         } else {
             let message = routing.message(&self.messages).clone();
             self.retained.insert(RetainedMessage { message, qos: routing.qos });
         }
-        self.retained.full_logged &= routing.payload.is_empty();
     }
 
     /// Whether this message could be retained.

@@ -65,16 +65,20 @@ fn connect<'a>(reader: &mut Reader<'a>) -> Result<Connect<'a>, DecodeError> {
         (b"MQTT" | b"MQIsdp", level) => return Err(DecodeError::UnsupportedProtocolLevel(level)),
         _ => return Err(DecodeError::WrongProtocolName), // [MQTT-3.1.2-1]
     };
+    // 3.1 gives bit 0 no meaning, nor the bits of the will without a will, and lets user name and password be missing
+    // at the end of the packet in spite of their flags.
+    let is_lenient = protocol == Protocol::Mqtt31;
     let flags = reader.byte()?;
-    if flags & 0x01 != 0 {
+    if flags & 0x01 != 0 && !is_lenient {
         return Err(DecodeError::ReservedConnectFlag); // [MQTT-3.1.2-3]
     }
     let has_will = flags & 0x04 != 0;
-    // [MQTT-3.1.2-13] [MQTT-3.1.2-14] [MQTT-3.1.2-15]
-    let will_qos = QoS::new(flags >> 3 & 0x03).ok_or(DecodeError::WillFlags)?;
-    let will_retain = flags & 0x20 != 0;
-    if !has_will && (will_qos != QoS::AtMostOnce || will_retain) {
-        return Err(DecodeError::WillFlags);
+    if flags & 0x38 != 0 && !has_will && !is_lenient {
+        return Err(DecodeError::WillFlags); // [MQTT-3.1.2-13] [MQTT-3.1.2-15]
+    }
+    let will_qos = QoS::new(flags >> 3 & 0x03);
+    if has_will && will_qos.is_none() {
+        return Err(DecodeError::WillFlags); // [MQTT-3.1.2-14]
     }
     let (has_password, has_username) = (flags & 0x40 != 0, flags & 0x80 != 0);
     if has_password && !has_username {
@@ -83,14 +87,16 @@ fn connect<'a>(reader: &mut Reader<'a>) -> Result<Connect<'a>, DecodeError> {
     let keep_alive_secs = reader.short()?;
     // In this order [MQTT-3.1.3-1].
     let client_id = reader.text()?;
-    let will = if has_will {
-        let (topic, payload) = (reader.text()?, reader.binary()?);
-        Some(Will { topic, payload, qos: will_qos, retain: will_retain })
-    } else {
-        None
+    let will = match will_qos {
+        Some(qos) if has_will => {
+            let (topic, payload) = (reader.text()?, reader.binary()?);
+            Some(Will { topic, payload, qos, retain: flags & 0x20 != 0 })
+        }
+        _ => None,
     };
-    let username = if has_username { Some(reader.text()?) } else { None };
-    let password = if has_password { Some(reader.binary()?) } else { None };
+    let is_missing = |reader: &Reader<'_>| is_lenient && reader.is_empty();
+    let username = if has_username && !is_missing(reader) { Some(reader.text()?) } else { None };
+    let password = if has_password && !is_missing(reader) { Some(reader.binary()?) } else { None };
     let clean_start = flags & 0x02 != 0;
     Ok(Connect { protocol, clean_start, keep_alive_secs, client_id, will, username, password })
 }
@@ -130,6 +136,9 @@ fn subscription_request<'a>(reader: &mut Reader<'a>) -> Result<SubscriptionReque
 fn suback(mut reader: Reader<'_>) -> Result<Suback<'_>, DecodeError> {
     let packet_id = reader.packet_id()?;
     let reasons = reader.rest();
+    if reasons.is_empty() {
+        return Err(DecodeError::Truncated);
+    }
     match reasons.iter().find(|code| !matches!(code, 0..=2 | 0x80)) {
         Some(code) => Err(DecodeError::UnknownReasonCode(*code)), // [MQTT-3.9.3-2]
         None => Ok(Suback { packet_id, reasons }),

@@ -29,6 +29,10 @@ pub struct PublishHead<'a> {
 }
 
 /// Writes everything of a PUBLISH that stands before its payload.
+///
+/// # Panics
+///
+/// If the topic has more than 65,535 bytes.
 #[inline]
 pub fn publish_head(out: &mut Vec<u8>, head: &PublishHead<'_>) {
     let topic = head.topic.as_bytes();
@@ -86,7 +90,11 @@ pub fn pingresp(out: &mut Vec<u8>) {
     out.put_slice(&[0xD0, 0]);
 }
 
-/// Writes a SUBSCRIBE for these filters, each with the QoS asked for.
+/// Writes a SUBSCRIBE for these filters, of which there must be one, each with the QoS asked for.
+///
+/// # Panics
+///
+/// If a filter has more than 65,535 bytes.
 pub fn subscribe(out: &mut Vec<u8>, packet_id: PacketId, requests: &[(&str, QoS)]) {
     out.put_u8(0x82);
     let length: usize = requests.iter().map(|(filter, _)| 3 + filter.len()).sum();
@@ -98,7 +106,11 @@ pub fn subscribe(out: &mut Vec<u8>, packet_id: PacketId, requests: &[(&str, QoS)
     }
 }
 
-/// Writes an UNSUBSCRIBE for these filters.
+/// Writes an UNSUBSCRIBE for these filters, of which there must be one.
+///
+/// # Panics
+///
+/// If a filter has more than 65,535 bytes.
 pub fn unsubscribe(out: &mut Vec<u8>, packet_id: PacketId, filters: &[&str]) {
     out.put_u8(0xA2);
     let length: usize = filters.iter().map(|filter| 2 + filter.len()).sum();
@@ -120,12 +132,16 @@ fn ack(out: &mut Vec<u8>, first: u8, packet_id: PacketId) {
 pub enum EncodeError {
     /// A text or a binary field of more than 65,535 bytes.
     FieldTooLong,
+    /// A text with U+0000 [MQTT-1.5.3-2].
+    NulCharacter,
     /// The packet would be larger than MQTT can express.
     PacketTooLarge,
     /// A CONNACK reason that 3.1.1 has no return code for.
     NoReturnCode,
     /// A packet identifier at QoS 0, or none above.
     PacketIdAgainstQoS,
+    /// DUP at QoS 0 [MQTT-3.3.1-2].
+    DupAtQoS0,
     /// A password without a user name.
     PasswordWithoutUsername,
 }
@@ -134,9 +150,11 @@ impl fmt::Display for EncodeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::FieldTooLong => "a field of more than 65,535 bytes",
+            Self::NulCharacter => "U+0000 in a text field",
             Self::PacketTooLarge => "a packet larger than MQTT can express",
             Self::NoReturnCode => "a reason that MQTT 3.1.1 has no return code for",
             Self::PacketIdAgainstQoS => "a packet identifier at QoS 0, or none above",
+            Self::DupAtQoS0 => "DUP at QoS 0",
             Self::PasswordWithoutUsername => "a password without a user name",
         })
     }
@@ -144,7 +162,7 @@ impl fmt::Display for EncodeError {
 
 impl std::error::Error for EncodeError {}
 
-/// Writes any packet.
+/// Writes any packet. What it writes can be decoded again.
 ///
 /// # Errors
 ///
@@ -181,7 +199,10 @@ fn with_list(out: &mut Vec<u8>, first: u8, packet_id: PacketId, list: &[u8]) {
 }
 
 fn publish(out: &mut Vec<u8>, packet: &Publish<'_>) -> Result<(), EncodeError> {
-    check_field(packet.topic.as_bytes())?;
+    check_text(packet.topic)?;
+    if packet.dup && packet.qos == QoS::AtMostOnce {
+        return Err(EncodeError::DupAtQoS0);
+    }
     if packet.packet_id.is_some() != (packet.qos > QoS::AtMostOnce) {
         return Err(EncodeError::PacketIdAgainstQoS);
     }
@@ -201,6 +222,11 @@ fn connect(out: &mut Vec<u8>, packet: &Connect<'_>) -> Result<(), EncodeError> {
     };
     if packet.password.is_some() && packet.username.is_none() {
         return Err(EncodeError::PasswordWithoutUsername);
+    }
+    for text in
+        [Some(packet.client_id), packet.will.map(|will| will.topic), packet.username].into_iter().flatten()
+    {
+        check_text(text)?;
     }
     let will = packet.will.map(|will| [will.topic.as_bytes(), will.payload]);
     let fields = std::iter::once(packet.client_id.as_bytes())
@@ -228,6 +254,13 @@ fn connect(out: &mut Vec<u8>, packet: &Connect<'_>) -> Result<(), EncodeError> {
         put_binary(out, field);
     }
     Ok(())
+}
+
+fn check_text(text: &str) -> Result<(), EncodeError> {
+    if text.contains('\0') {
+        return Err(EncodeError::NulCharacter);
+    }
+    check_field(text.as_bytes())
 }
 
 fn check_field(field: &[u8]) -> Result<(), EncodeError> {

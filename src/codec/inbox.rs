@@ -1,7 +1,15 @@
 //! What came of a packet whose rest has not come yet, and packets that were put off.
 //!
-//! While packets come whole they are read in place and the inbox holds nothing; an empty inbox owns no memory. Its
-//! buffer grows with the bytes that arrive and never by the length that a peer merely claims.
+//! While packets come whole they are read in place and the inbox holds nothing. What it must keep it copies: of an
+//! unfinished packet exactly the bytes that it still needs, so that the packets behind it are read in place again.
+//!
+//! * An inbox with nothing unread owns no memory once `next` or `stash` has been called again, for until then the last
+//!   packet is lent from here.
+//! * Memory grows with the bytes that arrive and never by the length that a peer merely claims.
+//! * Every byte is copied a bounded number of times on average, however the stream is cut and whatever is put off.
+//!
+//! Deliberately not here: how much may be kept. A packet is limited by `packet_size_max`, and who puts packets off
+//! stops reading.
 
 use super::error::DecodeError;
 use super::frame::{Frame, Split, split};
@@ -10,15 +18,10 @@ use super::packet::Protocol;
 /// The unread end of a stream of packets.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    /// Bytes kept, of which those before `start` belong to packets already handed out.
+    /// Bytes kept, of which those before `start` belong to packets already handed out. Owns memory only while it is
+    /// not empty.
     bytes: Vec<u8>,
     start: usize,
-}
-
-/// What stands at the beginning of the kept bytes; only lengths, so that nothing is borrowed.
-enum Kept {
-    Complete(usize),
-    Partial(usize),
 }
 
 impl Inbox {
@@ -38,82 +41,84 @@ impl Inbox {
     /// # Errors
     ///
     /// Those of [`split`]. The stream cannot be read any further.
+    #[inline]
     pub fn next<'a, 'i: 'a>(
         &'a mut self,
         input: &mut &'i [u8],
         protocol: Protocol,
         packet_size_max: u32,
     ) -> Result<Option<Frame<'a>>, DecodeError> {
-        if self.is_empty() {
-            self.release();
-            return match split(input, protocol, packet_size_max)? {
-                Split::Complete { frame, length } => {
-                    *input = &input[length..];
-                    Ok(Some(frame))
-                }
-                Split::Partial { .. } => {
-                    self.stash(input);
-                    *input = &[];
-                    Ok(None)
-                }
-            };
+        if !self.bytes.is_empty() {
+            return self.next_kept(input, protocol, packet_size_max);
         }
-        loop {
-            match self.kept(protocol, packet_size_max)? {
-                Kept::Complete(length) => {
-                    let packet = &self.bytes[self.start..][..length];
-                    self.start += length;
-                    return match split(packet, protocol, packet_size_max)? {
-                        Split::Complete { frame, .. } => Ok(Some(frame)),
-                        Split::Partial { .. } => unreachable!("it was complete a moment ago"),
-                    };
-                }
-                Kept::Partial(_) if input.is_empty() => return Ok(None),
-                Kept::Partial(needed) => {
-                    let missing = (needed - self.buffered()).min(input.len());
-                    let (now, later) = input.split_at(missing);
-                    self.append(now, needed);
-                    *input = later;
-                }
+        match split(input, protocol, packet_size_max)? {
+            Split::Complete { frame, length } => {
+                *input = &input[length..];
+                Ok(Some(frame))
+            }
+            Split::Partial { needed } => {
+                self.append(input, needed);
+                *input = &[];
+                Ok(None)
             }
         }
     }
 
+    fn next_kept<'a, 'i: 'a>(
+        &'a mut self,
+        input: &mut &'i [u8],
+        protocol: Protocol,
+        packet_size_max: u32,
+    ) -> Result<Option<Frame<'a>>, DecodeError> {
+        if self.is_empty() {
+            *self = Self::default();
+            return self.next(input, protocol, packet_size_max);
+        }
+        let (header, length) = loop {
+            match split(&self.bytes[self.start..], protocol, packet_size_max)? {
+                Split::Complete { frame, length } => break (frame.header, length),
+                Split::Partial { needed } => {
+                    if self.start > 0 {
+                        // Moved out, not down: the packets before it may have left a large buffer behind.
+                        self.bytes = self.bytes[self.start..].to_vec();
+                        self.start = 0;
+                    }
+                    if input.is_empty() {
+                        return Ok(None);
+                    }
+                    let (now, later) = input.split_at((needed - self.bytes.len()).min(input.len()));
+                    self.append(now, needed);
+                    *input = later;
+                }
+            }
+        };
+        let end = self.start + length;
+        self.start = end;
+        let body = &self.bytes[end - header.remaining_length as usize..end];
+        Ok(Some(Frame { header, body }))
+    }
+
     /// Keeps bytes that are not to be handled yet: any number of packets, the last of which may be unfinished.
     pub fn stash(&mut self, input: &[u8]) {
-        self.append(input, 0);
-    }
-
-    fn kept(&self, protocol: Protocol, packet_size_max: u32) -> Result<Kept, DecodeError> {
-        Ok(match split(&self.bytes[self.start..], protocol, packet_size_max)? {
-            Split::Complete { length, .. } => Kept::Complete(length),
-            Split::Partial { needed } => Kept::Partial(needed),
-        })
-    }
-
-    /// Appends bytes of a packet that will have `needed` bytes in all.
-    fn append(&mut self, input: &[u8], needed: usize) {
-        if input.is_empty() {
-            return;
-        }
-        if self.start > 0 {
+        if self.is_empty() {
+            *self = Self::default();
+        } else if self.start >= self.buffered() {
+            // Moves no more bytes than have been handed out since the last time.
             self.bytes.drain(..self.start);
             self.start = 0;
         }
+        self.append(input, usize::MAX);
+    }
+
+    /// Appends bytes of something that will not have more than `length_max` bytes in all.
+    fn append(&mut self, input: &[u8], length_max: usize) {
         let length = self.bytes.len() + input.len();
         if length > self.bytes.capacity() {
             // Doubling keeps the copying linear; the packet's own length keeps the last step from overshooting.
-            let doubled = (self.bytes.capacity() * 2).min(needed).max(length);
-            self.bytes.reserve_exact(doubled - self.bytes.len());
+            let capacity = (self.bytes.capacity() * 2).min(length_max).max(length);
+            self.bytes.reserve_exact(capacity - self.bytes.len());
         }
         self.bytes.extend_from_slice(input);
-    }
-
-    fn release(&mut self) {
-        if self.bytes.capacity() > 0 {
-            self.bytes = Vec::new();
-            self.start = 0;
-        }
     }
 }
 
@@ -193,5 +198,39 @@ mod tests {
             assert!(inbox.bytes.capacity() <= packet.len());
         }
         assert_eq!(frames, 1);
+    }
+
+    #[test]
+    fn memory_goes_with_what_was_read() {
+        let mut inbox = Inbox::default();
+        let mut bytes = [0xC0, 0x00].repeat(1_000);
+        bytes.push(0xC0);
+        inbox.stash(&bytes);
+        for _ in 0..1_000 {
+            assert!(inbox.next(&mut [].as_slice(), Protocol::Mqtt311, 1_000).unwrap().is_some());
+        }
+        assert_eq!(inbox.next(&mut [].as_slice(), Protocol::Mqtt311, 1_000), Ok(None));
+        assert_eq!(inbox.bytes.capacity(), 1, "one byte does not hold the memory of many");
+
+        let mut input: &[u8] = &[0x00, 0xE0];
+        assert!(inbox.next(&mut input, Protocol::Mqtt311, 1_000).unwrap().is_some());
+        assert_eq!(input, [0xE0], "what is behind the unfinished packet is read in place");
+        inbox.stash(&[]);
+        assert_eq!(inbox.bytes.capacity(), 0, "a client whose packets are put off owns no memory for it");
+    }
+
+    #[test]
+    fn bytes_put_off_again_and_again_are_not_copied_each_time() {
+        let mut inbox = Inbox::default();
+        let mut growths = 0;
+        let mut capacity = 0;
+        for round in 0..10_000 {
+            inbox.stash(&[0xC0, 0x00, 0xC0, 0x00]);
+            assert!(inbox.next(&mut [].as_slice(), Protocol::Mqtt311, 1_000).unwrap().is_some());
+            growths += u32::from(inbox.bytes.capacity() != capacity);
+            capacity = inbox.bytes.capacity();
+            assert_eq!(inbox.buffered(), 2 * (round + 1));
+        }
+        assert!(growths < 20, "{growths}");
     }
 }

@@ -36,8 +36,8 @@ impl Listener {
     pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
         if address.is_ipv6() {
-            // The IPv4 address of the same port is for another socket, if wanted.
-            socket.set_only_v6(true)?;
+            // `::` is everybody, over IPv4 as well; any other address is what it says.
+            socket.set_only_v6(!address.ip().is_unspecified())?;
         }
         socket.set_reuse_address(true)?;
         socket.set_tcp_nodelay(true)?;
