@@ -59,7 +59,7 @@ pub enum Split<'a> {
 }
 
 /// The first bytes that may begin a packet of 3.1.1: nearly every packet is judged by this one look.
-const FIRST_BYTES: [bool; 256] = {
+static FIRST_BYTES: [bool; 256] = {
     let mut table = [false; 256];
     let mut first = 0;
     while first < table.len() {

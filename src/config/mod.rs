@@ -1,7 +1,7 @@
 //! The command line: text to the options of each layer.
 //!
 //! Each layer defines its own `Options`; this module knows them all and nothing imports it but `main`. A setting has
-//! one row in [`settings::SETTINGS`], from which parsing, bounds and `--help` follow.
+//! one row in `settings.rs`, from which parsing, bounds and `--help` follow.
 
 mod settings;
 
