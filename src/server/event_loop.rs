@@ -29,7 +29,7 @@ use crate::transport::Transport;
 use super::connection::{Connections, connection_id, token};
 use super::listener::Listener;
 use super::signals::{Request, SignalSource};
-use super::{Handle, LISTENERS, SIGNALS, Server, WAKER, log_lines};
+use super::{Handle, LISTENERS, LOG_TARGET, SIGNALS, Server, WAKER, log_lines};
 
 /// Bytes read from one connection in one turn, and the size of the one read buffer.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
@@ -108,7 +108,7 @@ impl EventLoop {
             let turn_micros = self.clock.now_micros() - turn_began;
             self.busiest_turn_micros = self.busiest_turn_micros.max(turn_micros);
             if self.stopping.is_some_and(|deadline| self.connections.len() == 0 || deadline <= now) {
-                log::info!("stopped");
+                log::info!(target: LOG_TARGET, "stopped");
                 return Ok(());
             }
         }
@@ -184,7 +184,7 @@ impl EventLoop {
                 let connection = connections.insert(Transport::Tcp(stream), address);
                 let id = connection.id;
                 if let Err(error) = connection.transport.register(poll.registry(), token(id)) {
-                    log::warn!("{address}: cannot serve the connection: {error}");
+                    log::warn!(target: LOG_TARGET, "{address}: cannot serve the connection: {error}");
                     connections.remove(id);
                     return;
                 }
@@ -354,7 +354,7 @@ impl EventLoop {
     }
 
     fn begin_to_stop(&mut self, now: Instant) {
-        log::info!("stopping: {} connections to close", self.connections.len());
+        log::info!(target: LOG_TARGET, "stopping: {} connections to close", self.connections.len());
         for listener in &mut self.listeners {
             listener.deregister(self.poll.registry());
         }
@@ -372,7 +372,7 @@ impl EventLoop {
     }
 
     fn log_clients(&self, now: Instant) {
-        log::info!("{} clients connected:", self.broker.metrics().clients_connected);
+        log::info!(target: LOG_TARGET, "{} clients connected:", self.broker.metrics().clients_connected);
         for client in self.broker.clients() {
             if let Some(connection) = self.connections.find(client.connection) {
                 log_lines::log_client(&client, connection.address, now);

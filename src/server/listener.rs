@@ -10,6 +10,8 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::clock::{Duration, Instant};
 
+use super::LOG_TARGET;
+
 /// Connections that may wait for `accept`; the system may lower it.
 const BACKLOG: i32 = 4096;
 
@@ -96,7 +98,7 @@ impl Listener {
                     ) => {}
                 Err(error) => {
                     log::warn!(
-                        "{}: cannot accept connections for now: {error} (is the limit on open files too low?)",
+                        target: LOG_TARGET, "{}: cannot accept connections for now: {error} (is the limit on open files too low?)",
                         self.address
                     );
                     self.paused_until = Some(now + PAUSE);

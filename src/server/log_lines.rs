@@ -9,12 +9,14 @@ use crate::broker::{Broker, ClientStatus, CloseReason};
 use crate::clock::{Duration, Instant};
 use crate::metrics::{DropReason, Metrics};
 
+use super::LOG_TARGET;
+
 /// One line for one event. `address` is that of the connection it is about, where there is one.
 pub(super) fn log_event(event: &Event, address: impl Display) {
     match event {
         Event::Connected { client_id, protocol, clean_start, keep_alive_secs, session_present, .. } => {
             log::info!(
-                "client {client_id:?} connected from {address}: MQTT {protocol}, keep-alive {keep_alive_secs} s, \
+                target: LOG_TARGET, "client {client_id:?} connected from {address}: MQTT {protocol}, keep-alive {keep_alive_secs} s, \
                  {}, {}",
                 if *clean_start { "clean" } else { "persistent" },
                 if *session_present { "session resumed" } else { "new session" },
@@ -26,13 +28,13 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
             let after = seconds(*duration);
             match client_id {
                 Some(client_id) => log::log!(
-                    level,
+                    target: LOG_TARGET, level,
                     "client {client_id:?} at {address} closed: {reason}; after {after}, \
                      {packets_received} packets in, {packets_sent} out{}",
                     advice(*reason),
                 ),
                 None => log::log!(
-                    level,
+                    target: LOG_TARGET, level,
                     "connection from {address} closed before it was a client: {reason}; after {after}{}",
                     advice(*reason),
                 ),
@@ -41,14 +43,14 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
         Event::LimitReached { limit, client_id, value } => {
             let whose =
                 client_id.as_ref().map_or(String::new(), |client_id| format!(" of client {client_id:?}"));
-            log::warn!("limit reached: {}{whose}: {value} ({})", limit_text(*limit), limit.option());
+            log::warn!(target: LOG_TARGET, "limit reached: {}{whose}: {value} ({})", limit_text(*limit), limit.option());
         }
         Event::SessionExpired { client_id } => {
-            log::info!("session of client {client_id:?} expired: it stayed away too long (--session-expiry)");
+            log::info!(target: LOG_TARGET, "session of client {client_id:?} expired: it stayed away too long (--session-expiry)");
         }
         Event::SessionEvicted { client_id } => {
             log::warn!(
-                "session of client {client_id:?} dropped to make room: the longest absent (--sessions-max)"
+                target: LOG_TARGET, "session of client {client_id:?} dropped to make room: the longest absent (--sessions-max)"
             );
         }
         Event::Packet { sent, kind, packet_id, publish, .. } => {
@@ -57,7 +59,7 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
             let publish = publish
                 .as_ref()
                 .map_or(String::new(), |(topic, bytes)| format!(", topic {topic:?}, {bytes} bytes"));
-            log::debug!("{kind:?} {direction} {address}{id}{publish}");
+            log::debug!(target: LOG_TARGET, "{kind:?} {direction} {address}{id}{publish}");
         }
     }
 }
@@ -96,16 +98,16 @@ fn limit_text(limit: Limit) -> &'static str {
 pub(super) fn log_status(broker: &Broker, uptime: Duration, busiest_turn_micros: u64) {
     let status = broker.status();
     let metrics = broker.metrics();
-    log::info!("status after {}:", seconds(uptime));
+    log::info!(target: LOG_TARGET, "status after {}:", seconds(uptime));
     log::info!(
-        "  clients: {} connected, {} connections in all, {} refused, {} taken over",
+        target: LOG_TARGET, "  clients: {} connected, {} connections in all, {} refused, {} taken over",
         metrics.clients_connected,
         metrics.connections_opened,
         metrics.connections_refused,
         metrics.takeovers,
     );
     log::info!(
-        "  sessions: {} ({} absent), {} expired, {} evicted; subscriptions: {}",
+        target: LOG_TARGET, "  sessions: {} ({} absent), {} expired, {} evicted; subscriptions: {}",
         status.sessions,
         status.sessions_absent,
         metrics.sessions_expired,
@@ -113,14 +115,14 @@ pub(super) fn log_status(broker: &Broker, uptime: Duration, busiest_turn_micros:
         status.subscriptions,
     );
     log::info!(
-        "  messages: {} received, {} delivered, {} dropped{}",
+        target: LOG_TARGET, "  messages: {} received, {} delivered, {} dropped{}",
         metrics.publish_received,
         metrics.publish_sent,
         metrics.dropped_total(),
         drops(metrics),
     );
     log::info!(
-        "  held: {} retained ({} bytes), {} queued, {} in flight, {} bytes in all, {} bytes in outgoing buffers",
+        target: LOG_TARGET, "  held: {} retained ({} bytes), {} queued, {} in flight, {} bytes in all, {} bytes in outgoing buffers",
         status.retained_messages,
         status.retained_bytes,
         metrics.queued_messages,
@@ -129,7 +131,7 @@ pub(super) fn log_status(broker: &Broker, uptime: Duration, busiest_turn_micros:
         metrics.outbox_bytes,
     );
     log::info!(
-        "  packets: {} in, {} out; bytes: {} in, {} out; closed by limit {}, by violation {}; busiest turn {} us",
+        target: LOG_TARGET, "  packets: {} in, {} out; bytes: {} in, {} out; closed by limit {}, by violation {}; busiest turn {} us",
         metrics.packets_received,
         metrics.packets_sent,
         metrics.bytes_received,
@@ -158,7 +160,7 @@ fn drops(metrics: &Metrics) -> String {
 /// One line for one client.
 pub(super) fn log_client(client: &ClientStatus, address: impl Display, now: Instant) {
     log::info!(
-        "client {:?} at {address}: connected for {}, keep-alive {} s, last packet {} ago, {} subscriptions, \
+        target: LOG_TARGET, "client {:?} at {address}: connected for {}, keep-alive {} s, last packet {} ago, {} subscriptions, \
          {} in flight, {} queued, {} bytes buffered",
         client.client_id,
         seconds(now.since(client.connected_at)),

@@ -28,6 +28,9 @@ use event_loop::EventLoop;
 use listener::Listener;
 use signals::SignalSource;
 
+/// What log lines name as their source: for an operator the files inside are noise.
+const LOG_TARGET: &str = "broker";
+
 const WAKER: Token = Token(usize::MAX);
 const SIGNALS: Token = Token(usize::MAX - 1);
 /// Listeners have the tokens from here downwards.
