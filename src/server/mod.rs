@@ -96,6 +96,8 @@ impl Server {
     /// If an address cannot be bound (the error names it) or the system refuses the poll.
     pub fn bind(options: Options) -> io::Result<Self> {
         let poll = Poll::new()?;
+        // Before anybody can see that the server is there: a signal from then on must find it ready.
+        let signals = if options.signals { Some(SignalSource::new(poll.registry(), SIGNALS)?) } else { None };
         let mut listeners = Vec::with_capacity(options.addresses.len());
         for (index, address) in options.addresses.iter().enumerate() {
             let mut listener = Listener::bind(*address).map_err(|error| {
@@ -104,7 +106,6 @@ impl Server {
             listener.register(poll.registry(), Token(LISTENERS - index))?;
             listeners.push(listener);
         }
-        let signals = if options.signals { Some(SignalSource::new(poll.registry(), SIGNALS)?) } else { None };
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
         let handle = Handle { waker, stop: Arc::new(AtomicBool::new(false)) };
         let mut broker = options.broker;
