@@ -125,10 +125,14 @@ impl Broker {
     }
 
     /// Sends what waits for a client, as far as its window and its outbox have room: first what has to be repeated,
-    /// then retained messages for new subscriptions, then the queue [MQTT-4.6.0-1].
+    /// then the queue [MQTT-4.6.0-1], then retained messages for new subscriptions.
     pub(super) fn refill(&mut self, id: SessionId) {
         self.resend(id);
+        self.drain_queue(id);
         self.continue_streams(id);
+    }
+
+    fn drain_queue(&mut self, id: SessionId) {
         let Self { sessions, links, outputs, options, .. } = self;
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };

@@ -2,7 +2,7 @@
 //!
 //! A subscription may match a hundred thousand retained messages. They are not queued: the session keeps a
 //! [`RetainedStream`], a position in the tree, and takes from it what its window and outbox have room for. The value
-//! is read when it is sent, so a stream never sends what was replaced meanwhile.
+//! is read when it is sent, so a stream never sends what was replaced meanwhile. The queue goes before the streams.
 //!
 //! A live message may come while a stream has not reached its topic yet. Then the retained value goes first, out of
 //! its turn, and the stream passes over it later: a subscriber never sees the older value after the newer one.
@@ -135,10 +135,11 @@ impl Broker {
         }
     }
 
-    /// Sends from the streams of a session as much as it has room for now.
+    /// Sends from the streams of a session as much as it has room for now. The queue goes first: what is retained now
+    /// may be newer than what waits there.
     pub(super) fn continue_streams(&mut self, id: SessionId) {
         let Some(session) = self.sessions.find_mut(id) else { return };
-        if session.streams.is_empty() || session.connection.is_none() {
+        if session.streams.is_empty() || session.connection.is_none() || !session.outgoing.queue.is_empty() {
             return;
         }
         let mut streams = std::mem::take(&mut session.streams);
@@ -170,7 +171,6 @@ impl Broker {
             if *steps == 0 {
                 break Progress::Paused;
             }
-            let queue_is_empty = session.outgoing.queue.is_empty();
             let room = has_room(session, link, options);
             let mut bytes_left = options.outbox_soft_mark().saturating_sub(link.outbox.pending());
             let mut window = usize::from(options.in_flight_max).saturating_sub(session.outgoing.in_flight());
@@ -195,8 +195,8 @@ impl Broker {
                 Visit::Next
             });
             if matches!(progress, Progress::Stopped) && picked.is_empty() {
-                // With a queue before it, or the window full, the next acknowledgement goes on here.
-                link.wants_refill |= outbox_full || (queue_is_empty && session.outgoing.in_flight() == 0);
+                // With the window full, the next acknowledgement goes on here.
+                link.wants_refill |= outbox_full;
                 break Progress::Stopped;
             }
             for delivery in picked.drain(..) {
@@ -210,7 +210,8 @@ impl Broker {
         progress
     }
 
-    /// Sends one retained message. There is room, or it came before its turn and takes the way of a live message.
+    /// Sends one retained message: there is room for it, or it comes before its turn and takes the way of the live
+    /// message that follows it.
     fn deliver_retained(&mut self, id: SessionId, delivery: Delivery) {
         if delivery.qos > QoS::AtMostOnce {
             return self.deliver(id, delivery);
@@ -229,22 +230,25 @@ impl Broker {
     /// A live message comes to a session with unfinished streams: what they would send on its topic goes first.
     pub(super) fn precede(&mut self, subscriber: SubscriberId, routing: &Routing<'_>) {
         let levels_max = self.options.topic_levels_max;
+        let Some(kept) = self.retained.tree.find(routing.topic.as_str()) else { return };
         let session = self.sessions.subscriber_mut(subscriber);
-        let id = session.id;
-        let topic = routing.topic.as_str();
-        let mut first: Option<Delivery> = None;
-        let retained = self.retained.tree.find(topic);
-        for stream in session.streams.iter_mut().filter(|stream| stream.awaits(routing.topic, levels_max)) {
-            let Some(kept) = retained else { continue };
-            stream.preceded.insert(topic.into());
-            // A message that is retained itself replaces the older value, which need not be sent at all.
-            if !routing.retain {
-                let qos =
-                    kept.qos.min(stream.qos).max(first.as_ref().map_or(QoS::AtMostOnce, |first| first.qos));
-                first = Some(Delivery { message: kept.message.clone(), qos, retain: true });
-            }
+        let awaiting = session.streams.iter().filter(|stream| stream.awaits(routing.topic, levels_max));
+        let Some(highest) = awaiting.map(|stream| stream.qos).max() else { return };
+        let delivery = Delivery { message: kept.message.clone(), qos: kept.qos.min(highest), retain: true };
+        let outbox_full = session
+            .connection
+            .and_then(|id| self.links.find(id))
+            .is_none_or(|link| link.outbox.pending() > self.options.outbox_soft_mark());
+        if delivery.qos == QoS::AtMostOnce && outbox_full {
+            // It keeps its turn: the live message goes nowhere now either, or into the queue, which is behind.
+            return;
         }
-        if let Some(delivery) = first {
+        for stream in session.streams.iter_mut().filter(|stream| stream.awaits(routing.topic, levels_max)) {
+            stream.preceded.insert(routing.topic.as_str().into());
+        }
+        // A message that is retained itself replaces the older value, which need not be sent at all.
+        if !routing.retain {
+            let id = session.id;
             self.deliver_retained(id, delivery);
         }
     }

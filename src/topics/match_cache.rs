@@ -1,146 +1,268 @@
 //! Remembers which subscribers a topic matched.
 //!
-//! A table of fixed size in which every topic has one possible place: a newer topic simply takes it over, buffers and
-//! all, so that in the steady state a look-up is one comparison and nothing is allocated. An entry is valid while its
-//! generation is the present one: changing a wildcard filter begins a new generation, changing an exact filter only
-//! spoils the entry of that one topic.
+//! A table of fixed size in which a topic has one possible set of places; in a full set, the topic that was published
+//! longest ago gives way, and leaves its buffers to the new one. So in the steady state a match is one hash and one
+//! comparison, and nothing is allocated.
+//!
+//! A list is lent, not copied: it leaves the table and comes back, so that whoever walks it may change everything else
+//! meanwhile. It is valid while its entry is of the present generation. Changing a filter with wildcards begins a new
+//! generation; changing an exact filter spoils the entry of that one topic. Whatever was changed while a list was lent,
+//! it does not come back as valid.
+//!
+//! Invariants: the lists kept have room for `KEPT_MAX` subscribers at most, all together.
 //!
 //! Deliberately not here: how a topic is resolved (see `subscription_tree`).
 
+use super::name::has_wildcard;
 use super::subscription_tree::Subscriber;
 
-/// Places in the table: a power of two.
-const SLOTS: usize = 8_192;
+/// Places of one set.
+const WAYS: usize = 4;
+
+/// Sets: a power of two.
+const SETS: usize = 2_048;
 
 /// Longer topics are resolved every time.
 const TOPIC_BYTES_MAX: usize = 512;
 
-/// A longer list of subscribers is not kept: resolving it costs little beside delivering to all of them.
-const LIST_MAX: usize = 65_536;
+/// Longer lists are resolved every time: that costs little beside delivering to all of them.
+const LIST_MAX: usize = 100_000;
 
-/// Subscribers kept in all entries together.
-const SUBSCRIBERS_MAX: usize = 1 << 20;
+/// Subscribers for which all lists together have room: 8 MiB.
+const KEPT_MAX: usize = 1 << 20;
 
-/// The generation of an entry that is not valid.
-const STALE: u64 = 0;
+/// Entries that may lose their lists to make room for a new one.
+const EVICTIONS_MAX: usize = 16;
 
-/// The subscribers of one topic, each once. Lent by [`SubscriptionTree::matches`], to be given back with
-/// [`SubscriptionTree::put_back`].
+/// Of a larger buffer no less than this part may be used, so that a short list does not keep a huge buffer.
+const USED_MIN_DIVISOR: usize = 4;
+
+/// A smaller buffer may be as empty as it likes.
+const SMALL_LIST: usize = 64;
+
+const NONE: u32 = u32::MAX;
+
+/// The subscribers of one topic, each once, lent by [`SubscriptionTree::matches`] and to be given back with
+/// [`SubscriptionTree::put_back`]. Dropping it instead costs only the time to resolve the topic again.
 ///
 /// [`SubscriptionTree::matches`]: super::SubscriptionTree::matches
 /// [`SubscriptionTree::put_back`]: super::SubscriptionTree::put_back
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Matches {
     pub(super) subscribers: Vec<Subscriber>,
-    /// Where they came from, and the change count of the tree then.
-    slot: Option<usize>,
-    changes: u64,
+    /// Where the list belongs, and which lending of the entry this is.
+    entry: u32,
+    lending: u64,
 }
 
 impl Matches {
-    /// Every subscriber once, with the highest QoS among its matching subscriptions.
-    pub fn iter(&self) -> impl Iterator<Item = Subscriber> {
+    /// Every subscriber once, with the highest QoS among its matching subscriptions [MQTT-3.3.5-1].
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = Subscriber> {
         self.subscribers.iter().copied()
     }
 
     /// How many they are.
-    pub fn len(&self) -> usize {
+    pub const fn len(&self) -> usize {
         self.subscribers.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
+    pub const fn is_empty(&self) -> bool {
         self.subscribers.is_empty()
     }
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    hash: u32,
+    entry: u32,
+}
+
+#[derive(Debug)]
 struct Entry {
-    hash: u64,
+    topic: Vec<u8>,
+    /// `None` while it is lent, and after it was given up.
+    subscribers: Option<Vec<Subscriber>>,
     generation: u64,
-    topic: String,
-    subscribers: Vec<Subscriber>,
+    /// Changes whenever a list that is lent must not come back.
+    lending: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct MatchCache {
-    slots: Box<[Option<Box<Entry>>]>,
+    /// Set after set; in a set, the topic published last comes first.
+    places: Box<[Place]>,
+    /// As many as were ever needed at once; one place each.
+    entries: Vec<Entry>,
     generation: u64,
-    /// Grows with every change of any subscription.
-    changes: u64,
-    /// Sum of the capacities of all lists kept.
+    lendings: u64,
+    /// Sum of the capacities of the lists in entries.
     kept: usize,
-    /// A buffer for lists that are not kept.
+    /// The entry whose list is given up next when there is no room.
+    evicted_next: usize,
+    /// A buffer for the next list that has none.
     spare: Vec<Subscriber>,
 }
 
-impl Default for MatchCache {
-    fn default() -> Self {
-        let slots = std::iter::repeat_with(|| None).take(SLOTS).collect();
-        Self { slots, generation: STALE + 1, changes: 0, kept: 0, spare: Vec::new() }
+impl MatchCache {
+    pub(super) fn new() -> Self {
+        Self {
+            places: vec![Place { hash: 0, entry: NONE }; SETS * WAYS].into_boxed_slice(),
+            entries: Vec::new(),
+            generation: 0,
+            lendings: 0,
+            kept: 0,
+            evicted_next: 0,
+            spare: Vec::new(),
+        }
+    }
+
+    /// Lends the list of a topic. If it is not known, it is empty, and the second value is false: it has to be filled.
+    #[inline]
+    pub(super) fn lend(&mut self, hash: u32, topic: &[u8]) -> (Matches, bool) {
+        let set = set_of(hash);
+        if let Some(way) = self.find(hash, topic) {
+            if way > 0 {
+                self.places[set..=set + way].rotate_right(1);
+            }
+            let index = self.places[set].entry;
+            let entry = &mut self.entries[index as usize];
+            if entry.generation == self.generation
+                && let Some(subscribers) = entry.subscribers.take()
+            {
+                self.kept -= subscribers.capacity();
+                return (Matches { subscribers, entry: index, lending: entry.lending }, true);
+            }
+        } else if topic.len() > TOPIC_BYTES_MAX {
+            let mut subscribers = std::mem::take(&mut self.spare);
+            subscribers.clear();
+            return (Matches { subscribers, entry: NONE, lending: 0 }, false);
+        } else {
+            self.replace(hash, topic);
+        }
+        (self.lend_empty(self.places[set].entry), false)
+    }
+
+    /// Takes a list back.
+    #[inline]
+    pub(super) fn put_back(&mut self, matches: Matches) {
+        let Matches { mut subscribers, entry: index, lending } = matches;
+        let is_current = self
+            .entries
+            .get(index as usize)
+            .is_some_and(|entry| entry.lending == lending && entry.generation == self.generation);
+        if !is_current || subscribers.len() > LIST_MAX {
+            return self.recycle(subscribers);
+        }
+        if subscribers.capacity() > SMALL_LIST.max(subscribers.len() * USED_MIN_DIVISOR) {
+            subscribers.shrink_to_fit();
+        }
+        if self.kept + subscribers.capacity() > KEPT_MAX && !self.make_room(subscribers.capacity()) {
+            return self.recycle(subscribers);
+        }
+        self.kept += subscribers.capacity();
+        self.entries[index as usize].subscribers = Some(subscribers);
+    }
+
+    /// The subscriptions of a filter changed.
+    pub(super) fn filter_changed(&mut self, hash: u32, filter: &[u8]) {
+        if has_wildcard(filter) {
+            self.generation += 1;
+        } else if let Some(way) = self.find(hash, filter) {
+            // It matches the one topic that has the same text, and so the same hash.
+            let index = self.places[set_of(hash) + way].entry;
+            self.give_up(index as usize);
+        }
+    }
+
+    #[inline]
+    fn find(&self, hash: u32, topic: &[u8]) -> Option<usize> {
+        self.places[set_of(hash)..][..WAYS].iter().position(|place| {
+            place.hash == hash
+                && self.entries.get(place.entry as usize).is_some_and(|entry| *entry.topic == *topic)
+        })
+    }
+
+    /// Puts a topic in the first place of its set, where another one has to give way if none is free.
+    fn replace(&mut self, hash: u32, topic: &[u8]) {
+        let set = &mut self.places[set_of(hash)..][..WAYS];
+        let way = set.iter().position(|place| place.entry == NONE).unwrap_or(WAYS - 1);
+        if set[way].entry == NONE {
+            set[way].entry = self.entries.len() as u32;
+            let entry = Entry { topic: Vec::new(), subscribers: None, generation: 0, lending: 0 };
+            self.entries.push(entry);
+        }
+        set[way].hash = hash;
+        set[..=way].rotate_right(1);
+        let entry = &mut self.entries[set[0].entry as usize];
+        entry.topic.clear();
+        entry.topic.extend_from_slice(topic);
+    }
+
+    /// Begins an entry anew and lends its buffer, or the spare one.
+    fn lend_empty(&mut self, index: u32) -> Matches {
+        let entry = &mut self.entries[index as usize];
+        let mut subscribers = match entry.subscribers.take() {
+            Some(subscribers) => {
+                self.kept -= subscribers.capacity();
+                subscribers
+            }
+            None => std::mem::take(&mut self.spare),
+        };
+        subscribers.clear();
+        self.lendings += 1;
+        entry.lending = self.lendings;
+        entry.generation = self.generation;
+        Matches { subscribers, entry: index, lending: entry.lending }
+    }
+
+    fn give_up(&mut self, index: usize) {
+        let entry = &mut self.entries[index];
+        self.lendings += 1;
+        entry.lending = self.lendings;
+        if let Some(subscribers) = entry.subscribers.take() {
+            self.kept -= subscribers.capacity();
+            self.recycle(subscribers);
+        }
+    }
+
+    /// Whether there is room for a list with this capacity, after others were given up in turn.
+    fn make_room(&mut self, capacity: usize) -> bool {
+        for _ in 0..EVICTIONS_MAX.min(self.entries.len()) {
+            self.evicted_next = (self.evicted_next + 1) % self.entries.len();
+            let subscribers = self.entries[self.evicted_next].subscribers.take();
+            self.kept -= subscribers.map_or(0, |subscribers| subscribers.capacity());
+            if self.kept + capacity <= KEPT_MAX {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn recycle(&mut self, subscribers: Vec<Subscriber>) {
+        if subscribers.capacity() > self.spare.capacity() && subscribers.capacity() <= KEPT_MAX {
+            self.spare = subscribers;
+        }
+    }
+
+    /// Asserts that the lists are counted and that every topic has one entry, where it is looked for.
+    pub(super) fn check_invariants(&self, hash_of: impl Fn(&[u8]) -> u32) {
+        let kept: usize =
+            self.entries.iter().filter_map(|entry| entry.subscribers.as_ref()).map(Vec::capacity).sum();
+        assert_eq!(self.kept, kept);
+        assert!(kept <= KEPT_MAX);
+        let mut places = 0;
+        for (index, place) in self.places.iter().enumerate().filter(|(_, place)| place.entry != NONE) {
+            places += 1;
+            let topic = &self.entries[place.entry as usize].topic;
+            assert_eq!(place.hash, hash_of(topic));
+            assert_eq!(self.find(place.hash, topic).map(|way| set_of(place.hash) + way), Some(index));
+        }
+        assert_eq!(places, self.entries.len());
     }
 }
 
-impl MatchCache {
-    /// The list of a topic: valid if the second value is true, else to be filled.
-    pub(super) fn take(&mut self, hash: u64, topic: &str) -> (Matches, bool) {
-        if topic.len() > TOPIC_BYTES_MAX {
-            let mut subscribers = std::mem::take(&mut self.spare);
-            subscribers.clear();
-            return (Matches { subscribers, slot: None, changes: self.changes }, false);
-        }
-        let slot = hash as usize % SLOTS;
-        let entry = self.slots[slot].get_or_insert_default();
-        let valid = entry.generation == self.generation && entry.hash == hash && entry.topic == topic;
-        let mut subscribers = std::mem::take(&mut entry.subscribers);
-        self.kept -= subscribers.capacity();
-        if !valid {
-            subscribers.clear();
-            entry.hash = hash;
-            entry.topic.clear();
-            entry.topic.push_str(topic);
-        }
-        // Until the list is back there is nothing to find.
-        entry.generation = STALE;
-        (Matches { subscribers, slot: Some(slot), changes: self.changes }, valid)
-    }
-
-    pub(super) fn put_back(&mut self, matches: Matches) {
-        let Matches { subscribers, slot, changes } = matches;
-        let Some(slot) = slot.filter(|_| subscribers.capacity() <= LIST_MAX) else {
-            if subscribers.capacity() > self.spare.capacity() {
-                self.spare = subscribers;
-            }
-            return;
-        };
-        if self.kept + subscribers.capacity() > SUBSCRIBERS_MAX {
-            self.slots.fill_with(|| None);
-            self.kept = 0;
-            return;
-        }
-        let Some(entry) = &mut self.slots[slot] else { return };
-        self.kept += subscribers.capacity();
-        self.kept -= entry.subscribers.capacity();
-        entry.subscribers = subscribers;
-        // A list that was lent while subscriptions changed may be wrong: only its buffer is of use.
-        if changes == self.changes {
-            entry.generation = self.generation;
-        }
-    }
-
-    /// A subscription to an exact filter, which has the hash of the one topic it matches, was changed.
-    pub(super) fn exact_changed(&mut self, hash: u64) {
-        self.changes += 1;
-        if let Some(entry) = &mut self.slots[hash as usize % SLOTS]
-            && entry.hash == hash
-        {
-            entry.generation = STALE;
-        }
-    }
-
-    /// A subscription to a filter with wildcards was changed.
-    pub(super) fn wildcard_changed(&mut self) {
-        self.changes += 1;
-        self.generation += 1;
-    }
+#[inline]
+const fn set_of(hash: u32) -> usize {
+    hash as usize % SETS * WAYS
 }

@@ -1,14 +1,18 @@
 //! One value per topic, in the order of topics, and walks over those that match a filter.
 //!
 //! The order is level by level: `/` sorts below every other byte, so that a topic and all topics below it stand
-//! together. A walk jumps over stretches that cannot match. Its position is a topic and not a place in memory, so
-//! values may come and go between two steps.
+//! together. A walk jumps over stretches that cannot match. Its position is a text and not a place in memory, so
+//! values may come and go between two slices of it.
 //!
-//! Deliberately not here: what a value is, beyond its topic.
+//! Invariants: a topic is stored inside its value and nowhere else; a slice of a walk looks at no more entries than
+//! it was allowed.
+//!
+//! Deliberately not here: what a value is, beyond its topic, and how many there may be.
 
 use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::ops::Bound;
 
 use super::name::TopicFilter;
@@ -19,13 +23,26 @@ pub trait Retained {
     fn topic(&self) -> &str;
 }
 
+/// The least text that sorts above a level and all that is below it, appended to it: U+0000 follows the slash in the
+/// order of topics.
+const BEHIND_SUBTREE: &str = "\0";
+
+/// Where the topics end that begin with `$`: `%` is the next character.
+const BEHIND_DOLLAR: &str = "%";
+
+/// Entries that a jump tries one after the other before it descends the tree anew.
+const PROBES: u32 = 2;
+
 /// Compares topics level by level.
 fn compare(left: &str, right: &str) -> Ordering {
-    // U+0000 is no character of a topic, so a slash may take its place in the order.
-    let rank = |byte: u8| if byte == b'/' { 0 } else { byte };
     let (left, right) = (left.as_bytes(), right.as_bytes());
-    match left.iter().zip(right).position(|(left, right)| left != right) {
-        Some(at) => rank(left[at]).cmp(&rank(right[at])),
+    // Neighbours have long beginnings in common, so eight bytes are passed at once.
+    let chunks = left.as_chunks::<8>().0.iter().zip(right.as_chunks::<8>().0);
+    let equal = chunks.take_while(|(left, right)| left == right).count() * 8;
+    let (left, right) = (&left[equal..], &right[equal..]);
+    let rank = |byte: &u8| if *byte == b'/' { 0 } else { u16::from(*byte) + 1 };
+    match left.iter().zip(right).find(|(left, right)| left != right) {
+        Some((left, right)) => rank(left).cmp(&rank(right)),
         None => left.len().cmp(&right.len()),
     }
 }
@@ -33,22 +50,6 @@ fn compare(left: &str, right: &str) -> Ordering {
 /// What values and bare topics have in common, so that a value is found by a topic without a copy of it.
 trait TopicKey {
     fn key(&self) -> &str;
-}
-
-struct Entry<V>(V);
-
-struct Key<'a>(&'a str);
-
-impl<V: Retained> TopicKey for Entry<V> {
-    fn key(&self) -> &str {
-        self.0.topic()
-    }
-}
-
-impl TopicKey for Key<'_> {
-    fn key(&self) -> &str {
-        self.0
-    }
 }
 
 impl PartialEq for dyn TopicKey + '_ {
@@ -68,6 +69,24 @@ impl PartialOrd for dyn TopicKey + '_ {
 impl Ord for dyn TopicKey + '_ {
     fn cmp(&self, other: &Self) -> Ordering {
         compare(self.key(), other.key())
+    }
+}
+
+/// A bare topic.
+struct Key<'a>(&'a str);
+
+impl TopicKey for Key<'_> {
+    fn key(&self) -> &str {
+        self.0
+    }
+}
+
+/// A value, ordered by its topic.
+struct Entry<V>(V);
+
+impl<V: Retained> TopicKey for Entry<V> {
+    fn key(&self) -> &str {
+        self.0.topic()
     }
 }
 
@@ -97,23 +116,6 @@ impl<'a, V: Retained + 'a> Borrow<dyn TopicKey + 'a> for Entry<V> {
     }
 }
 
-/// One value per topic.
-pub struct RetainedTree<V> {
-    entries: BTreeSet<Entry<V>>,
-}
-
-impl<V> std::fmt::Debug for RetainedTree<V> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RetainedTree").field("entries", &self.entries.len()).finish()
-    }
-}
-
-impl<V: Retained> Default for RetainedTree<V> {
-    fn default() -> Self {
-        Self { entries: BTreeSet::new() }
-    }
-}
-
 /// What to do after a value was offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Visit {
@@ -134,79 +136,110 @@ pub enum Progress {
     Paused,
 }
 
-/// A walk over the values that match a filter.
+/// A walk over the values that match a filter: the filter, and how far it came.
 #[derive(Clone, Debug)]
 pub struct RetainedCursor {
     filter: Box<str>,
-    /// Where to go on, this topic included; `None` at the end.
-    position: Option<Box<str>>,
+    /// Everything that sorts below is behind the walk; `None` at its end.
+    position: Option<String>,
 }
 
 impl RetainedCursor {
     /// A walk that has not begun.
     pub fn new(filter: TopicFilter<'_>) -> Self {
-        Self { filter: filter.as_str().into(), position: Some("".into()) }
+        Self { filter: filter.as_str().into(), position: Some(String::new()) }
     }
 
-    /// Whether the walk is beyond this topic, or has taken its value.
+    /// Whether this topic will not be offered any more: the walk has taken its value, or is beyond it.
     pub fn has_passed(&self, topic: &str) -> bool {
         self.position.as_ref().is_none_or(|position| compare(topic, position) == Ordering::Less)
     }
 }
 
 /// What a topic means for a walk.
-#[derive(Debug, PartialEq, Eq)]
-enum Relation {
+enum Relation<'f> {
+    /// It matches.
     Match,
     /// It does not match; the next one may.
-    Pass,
-    /// The next one that may match is not before this one.
-    Jump(String),
+    Above,
+    /// Below this text no other one matches: so many bytes of the topic, then a suffix.
+    Jump(usize, &'f str),
     /// No later one matches.
     End,
 }
 
 /// Compares a topic with a filter that has wildcards.
-fn relate(filter: &str, topic: &str) -> Relation {
+fn relate<'f>(filter: &'f str, topic: &str) -> Relation<'f> {
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
-        // Behind all topics that begin with `$` [MQTT-4.7.2-1]: `%` is the next character.
-        return Relation::Jump("%".to_owned());
+        return Relation::Jump(0, BEHIND_DOLLAR); // [MQTT-4.7.2-1]
     }
-    // Where the level ends that the last `+` stands for: what comes next there lies behind all topics below it.
+    let topic = topic.as_bytes();
+    // Where the level ends that the last `+` stands for: only another one there can still match.
     let mut last_plus_end = None;
-    let mut start = 0;
-    for wanted in filter.split('/') {
-        if wanted == "#" {
+    // Where the next level begins: in the filter, and in the topic, or one beyond its end if it has no more.
+    let (mut filter_at, mut topic_at) = (0, 0);
+    while filter_at <= filter.len() {
+        let wanted_end = level_end(filter.as_bytes(), filter_at);
+        let wanted = &filter.as_bytes()[filter_at..wanted_end];
+        if wanted == b"#" {
             return Relation::Match; // Also where the topic has ended: `a/#` matches `a`.
         }
-        let Some(rest) = topic.get(start..) else {
-            return Relation::Pass; // It is above those that match, which come next, if there are any.
-        };
-        let level = rest.split('/').next().unwrap_or(rest);
-        let end = start + level.len();
-        if wanted == "+" {
+        if topic_at > topic.len() {
+            return Relation::Above;
+        }
+        let end = level_end(topic, topic_at);
+        if wanted == b"+" {
             last_plus_end = Some(end);
         } else {
-            match compare(level, wanted) {
+            match topic[topic_at..end].cmp(wanted) {
                 Ordering::Equal => {}
-                Ordering::Less => return Relation::Jump(format!("{}{wanted}", &topic[..start])),
-                Ordering::Greater => return jump_behind(topic, last_plus_end),
+                Ordering::Less => return Relation::Jump(topic_at, literal_levels(filter, filter_at)),
+                Ordering::Greater => return behind(last_plus_end),
             }
         }
-        start = end + 1;
+        filter_at = wanted_end + 1;
+        topic_at = end + 1;
     }
-    if start > topic.len() { Relation::Match } else { jump_behind(topic, last_plus_end) }
+    if topic_at > topic.len() { Relation::Match } else { behind(last_plus_end) }
 }
 
-/// Behind all topics below the level that ends at `end`: U+0001 follows the slash in the order.
-fn jump_behind(topic: &str, end: Option<usize>) -> Relation {
-    match end {
-        Some(end) => Relation::Jump(format!("{}\u{1}", &topic[..end])),
-        None => Relation::End,
+/// Where the level ends that begins at `begin`.
+fn level_end(text: &[u8], begin: usize) -> usize {
+    text[begin..].iter().position(|byte| *byte == b'/').map_or(text.len(), |length| begin + length)
+}
+
+/// The levels of a filter from this one to the next wildcard.
+fn literal_levels(filter: &str, begin: usize) -> &str {
+    let rest = &filter[begin..];
+    match rest.find(['+', '#']) {
+        Some(wildcard) => &rest[..wildcard - 1],
+        None => rest,
     }
 }
 
-impl<V: Retained + 'static> RetainedTree<V> {
+/// Nothing more matches below the level that ends here, nor anywhere if there is none.
+fn behind<'f>(plus_end: Option<usize>) -> Relation<'f> {
+    plus_end.map_or(Relation::End, |end| Relation::Jump(end, BEHIND_SUBTREE))
+}
+
+/// One value per topic.
+pub struct RetainedTree<V> {
+    entries: BTreeSet<Entry<V>>,
+}
+
+impl<V> Default for RetainedTree<V> {
+    fn default() -> Self {
+        Self { entries: BTreeSet::new() }
+    }
+}
+
+impl<V> fmt::Debug for RetainedTree<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RetainedTree").field("len", &self.entries.len()).finish()
+    }
+}
+
+impl<V: Retained> RetainedTree<V> {
     /// How many topics have a value.
     pub fn len(&self) -> usize {
         self.entries.len()
@@ -224,68 +257,87 @@ impl<V: Retained + 'static> RetainedTree<V> {
 
     /// Takes the value of a topic out.
     pub fn remove(&mut self, topic: &str) -> Option<V> {
-        self.entries.take::<dyn TopicKey + '_>(&Key(topic)).map(|entry| entry.0)
+        let key: &dyn TopicKey = &Key(topic);
+        self.entries.take(key).map(|entry| entry.0)
     }
 
     /// The value of a topic.
     pub fn find(&self, topic: &str) -> Option<&V> {
-        self.entries.get::<dyn TopicKey + '_>(&Key(topic)).map(|entry| &entry.0)
+        let key: &dyn TopicKey = &Key(topic);
+        self.entries.get(key).map(|entry| &entry.0)
     }
 
-    /// Goes on with a walk: offers matching values in order until one is not taken or `steps_max` entries and jumps
-    /// were needed.
+    /// Goes on with a walk: offers matching values, in order, until one is not taken or `steps_max` steps are used up.
+    /// A step is a look at one entry, matching or not, or a jump. With at least one step the walk gets on.
     pub fn visit(
         &self,
         cursor: &mut RetainedCursor,
         steps_max: usize,
         mut offer: impl FnMut(&V) -> Visit,
     ) -> Progress {
-        let filter = cursor.filter.clone();
+        let RetainedCursor { filter, position: position_or_end } = cursor;
+        let Some(position) = position_or_end else { return Progress::Done };
         if !filter.contains(['+', '#']) {
-            return self.visit_exact(cursor, offer);
-        }
-        let mut steps = 0;
-        loop {
-            let Some(from) = cursor.position.take() else { return Progress::Done };
-            let from = Key(&from);
-            let bounds = (Bound::Included(&from as &dyn TopicKey), Bound::Unbounded);
-            let mut jump = None;
-            for Entry(value) in self.entries.range::<dyn TopicKey + '_, _>(bounds) {
-                let topic = value.topic();
-                if steps == steps_max {
-                    cursor.position = Some(topic.into());
-                    return Progress::Paused;
-                }
-                steps += 1;
-                match relate(&filter, topic) {
-                    Relation::Match => match offer(value) {
-                        Visit::Next => {}
-                        Visit::Stop => {
-                            cursor.position = Some(topic.into());
-                            return Progress::Stopped;
-                        }
-                    },
-                    Relation::Pass => {}
-                    Relation::Jump(to) => {
-                        jump = Some(to);
-                        break;
-                    }
-                    Relation::End => break,
-                }
+            if steps_max == 0 {
+                return Progress::Paused;
             }
-            cursor.position = jump.map(Into::into);
+            if self.find(filter).is_some_and(|value| offer(value) == Visit::Stop) {
+                return Progress::Stopped;
+            }
+            *position_or_end = None;
+            return Progress::Done;
         }
+        let mut steps_left = steps_max;
+        let mut entries = self.entries_from(position);
+        // While positive, `position` is the target of a jump, and entries below it are passed over one by one.
+        let mut probes_left = 0;
+        while let Some(Entry(value)) = entries.next() {
+            let topic = value.topic();
+            if steps_left == 0 {
+                if probes_left == 0 {
+                    position.clear();
+                    position.push_str(topic);
+                }
+                return Progress::Paused;
+            }
+            steps_left -= 1;
+            if probes_left > 0 && compare(topic, position) == Ordering::Less {
+                probes_left -= 1;
+                if probes_left == 0 {
+                    if steps_left == 0 {
+                        return Progress::Paused;
+                    }
+                    steps_left -= 1;
+                    entries = self.entries_from(position);
+                }
+                continue;
+            }
+            probes_left = 0;
+            match relate(filter, topic) {
+                Relation::Match => {
+                    if offer(value) == Visit::Stop {
+                        position.clear();
+                        position.push_str(topic);
+                        return Progress::Stopped;
+                    }
+                }
+                Relation::Above => {}
+                Relation::Jump(kept, suffix) => {
+                    position.clear();
+                    position.push_str(&topic[..kept]);
+                    position.push_str(suffix);
+                    probes_left = PROBES;
+                }
+                Relation::End => break,
+            }
+        }
+        *position_or_end = None;
+        Progress::Done
     }
 
-    fn visit_exact(&self, cursor: &mut RetainedCursor, mut offer: impl FnMut(&V) -> Visit) -> Progress {
-        if cursor.position.is_some()
-            && let Some(value) = self.find(&cursor.filter)
-            && offer(value) == Visit::Stop
-        {
-            return Progress::Stopped;
-        }
-        cursor.position = None;
-        Progress::Done
+    fn entries_from(&self, position: &str) -> impl Iterator<Item = &Entry<V>> + use<'_, V> {
+        let key: &dyn TopicKey = &Key(position);
+        self.entries.range::<dyn TopicKey + '_, _>((Bound::Included(key), Bound::Unbounded))
     }
 }
 

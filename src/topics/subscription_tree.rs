@@ -1,26 +1,40 @@
 //! Who subscribed to what, and who gets a topic.
 //!
-//! Every filter is stored once. Filters without wildcards are found by one look-up of the topic; filters with wildcards
-//! stand in a tree of levels that is walked breadth-first, each node at most once, so a topic costs no more than the
-//! nodes whose path matches its beginning. A subscription is a small record linked into two lists, that of its
-//! filter and that of its subscriber, and found by an index over both: making and removing one does not depend on
-//! how many there are.
+//! Every filter is stored once, in one table by hash. A topic finds the filter without wildcards that has its text by
+//! one look-up, and those with wildcards by one look-up for each shape of them that fits the topic (see `shapes`):
+//! there are few shapes, however many filters there are. What was found is remembered (see `match_cache`).
 //!
-//! Invariants: a filter exists while it has a subscription; a node exists while it has a filter or a child; the
-//! order of a match is the order of subscribing within a filter, exact filters first.
+//! A subscription is a small record that stands in two lists, that of its filter and that of its subscriber. In a long
+//! list it is found by an index, so making and removing one does not depend on how many there are.
 //!
-//! Deliberately not here: what a subscriber is, and the syntax of filters (see `name`).
+//! Invariants: a filter exists while it has a subscription; a subscriber has one subscription to a filter at most. The
+//! order of a match depends on the subscriptions and the order in which they were made, never on the seed: first those
+//! of the filter without wildcards, then those of filters with wildcards shape by shape, and for each filter the oldest
+//! subscription first.
+//!
+//! Deliberately not here: what a subscriber is, how many subscriptions it may have, and the syntax of filters (see
+//! `name`).
+
+mod pool;
+mod shapes;
+mod texts;
 
 use std::hash::BuildHasher;
+use std::num::NonZeroU32;
 
 use hashbrown::HashTable;
-use slab::Slab;
 
 use crate::codec::QoS;
-use crate::hash::{HashSeed, hash_text, seeded};
+use crate::hash::{HashSeed, hash_bytes, seeded};
 
 use super::match_cache::{MatchCache, Matches};
-use super::name::{TopicFilter, TopicName};
+use super::name::{TopicFilter, TopicName, filter_matches, has_wildcard};
+use pool::{NONE, Pool};
+use shapes::{Shapes, hash_with_wildcards};
+use texts::Texts;
+
+/// A list of this many subscriptions to one filter is indexed. Shorter ones, which most are, are searched.
+const INDEXED_MIN: u32 = 17;
 
 /// Who subscribes: a small number that the owner of this tree chose, dense from 0, free again after
 /// [`SubscriptionTree::remove_subscriber`].
@@ -36,193 +50,207 @@ pub struct Subscriber {
     pub qos: QoS,
 }
 
-/// No entry: slabs never grow so large.
-const NONE: u32 = u32::MAX;
-/// The node above the first level.
-const ROOT: u32 = 0;
-
+/// A filter that somebody subscribed to.
 #[derive(Debug)]
 struct Filter {
-    text: Box<str>,
-    /// The list of its subscriptions.
-    first: u32,
+    text: texts::Place,
+    /// The newest of its subscriptions, which form a ring, and how many they are.
     last: u32,
-    /// Its node, or `NONE` if it has no wildcard.
-    node: u32,
+    count: NonZeroU32,
 }
 
-/// One subscription.
+impl Filter {
+    const fn is_indexed(&self) -> bool {
+        self.count.get() >= INDEXED_MIN
+    }
+}
+
+/// What the table of filters holds: with the hash beside it, a filter is looked at only if it is the right one, and
+/// the table grows without looking at any.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Hashed {
+    hash: u32,
+    filter: u32,
+}
+
+/// Neighbours in a ring: the oldest follows the newest.
+#[derive(Clone, Copy, Debug)]
+struct Links {
+    previous: u32,
+    next: u32,
+}
+
 #[derive(Debug)]
-struct Record {
+struct Subscription {
     subscriber: u32,
     filter: u32,
-    filter_previous: u32,
-    filter_next: u32,
-    subscriber_previous: u32,
-    subscriber_next: u32,
+    in_filter: Links,
+    in_subscriber: Links,
     qos: QoS,
 }
 
-/// One level of the filters that have a wildcard somewhere.
-#[derive(Debug)]
-struct Node {
-    parent: u32,
-    level: Box<str>,
-    /// Children, `+` included.
-    children: u32,
-    plus: u32,
-    /// The filter that ends at this node.
-    filter: u32,
-    /// The filter that ends in `#` below this node.
-    hash_filter: u32,
-}
-
+/// The subscriptions of one subscriber, which form a ring.
 #[derive(Clone, Copy, Debug)]
-struct SubscriberState {
-    first: u32,
+struct Ring {
+    /// The newest, or `NONE`.
     last: u32,
     count: u32,
-    /// The match in which the subscriber was seen last, and its place in the list.
-    stamp: u32,
-    place: u32,
 }
 
-impl Default for SubscriberState {
-    fn default() -> Self {
-        Self { first: NONE, last: NONE, count: 0, stamp: 0, place: 0 }
-    }
+/// Where a subscriber stands in the list of a match.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stamp {
+    /// The match.
+    epoch: u32,
+    position: u32,
 }
 
 /// All subscriptions.
 #[derive(Debug)]
 pub struct SubscriptionTree {
     seed: HashSeed,
-    filters: Slab<Filter>,
-    by_text: HashTable<u32>,
-    records: Slab<Record>,
+    filters: Pool<Filter>,
+    texts: Texts,
+    by_hash: HashTable<Hashed>,
+    shapes: Shapes,
+    subscriptions: Pool<Subscription>,
+    /// By subscriber and filter, those that stand in long lists.
     by_owner: HashTable<u32>,
-    nodes: Slab<Node>,
-    edges: HashTable<u32>,
-    subscribers: Vec<SubscriberState>,
-    wildcard_filters: usize,
+    /// By subscriber, as are the stamps.
+    rings: Vec<Ring>,
+    stamps: Vec<Stamp>,
+    epoch: u32,
     cache: MatchCache,
-    stamp: u32,
-    /// The nodes of one level of a walk, and those of the next.
-    frontier: Vec<u32>,
-    next_frontier: Vec<u32>,
+    /// The filters that match a topic, while it is resolved.
+    found: Vec<u32>,
+}
+
+/// What the table of filters takes for a hash: spread over all bits again.
+const fn spread(hash: u32) -> u64 {
+    (hash as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+/// As much of a hash as is remembered.
+const fn shorten(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+/// The hash of a filter: without wildcards that of the text, as topics are hashed too.
+fn hash_filter(seed: &HashSeed, filter: &[u8]) -> u32 {
+    shorten(if has_wildcard(filter) { hash_with_wildcards(seed, filter) } else { hash_bytes(seed, filter) })
 }
 
 fn owner_hash(seed: &HashSeed, subscriber: u32, filter: u32) -> u64 {
     seed.hash_one(u64::from(subscriber) << 32 | u64::from(filter))
 }
 
-/// Combines a level's hash, computed once per topic, with each node it is looked up under.
-fn edge_hash(level_hash: u64, parent: u32) -> u64 {
-    (level_hash ^ u64::from(parent).wrapping_mul(0x9E37_79B9_7F4A_7C15))
-        .rotate_left(17)
-        .wrapping_mul(0xD6E8_FEB8_6659_FD93)
-}
-
 impl SubscriptionTree {
     /// An empty tree. The seed decides how texts are hashed, nothing else.
     pub fn new(seed: u64) -> Self {
-        let mut nodes = Slab::new();
-        let root =
-            Node { parent: NONE, level: "".into(), children: 0, plus: NONE, filter: NONE, hash_filter: NONE };
-        assert_eq!(nodes.insert(root), ROOT as usize);
         Self {
             seed: seeded(seed),
-            filters: Slab::new(),
-            by_text: HashTable::new(),
-            records: Slab::new(),
+            filters: Pool::new(),
+            texts: Texts::default(),
+            by_hash: HashTable::new(),
+            shapes: Shapes::new(),
+            subscriptions: Pool::new(),
             by_owner: HashTable::new(),
-            nodes,
-            edges: HashTable::new(),
-            subscribers: Vec::new(),
-            wildcard_filters: 0,
-            cache: MatchCache::default(),
-            stamp: 0,
-            frontier: Vec::new(),
-            next_frontier: Vec::new(),
+            rings: Vec::new(),
+            stamps: Vec::new(),
+            epoch: 0,
+            cache: MatchCache::new(),
+            found: Vec::new(),
         }
     }
 
     /// Subscriptions of all subscribers.
-    pub fn len(&self) -> usize {
-        self.records.len()
+    pub const fn len(&self) -> usize {
+        self.subscriptions.len()
     }
 
     /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.records.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.subscriptions.len() == 0
     }
 
     /// Subscriptions of one subscriber.
     pub fn subscription_count(&self, subscriber: SubscriberId) -> u32 {
-        self.subscribers.get(subscriber.0 as usize).map_or(0, |state| state.count)
+        self.rings.get(subscriber.0 as usize).map_or(0, |ring| ring.count)
     }
 
     /// The filters of one subscriber with their QoS, in the order of subscribing.
     pub fn subscriptions(&self, subscriber: SubscriberId) -> impl Iterator<Item = (&str, QoS)> {
-        let mut next = self.subscribers.get(subscriber.0 as usize).map_or(NONE, |state| state.first);
-        std::iter::from_fn(move || {
-            let record = self.records.get(next as usize)?;
-            next = record.subscriber_next;
-            Some((&*self.filters[record.filter as usize].text, record.qos))
+        let ring = self.rings.get(subscriber.0 as usize).copied().unwrap_or(Ring { last: NONE, count: 0 });
+        let mut at = ring.last;
+        (0..ring.count).map(move |_| {
+            at = self.subscriptions[at].in_subscriber.next;
+            let Subscription { filter, qos, .. } = self.subscriptions[at];
+            let text = self.texts.text(self.filters[filter].text);
+            (std::str::from_utf8(text).expect("it was stored as a str"), qos)
         })
     }
 
     /// Whether this subscription exists.
     pub fn contains(&self, subscriber: SubscriberId, filter: &str) -> bool {
-        self.find_filter(hash_text(&self.seed, filter), filter)
-            .is_some_and(|filter| self.find_record(subscriber.0, filter).is_some())
+        self.find(subscriber.0, filter.as_bytes()).is_some()
     }
 
     /// Makes a subscription, or changes the QoS of the one that is there; returns the QoS it had then
     /// [MQTT-3.8.4-3].
     pub fn subscribe(&mut self, subscriber: SubscriberId, filter: TopicFilter<'_>, qos: QoS) -> Option<QoS> {
-        let hash = hash_text(&self.seed, filter.as_str());
-        let filter_index = match self.find_filter(hash, filter.as_str()) {
-            Some(found) => found,
-            None => self.insert_filter(hash, filter),
+        let text = filter.as_str().as_bytes();
+        let hash = hash_filter(&self.seed, text);
+        let Some(filter) = self.find_filter(hash, text) else {
+            self.add_first(subscriber.0, hash, text, qos);
+            self.cache.filter_changed(hash, text);
+            return None;
         };
-        self.changed(filter_index, hash);
-        if let Some(record) = self.find_record(subscriber.0, filter_index) {
-            let previous = &mut self.records[record as usize].qos;
-            return Some(std::mem::replace(previous, qos));
+        let previous = match self.find_subscription(subscriber.0, filter) {
+            Some(found) => Some(std::mem::replace(&mut self.subscriptions[found].qos, qos)),
+            None => {
+                self.add_further(subscriber.0, filter, qos);
+                None
+            }
+        };
+        // Clients subscribe anew whenever they connect, to what is there: no reason to forget any match.
+        if previous != Some(qos) {
+            self.cache.filter_changed(hash, text);
         }
-        self.insert_record(subscriber.0, filter_index, qos);
-        None
+        previous
     }
 
-    /// Removes the subscription with exactly this filter [MQTT-3.10.4-1]. False if there was none.
+    /// Removes the subscription with exactly this filter, character by character [MQTT-3.10.4-1]. False if there was
+    /// none.
     pub fn unsubscribe(&mut self, subscriber: SubscriberId, filter: &str) -> bool {
-        let hash = hash_text(&self.seed, filter);
-        let record = self.find_filter(hash, filter).and_then(|filter| self.find_record(subscriber.0, filter));
-        match record {
-            Some(record) => {
-                self.remove_record(record);
-                true
-            }
-            None => false,
+        let found = self.find(subscriber.0, filter.as_bytes());
+        if let Some(subscription) = found {
+            self.remove(subscription);
         }
+        found.is_some()
     }
 
     /// Removes all subscriptions of a subscriber.
     pub fn remove_subscriber(&mut self, subscriber: SubscriberId) {
-        while let Some(state) = self.subscribers.get(subscriber.0 as usize)
-            && state.first != NONE
-        {
-            self.remove_record(state.first);
-        }
+        self.remove_some(subscriber, usize::MAX);
     }
 
-    /// Everybody who gets this topic, each once. To be given back with [`SubscriptionTree::put_back`].
+    /// Removes the oldest subscriptions of a subscriber, so many at most. True if it has none left.
+    pub fn remove_some(&mut self, subscriber: SubscriberId, at_most: usize) -> bool {
+        let Some(mut ring) = self.rings.get(subscriber.0 as usize).copied() else { return true };
+        for _ in 0..at_most.min(ring.count as usize) {
+            self.remove(self.subscriptions[ring.last].in_subscriber.next);
+            ring.count -= 1;
+        }
+        ring.count == 0
+    }
+
+    /// Everybody who gets this topic, each once [MQTT-3.3.5-1]. To be given back with [`SubscriptionTree::put_back`].
     #[inline]
     pub fn matches(&mut self, topic: TopicName<'_>) -> Matches {
-        let hash = hash_text(&self.seed, topic.as_str());
-        let (mut matches, valid) = self.cache.take(hash, topic.as_str());
-        if !valid {
+        let text = topic.as_str().as_bytes();
+        let hash = shorten(hash_bytes(&self.seed, text));
+        let (mut matches, is_filled) = self.cache.lend(hash, text);
+        if !is_filled {
             self.resolve(hash, topic, &mut matches.subscribers);
         }
         matches
@@ -234,267 +262,199 @@ impl SubscriptionTree {
         self.cache.put_back(matches);
     }
 
-    fn resolve(&mut self, hash: u64, topic: TopicName<'_>, matched: &mut Vec<Subscriber>) {
-        self.stamp = self.stamp.checked_add(1).unwrap_or_else(|| {
-            self.subscribers.iter_mut().for_each(|state| state.stamp = 0);
+    fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut Vec<Subscriber>) {
+        let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
+        // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
+        let mut look_up = |hash: u32| {
+            let hashed = by_hash.iter_hash(spread(hash)).filter(|hashed| hashed.hash == hash);
+            found.extend(hashed.map(|hashed| hashed.filter));
+        };
+        look_up(hash);
+        shapes.candidates(seed, topic, |hash| look_up(shorten(hash)));
+        found.retain(|filter| {
+            let filter = texts.text(filters[*filter].text);
+            *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)
+        });
+        let mut found = std::mem::take(found);
+        if let [filter] = *found {
+            self.list(filter, matched);
+        } else if !found.is_empty() {
+            self.begin_epoch();
+            found.iter().for_each(|filter| self.merge(*filter, matched));
+        }
+        found.clear();
+        self.found = found;
+    }
+
+    /// Lists the subscribers of the only filter that matches.
+    fn list(&self, filter: u32, matched: &mut Vec<Subscriber>) {
+        let Filter { last, count, .. } = self.filters[filter];
+        matched.reserve(count.get() as usize);
+        let mut at = last;
+        for _ in 0..count.get() {
+            at = self.subscriptions[at].in_filter.next;
+            let Subscription { subscriber, qos, .. } = self.subscriptions[at];
+            matched.push(Subscriber { id: SubscriberId(subscriber), qos });
+        }
+    }
+
+    /// Adds the subscribers of a filter; those who are listed already may rise in QoS.
+    fn merge(&mut self, filter: u32, matched: &mut Vec<Subscriber>) {
+        let Filter { last, count, .. } = self.filters[filter];
+        let mut at = last;
+        for _ in 0..count.get() {
+            at = self.subscriptions[at].in_filter.next;
+            let Subscription { subscriber, qos, .. } = self.subscriptions[at];
+            let stamp = &mut self.stamps[subscriber as usize];
+            if stamp.epoch == self.epoch {
+                let listed = &mut matched[stamp.position as usize];
+                listed.qos = listed.qos.max(qos);
+            } else {
+                *stamp = Stamp { epoch: self.epoch, position: matched.len() as u32 };
+                matched.push(Subscriber { id: SubscriberId(subscriber), qos });
+            }
+        }
+    }
+
+    fn begin_epoch(&mut self) {
+        self.epoch = self.epoch.checked_add(1).unwrap_or_else(|| {
+            self.stamps.fill(Stamp::default());
             1
         });
-        if let Some(filter) = self.find_filter(hash, topic.as_str()) {
-            self.collect(filter, matched);
-        }
-        if self.wildcard_filters == 0 {
-            return;
-        }
-        let mut frontier = std::mem::take(&mut self.frontier);
-        let mut next_frontier = std::mem::take(&mut self.next_frontier);
-        frontier.clear();
-        frontier.push(ROOT);
-        // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
-        let mut wildcards = !topic.is_dollar();
-        for level in topic.as_str().split('/') {
-            let level_hash = hash_text(&self.seed, level);
-            for node in frontier.drain(..) {
-                let Node { plus, hash_filter, children, .. } = self.nodes[node as usize];
-                if wildcards && hash_filter != NONE {
-                    self.collect(hash_filter, matched);
-                }
-                if children > 0 {
-                    next_frontier.extend(self.find_child(node, level_hash, level));
-                }
-                if wildcards && plus != NONE {
-                    next_frontier.push(plus);
-                }
-            }
-            wildcards = true;
-            std::mem::swap(&mut frontier, &mut next_frontier);
-            if frontier.is_empty() {
-                break;
-            }
-        }
-        for node in frontier.drain(..) {
-            let Node { filter, hash_filter, .. } = self.nodes[node as usize];
-            // The second one is `a/#` for the topic `a`.
-            for ending in [filter, hash_filter] {
-                if ending != NONE {
-                    self.collect(ending, matched);
-                }
-            }
-        }
-        self.frontier = frontier;
-        self.next_frontier = next_frontier;
     }
 
-    /// Adds the subscribers of a filter; those who are there already may rise in QoS.
-    fn collect(&mut self, filter: u32, matched: &mut Vec<Subscriber>) {
-        let mut next = self.filters[filter as usize].first;
-        while next != NONE {
-            let record = &self.records[next as usize];
-            let state = &mut self.subscribers[record.subscriber as usize];
-            if state.stamp == self.stamp {
-                let seen = &mut matched[state.place as usize];
-                seen.qos = seen.qos.max(record.qos);
-            } else {
-                state.stamp = self.stamp;
-                state.place = matched.len() as u32;
-                matched.push(Subscriber { id: SubscriberId(record.subscriber), qos: record.qos });
-            }
-            next = record.filter_next;
-        }
+    fn find_filter(&self, hash: u32, text: &[u8]) -> Option<u32> {
+        self.by_hash
+            .find(spread(hash), |hashed| {
+                hashed.hash == hash && self.texts.text(self.filters[hashed.filter].text) == text
+            })
+            .map(|hashed| hashed.filter)
     }
 
-    fn changed(&mut self, filter: u32, hash: u64) {
-        if self.filters[filter as usize].node == NONE {
-            self.cache.exact_changed(hash);
-        } else {
-            self.cache.wildcard_changed();
-        }
-    }
-
-    fn find_filter(&self, hash: u64, text: &str) -> Option<u32> {
-        self.by_text.find(hash, |filter| *self.filters[*filter as usize].text == *text).copied()
-    }
-
-    fn insert_filter(&mut self, hash: u64, filter: TopicFilter<'_>) -> u32 {
-        let text = filter.as_str();
-        let entry = self.filters.vacant_entry();
-        let index = u32::try_from(entry.key()).expect("fewer filters than 2^32");
-        entry.insert(Filter { text: text.into(), first: NONE, last: NONE, node: NONE });
-        let Self { by_text, filters, seed, .. } = self;
-        by_text.insert_unique(hash, index, |filter| hash_text(seed, &filters[*filter as usize].text));
-        if filter.has_wildcard() {
-            self.wildcard_filters += 1;
-            let node = self.insert_path(text, index);
-            self.filters[index as usize].node = node;
-        }
-        index
-    }
-
-    /// Makes the nodes of a filter with wildcards and returns the last one.
-    fn insert_path(&mut self, text: &str, filter: u32) -> u32 {
-        let mut node = ROOT;
-        for level in text.split('/') {
-            if level == "#" {
-                self.nodes[node as usize].hash_filter = filter;
-                return node;
-            }
-            let level_hash = hash_text(&self.seed, level);
-            let child = if level == "+" {
-                Some(self.nodes[node as usize].plus).filter(|plus| *plus != NONE)
-            } else {
-                self.find_child(node, level_hash, level)
+    fn find_subscription(&self, subscriber: u32, filter: u32) -> Option<u32> {
+        let Filter { last, count, .. } = self.filters[filter];
+        if self.filters[filter].is_indexed() {
+            let is_it = |found: &u32| {
+                let found = &self.subscriptions[*found];
+                found.subscriber == subscriber && found.filter == filter
             };
-            node = child.unwrap_or_else(|| self.insert_child(node, level_hash, level));
+            return self.by_owner.find(owner_hash(&self.seed, subscriber, filter), is_it).copied();
         }
-        self.nodes[node as usize].filter = filter;
-        node
-    }
-
-    fn find_child(&self, parent: u32, level_hash: u64, level: &str) -> Option<u32> {
-        self.edges
-            .find(edge_hash(level_hash, parent), |child| {
-                let node = &self.nodes[*child as usize];
-                node.parent == parent && *node.level == *level
-            })
-            .copied()
-    }
-
-    fn insert_child(&mut self, parent: u32, level_hash: u64, level: &str) -> u32 {
-        self.nodes[parent as usize].children += 1;
-        let node =
-            Node { parent, level: level.into(), children: 0, plus: NONE, filter: NONE, hash_filter: NONE };
-        let child = u32::try_from(self.nodes.insert(node)).expect("fewer nodes than 2^32");
-        if level == "+" {
-            self.nodes[parent as usize].plus = child;
-        } else {
-            let Self { edges, nodes, seed, .. } = self;
-            edges.insert_unique(edge_hash(level_hash, parent), child, |child| {
-                let node = &nodes[*child as usize];
-                edge_hash(hash_text(seed, &node.level), node.parent)
-            });
+        let mut at = last;
+        for _ in 0..count.get() {
+            if self.subscriptions[at].subscriber == subscriber {
+                return Some(at);
+            }
+            at = self.subscriptions[at].in_filter.previous;
         }
-        child
+        None
     }
 
-    fn remove_filter(&mut self, filter: u32) {
-        let Filter { text, node, .. } = self.filters.remove(filter as usize);
-        let hash = hash_text(&self.seed, &text);
-        self.by_text
-            .find_entry(hash, |other| *other == filter)
-            .expect("every filter is indexed by its text")
-            .remove();
-        if node == NONE {
+    fn find(&self, subscriber: u32, filter: &[u8]) -> Option<u32> {
+        let filter = self.find_filter(hash_filter(&self.seed, filter), filter)?;
+        self.find_subscription(subscriber, filter)
+    }
+
+    /// Makes a filter with its first subscription.
+    fn add_first(&mut self, subscriber: u32, hash: u32, text: &[u8], qos: QoS) {
+        let filter = Filter { text: texts::Place::default(), last: NONE, count: NonZeroU32::MIN };
+        let filter = self.filters.insert(filter);
+        let Self { filters, texts, by_hash, shapes, .. } = self;
+        texts.insert(filter, text, |owner, place| filters[owner].text = place);
+        by_hash.insert_unique(spread(hash), Hashed { hash, filter }, |hashed| spread(hashed.hash));
+        if has_wildcard(text) {
+            shapes.insert(text);
+        }
+        let subscription = self.add(subscriber, filter, qos);
+        self.filters[filter].last = link(&mut self.subscriptions, in_filter, NONE, subscription);
+    }
+
+    /// Adds a subscription to a filter that others subscribed to.
+    fn add_further(&mut self, subscriber: u32, filter: u32, qos: QoS) {
+        let subscription = self.add(subscriber, filter, qos);
+        let Self { filters, subscriptions, by_owner, seed, .. } = self;
+        let filter = &mut filters[filter];
+        filter.last = link(subscriptions, in_filter, filter.last, subscription);
+        filter.count = filter.count.checked_add(1).expect("fewer subscriptions than 2^32");
+        let not_yet_indexed = match filter.count.get() {
+            ..INDEXED_MIN => 0,
+            INDEXED_MIN => INDEXED_MIN,
+            _ => 1,
+        };
+        let hash_of = |subscription: &u32| {
+            let Subscription { subscriber, filter, .. } = subscriptions[*subscription];
+            owner_hash(seed, subscriber, filter)
+        };
+        let mut at = filter.last;
+        for _ in 0..not_yet_indexed {
+            by_owner.insert_unique(hash_of(&at), at, hash_of);
+            at = subscriptions[at].in_filter.previous;
+        }
+    }
+
+    /// Makes a subscription that is in the list of its subscriber, but not yet in that of its filter.
+    fn add(&mut self, subscriber: u32, filter: u32, qos: QoS) -> u32 {
+        let len = subscriber as usize + 1;
+        if self.rings.len() < len {
+            self.rings.resize(len, Ring { last: NONE, count: 0 });
+            self.stamps.resize(len, Stamp::default());
+        }
+        let unlinked = Links { previous: NONE, next: NONE };
+        let subscription =
+            Subscription { subscriber, filter, in_filter: unlinked, in_subscriber: unlinked, qos };
+        let subscription = self.subscriptions.insert(subscription);
+        let ring = &mut self.rings[subscriber as usize];
+        ring.last = link(&mut self.subscriptions, in_subscriber, ring.last, subscription);
+        ring.count += 1;
+        subscription
+    }
+
+    /// Removes a subscription, and its filter with the last one.
+    fn remove(&mut self, subscription: u32) {
+        let Subscription { subscriber, filter: index, .. } = self.subscriptions[subscription];
+        let Self { filters, texts, by_hash, shapes, subscriptions, by_owner, rings, cache, seed, .. } = self;
+        let place = filters[index].text;
+        let text = texts.text(place);
+        let hash = hash_filter(seed, text);
+        cache.filter_changed(hash, text);
+
+        let ring = &mut rings[subscriber as usize];
+        ring.last = unlink(subscriptions, in_subscriber, ring.last, subscription);
+        ring.count -= 1;
+
+        let filter = &mut filters[index];
+        let was_indexed = filter.is_indexed();
+        let mut drop_from_index = |subscription: u32, subscriber: u32| {
+            by_owner
+                .find_entry(owner_hash(seed, subscriber, index), |other| *other == subscription)
+                .expect("every subscription of a long list is indexed")
+                .remove();
+        };
+        if was_indexed {
+            drop_from_index(subscription, subscriber);
+        }
+        filter.last = unlink(subscriptions, in_filter, filter.last, subscription);
+        subscriptions.remove(subscription);
+        if let Some(count) = NonZeroU32::new(filter.count.get() - 1) {
+            filter.count = count;
+            if was_indexed && !filter.is_indexed() {
+                let mut at = filter.last;
+                for _ in 0..count.get() {
+                    drop_from_index(at, subscriptions[at].subscriber);
+                    at = subscriptions[at].in_filter.previous;
+                }
+            }
             return;
         }
-        self.wildcard_filters -= 1;
-        let end = &mut self.nodes[node as usize];
-        if end.filter == filter {
-            end.filter = NONE;
-        } else {
-            assert_eq!(end.hash_filter, filter, "a filter stands at its node");
-            end.hash_filter = NONE;
+        if has_wildcard(text) {
+            shapes.remove(text);
         }
-        self.prune(node);
-    }
-
-    /// Removes a node that has become useless, and those above it that become so.
-    fn prune(&mut self, mut index: u32) {
-        while index != ROOT {
-            let node = &self.nodes[index as usize];
-            if node.children > 0 || node.filter != NONE || node.hash_filter != NONE {
-                return;
-            }
-            let Node { parent, level, .. } = self.nodes.remove(index as usize);
-            let above = &mut self.nodes[parent as usize];
-            above.children -= 1;
-            if above.plus == index {
-                above.plus = NONE;
-            } else {
-                let hash = edge_hash(hash_text(&self.seed, &level), parent);
-                self.edges
-                    .find_entry(hash, |child| *child == index)
-                    .expect("every node but `+` is an edge of its parent")
-                    .remove();
-            }
-            index = parent;
-        }
-    }
-
-    fn find_record(&self, subscriber: u32, filter: u32) -> Option<u32> {
-        self.by_owner
-            .find(owner_hash(&self.seed, subscriber, filter), |record| {
-                let record = &self.records[*record as usize];
-                record.subscriber == subscriber && record.filter == filter
-            })
-            .copied()
-    }
-
-    fn insert_record(&mut self, subscriber: u32, filter: u32, qos: QoS) {
-        if subscriber as usize >= self.subscribers.len() {
-            self.subscribers.resize(subscriber as usize + 1, SubscriberState::default());
-        }
-        let Self { records, by_owner, filters, subscribers, seed, .. } = self;
-        let of_filter = &mut filters[filter as usize];
-        let of_subscriber = &mut subscribers[subscriber as usize];
-        let record = Record {
-            subscriber,
-            filter,
-            filter_previous: of_filter.last,
-            filter_next: NONE,
-            subscriber_previous: of_subscriber.last,
-            subscriber_next: NONE,
-            qos,
-        };
-        let index = u32::try_from(records.insert(record)).expect("fewer subscriptions than 2^32");
-        match of_filter.last {
-            NONE => of_filter.first = index,
-            last => records[last as usize].filter_next = index,
-        }
-        of_filter.last = index;
-        match of_subscriber.last {
-            NONE => of_subscriber.first = index,
-            last => records[last as usize].subscriber_next = index,
-        }
-        of_subscriber.last = index;
-        of_subscriber.count += 1;
-        by_owner.insert_unique(owner_hash(seed, subscriber, filter), index, |record| {
-            let record = &records[*record as usize];
-            owner_hash(seed, record.subscriber, record.filter)
-        });
-    }
-
-    fn remove_record(&mut self, index: u32) {
-        let record = self.records.remove(index as usize);
-        let hash = owner_hash(&self.seed, record.subscriber, record.filter);
-        self.by_owner
-            .find_entry(hash, |other| *other == index)
-            .expect("every subscription is indexed by its owner")
+        by_hash
+            .find_entry(spread(hash), |hashed| hashed.filter == index)
+            .expect("every filter is found by its hash")
             .remove();
-        let Self { records, filters, subscribers, .. } = self;
-        let of_filter = &mut filters[record.filter as usize];
-        match record.filter_previous {
-            NONE => of_filter.first = record.filter_next,
-            previous => records[previous as usize].filter_next = record.filter_next,
-        }
-        match record.filter_next {
-            NONE => of_filter.last = record.filter_previous,
-            next => records[next as usize].filter_previous = record.filter_previous,
-        }
-        let of_subscriber = &mut subscribers[record.subscriber as usize];
-        match record.subscriber_previous {
-            NONE => of_subscriber.first = record.subscriber_next,
-            previous => records[previous as usize].subscriber_next = record.subscriber_next,
-        }
-        match record.subscriber_next {
-            NONE => of_subscriber.last = record.subscriber_previous,
-            next => records[next as usize].subscriber_previous = record.subscriber_previous,
-        }
-        of_subscriber.count -= 1;
-        let unused = of_filter.first == NONE;
-        let hash = hash_text(&self.seed, &of_filter.text);
-        self.changed(record.filter, hash);
-        if unused {
-            self.remove_filter(record.filter);
-        }
+        filters.remove(index);
+        texts.remove(place, |owner, place| filters[owner].text = place);
     }
 
     /// Asserts every invariant of the tree.
@@ -503,40 +463,93 @@ impl SubscriptionTree {
     ///
     /// If one does not hold.
     pub fn check_invariants(&self) {
-        assert_eq!(self.by_text.len(), self.filters.len());
-        assert_eq!(self.by_owner.len(), self.records.len());
-        let mut records = 0;
-        for (index, filter) in &self.filters {
-            assert!(filter.first != NONE, "a filter has a subscription");
-            let (mut previous, mut next) = (NONE, filter.first);
-            while next != NONE {
-                let record = &self.records[next as usize];
-                assert_eq!((record.filter as usize, record.filter_previous), (index, previous));
-                assert_eq!(self.find_record(record.subscriber, record.filter), Some(next));
-                records += 1;
-                previous = next;
-                next = record.filter_next;
+        let (mut in_filters, mut indexed) = (0, 0);
+        for (index, filter) in self.filters.iter() {
+            let text = self.texts.text(filter.text);
+            assert_eq!(
+                self.find_filter(hash_filter(&self.seed, text), text),
+                Some(index),
+                "a text has one filter"
+            );
+            let count = filter.count.get();
+            let mut at = filter.last;
+            for _ in 0..count {
+                let subscription = &self.subscriptions[at];
+                assert_eq!(subscription.filter, index);
+                assert_eq!(self.subscriptions[subscription.in_filter.next].in_filter.previous, at);
+                assert_eq!(
+                    self.find_subscription(subscription.subscriber, index),
+                    Some(at),
+                    "it is the only one"
+                );
+                at = subscription.in_filter.next;
             }
-            assert_eq!(filter.last, previous);
-            let hash = hash_text(&self.seed, &filter.text);
-            assert_eq!(self.find_filter(hash, &filter.text), Some(index as u32));
-            assert_eq!(filter.node != NONE, filter.text.contains(['+', '#']));
+            assert_eq!(at, filter.last, "the ring is closed");
+            in_filters += count as usize;
+            indexed += if filter.is_indexed() { count as usize } else { 0 };
         }
-        assert_eq!(records, self.records.len(), "every subscription is in the list of its filter");
-        let mut counted = 0;
-        for (subscriber, state) in self.subscribers.iter().enumerate() {
-            let filters = self.subscriptions(SubscriberId(subscriber as u32)).count();
-            assert_eq!(filters, state.count as usize);
-            counted += filters;
+        assert_eq!(in_filters, self.subscriptions.len(), "every subscription is in the ring of its filter");
+        assert_eq!(indexed, self.by_owner.len());
+        assert_eq!(self.filters.len(), self.by_hash.len());
+        let mut in_subscribers = 0;
+        for (subscriber, ring) in (0..).zip(&self.rings) {
+            let mut at = ring.last;
+            for _ in 0..ring.count {
+                let subscription = &self.subscriptions[at];
+                assert_eq!(subscription.subscriber, subscriber);
+                assert_eq!(self.subscriptions[subscription.in_subscriber.next].in_subscriber.previous, at);
+                at = subscription.in_subscriber.next;
+            }
+            assert_eq!(at, ring.last, "the ring is closed");
+            assert_eq!(ring.last == NONE, ring.count == 0);
+            in_subscribers += ring.count as usize;
         }
-        assert_eq!(counted, self.records.len(), "every subscription is in the list of its subscriber");
-        for (index, node) in &self.nodes {
-            let children = self.nodes.iter().filter(|(_, child)| child.parent as usize == index).count();
-            assert_eq!(node.children as usize, children);
-            let useful = node.children > 0 || node.filter != NONE || node.hash_filter != NONE;
-            assert!(useful || index == ROOT as usize, "a node has a filter or a child");
-        }
+        assert_eq!(
+            in_subscribers,
+            self.subscriptions.len(),
+            "every subscription is in the ring of its subscriber"
+        );
+        assert_eq!(self.stamps.len(), self.rings.len());
+        assert!(self.stamps.iter().all(|stamp| stamp.epoch <= self.epoch));
+        self.texts.check_invariants(self.filters.len(), |filter| self.filters[filter].text);
+        let texts = self.filters.iter().map(|(_, filter)| self.texts.text(filter.text));
+        self.shapes.check_invariants(texts.filter(|text| has_wildcard(text)));
+        self.cache.check_invariants(|topic| shorten(hash_bytes(&self.seed, topic)));
     }
+}
+
+const fn in_filter(subscription: &mut Subscription) -> &mut Links {
+    &mut subscription.in_filter
+}
+
+const fn in_subscriber(subscription: &mut Subscription) -> &mut Links {
+    &mut subscription.in_subscriber
+}
+
+/// One of the two rings in which a subscription stands.
+type RingOf = fn(&mut Subscription) -> &mut Links;
+
+/// Puts a subscription behind the newest one of a ring; returns the newest one, which it is now.
+fn link(subscriptions: &mut Pool<Subscription>, ring: RingOf, last: u32, new: u32) -> u32 {
+    if last == NONE {
+        *ring(&mut subscriptions[new]) = Links { previous: new, next: new };
+        return new;
+    }
+    let first = std::mem::replace(&mut ring(&mut subscriptions[last]).next, new);
+    ring(&mut subscriptions[first]).previous = new;
+    *ring(&mut subscriptions[new]) = Links { previous: last, next: first };
+    new
+}
+
+/// Takes a subscription out of a ring; returns the newest one of the others.
+fn unlink(subscriptions: &mut Pool<Subscription>, ring: RingOf, last: u32, old: u32) -> u32 {
+    let Links { previous, next } = *ring(&mut subscriptions[old]);
+    if next == old {
+        return NONE;
+    }
+    ring(&mut subscriptions[previous]).next = next;
+    ring(&mut subscriptions[next]).previous = previous;
+    if last == old { previous } else { last }
 }
 
 #[cfg(test)]

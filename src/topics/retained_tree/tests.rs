@@ -1,5 +1,7 @@
 //! Walks against a list of topics that is searched from end to end.
 
+use std::collections::BTreeMap;
+
 use super::super::name::TopicName;
 use super::*;
 
@@ -12,7 +14,19 @@ impl Retained for Value {
     }
 }
 
-fn topics(levels: &[&str], depth: usize) -> Vec<String> {
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 % bound as u64) as usize
+    }
+}
+
+/// All texts of one to `depth` of these levels, but the empty one.
+fn texts(levels: &[&str], depth: usize) -> Vec<String> {
     let mut all: Vec<String> = levels.iter().map(|level| (*level).to_owned()).collect();
     let mut longest = all.clone();
     for _ in 1..depth {
@@ -22,6 +36,7 @@ fn topics(levels: &[&str], depth: usize) -> Vec<String> {
             .collect();
         all.extend(longest.iter().cloned());
     }
+    all.retain(|text| !text.is_empty());
     all
 }
 
@@ -29,75 +44,115 @@ fn filter(text: &str) -> TopicFilter<'_> {
     TopicFilter::parse(text, 100).unwrap()
 }
 
-#[test]
-fn every_small_filter_finds_what_it_matches_in_any_slices() {
-    // [MQTT-3.3.1-6] [MQTT-4.7.2-1]
-    let names = topics(&["a", "b!", "", "$", "~"], 3);
-    let mut tree = RetainedTree::default();
-    for (number, name) in names.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
-        // Not all of them, so that walks meet gaps.
-        if number % 3 != 0 {
-            assert_eq!(tree.insert(Value(name.clone(), 0)), None);
-        }
+fn matches(filter: TopicFilter<'_>, topic: &str) -> bool {
+    filter.matches(TopicName::parse(topic, 100).unwrap())
+}
+
+/// Takes everything; returns the topics and the number of slices.
+fn walk(tree: &RetainedTree<Value>, cursor: &mut RetainedCursor, steps_max: usize) -> (Vec<String>, usize) {
+    let mut found = Vec::new();
+    let mut slices = 1;
+    while tree.visit(cursor, steps_max, |value| {
+        found.push(value.0.clone());
+        Visit::Next
+    }) != Progress::Done
+    {
+        slices += 1;
+        assert!(slices <= 4 * tree.len() + 4, "the walk gets on");
     }
-    for text in topics(&["a", "b!", "+", "#", "", "$", "zz"], 3) {
-        let Ok(parsed) = TopicFilter::parse(&text, 10) else { continue };
-        let mut expected: Vec<&str> = tree.entries.iter().map(|entry| entry.0.topic()).collect();
-        expected.retain(|name| parsed.matches(TopicName::parse(name, 10).unwrap()));
-        for steps_max in [1, 2, 7, 1_000] {
-            let mut cursor = RetainedCursor::new(parsed);
-            let mut found = Vec::new();
-            let mut rounds = 0;
-            loop {
-                let progress = tree.visit(&mut cursor, steps_max, |value| {
-                    found.push(value.topic().to_owned());
-                    Visit::Next
-                });
-                rounds += 1;
-                assert!(rounds <= 2 * tree.len() + 10, "{text}: the walk gets on");
-                if progress == Progress::Done {
-                    break;
-                }
-                assert_eq!(progress, Progress::Paused);
+    (found, slices)
+}
+
+#[test]
+fn topics_sort_level_by_level() {
+    let sorted = ["", "$a", "$a/b", "%", "a", "a/", "a//", "a/b", "a/b/c", "a/b\u{1}", "a\0", "a\u{1}", "a!"];
+    let long = |text: &&str| format!("a common beginning{text}");
+    for texts in [sorted.map(str::to_owned), sorted.each_ref().map(long)] {
+        for (index, left) in texts.iter().enumerate() {
+            for (other, right) in texts.iter().enumerate() {
+                assert_eq!(compare(left, right), index.cmp(&other), "{left:?} {right:?}");
             }
-            assert_eq!(found, expected, "{text} in steps of {steps_max}");
-            assert!(names.iter().all(|name| cursor.has_passed(name)));
         }
     }
 }
 
 #[test]
-fn a_walk_survives_changes_between_its_steps() {
+fn every_small_filter_finds_what_it_matches_in_any_slices() {
+    // [MQTT-3.3.1-6] [MQTT-4.7.2-1]
+    let names = texts(&["a", "b!", "", "$", "~"], 3);
     let mut tree = RetainedTree::default();
-    for number in 0..100 {
-        tree.insert(Value(format!("t/{number:02}"), 0));
+    // Not all of them, so that walks meet gaps.
+    for name in names.iter().enumerate().filter(|(number, _)| number % 3 != 0).map(|(_, name)| name) {
+        assert_eq!(tree.insert(Value(name.clone(), 0)), None);
     }
-    let mut cursor = RetainedCursor::new(filter("t/#"));
-    let mut found = Vec::new();
-    let mut step = 0;
-    loop {
-        let mut budget = 3;
-        let progress = tree.visit(&mut cursor, 1_000, |value| {
-            if budget == 0 {
-                return Visit::Stop;
-            }
-            budget -= 1;
-            found.push((value.topic().to_owned(), value.1));
-            Visit::Next
-        });
-        if progress == Progress::Done {
-            break;
+    for text in texts(&["a", "b!", "+", "#", "", "$", "zz"], 3) {
+        let Ok(parsed) = TopicFilter::parse(&text, 10) else { continue };
+        let expected: Vec<&str> =
+            tree.entries.iter().map(|entry| entry.key()).filter(|name| matches(parsed, name)).collect();
+        for steps_max in [1, 2, 7, 1_000] {
+            let mut cursor = RetainedCursor::new(parsed);
+            assert_eq!(tree.visit(&mut cursor, 0, |_| unreachable!()), Progress::Paused);
+            assert_eq!(walk(&tree, &mut cursor, steps_max).0, expected, "{text} in slices of {steps_max}");
+            assert!(names.iter().all(|name| cursor.has_passed(name)));
+            assert_eq!(tree.visit(&mut cursor, steps_max, |_| unreachable!()), Progress::Done);
         }
-        assert_eq!(progress, Progress::Stopped);
-        // Behind and ahead: one goes, one is replaced, one comes.
-        tree.remove(&format!("t/{:02}", step * 3 + 4));
-        tree.insert(Value(format!("t/{:02}", step * 3 + 5), 1));
-        tree.insert(Value(format!("t/{:02}x", step * 3 + 2), 2));
-        step += 1;
     }
-    assert!(found.is_sorted_by(|left, right| compare(&left.0, &right.0) == Ordering::Less), "none twice");
-    assert!(found.iter().any(|(_, version)| *version == 1), "a replaced value is read when it is its turn");
-    assert!(!found.iter().any(|(topic, _)| topic == "t/04"));
+}
+
+#[test]
+fn walks_survive_changes_between_their_slices() {
+    let names = texts(&["a", "b", "a.", "", "$"], 3);
+    let filters = texts(&["a", "b", "+", "#", "$"], 3);
+    let mut random = Random(42);
+    let mut tree = RetainedTree::default();
+    let mut model: BTreeMap<String, u32> = BTreeMap::new();
+    for round in 0..400 {
+        let text = &filters[random.below(filters.len())];
+        let Ok(parsed) = TopicFilter::parse(text, 10) else { continue };
+        let mut cursor = RetainedCursor::new(parsed);
+        let mut offered: BTreeMap<String, u32> = BTreeMap::new();
+        // What the walk still owes: no more and no less than what it has not passed.
+        let mut owed: BTreeMap<String, u32> = model.clone();
+        owed.retain(|name, _| matches(parsed, name));
+        let mut last: Option<String> = None;
+        loop {
+            let mut room = random.below(4);
+            let progress = tree.visit(&mut cursor, random.below(12), |value: &Value| {
+                if room == 0 {
+                    return Visit::Stop;
+                }
+                room -= 1;
+                assert_eq!(owed.remove(&value.0), Some(value.1), "{text}");
+                assert_eq!(offered.insert(value.0.clone(), value.1), None, "nothing is taken twice");
+                assert!(
+                    last.as_ref().is_none_or(|last| compare(last, &value.0) == Ordering::Less),
+                    "in order"
+                );
+                last = Some(value.0.clone());
+                Visit::Next
+            });
+            assert!(owed.keys().all(|name| !cursor.has_passed(name)), "{text}");
+            assert!(offered.keys().all(|name| cursor.has_passed(name)), "{text}");
+            if progress == Progress::Done {
+                break;
+            }
+            for _ in 0..random.below(4) {
+                let name = &names[random.below(names.len())];
+                if random.below(3) == 0 {
+                    assert_eq!(tree.remove(name).map(|value| value.1), model.remove(name));
+                    owed.remove(name);
+                } else {
+                    let replaced = tree.insert(Value(name.clone(), round)).map(|value| value.1);
+                    assert_eq!(replaced, model.insert(name.clone(), round));
+                    if matches(parsed, name) && !cursor.has_passed(name) {
+                        owed.insert(name.clone(), round);
+                    }
+                }
+            }
+        }
+        assert!(owed.is_empty(), "none is left out");
+        assert_eq!(tree.len(), model.len());
+    }
 }
 
 #[test]
@@ -106,20 +161,35 @@ fn a_sparse_filter_jumps() {
     for device in 0..100 {
         for field in 0..100 {
             tree.insert(Value(format!("d/{device}/{field}"), 0));
+            tree.insert(Value(format!("$d/{device}/{field}"), 0));
         }
     }
-    let mut cursor = RetainedCursor::new(filter("d/+/7"));
-    let mut found = 0;
-    let mut slices = 0;
-    while tree.visit(&mut cursor, 100, |_| {
-        found += 1;
-        Visit::Next
-    }) != Progress::Done
-    {
-        slices += 1;
+    for (text, count, slices_max) in [
+        ("#", 10_000, 103),
+        ("d/+/7", 100, 10),
+        ("+/55/+", 100, 3),
+        ("+/+/7", 100, 10),
+        ("d/55/#", 100, 3),
+        ("d/55/7/#", 1, 1),
+        ("e/+", 0, 1),
+        ("+/+", 0, 10),
+    ] {
+        let (found, slices) = walk(&tree, &mut RetainedCursor::new(filter(text)), 100);
+        assert_eq!(found.len(), count, "{text}");
+        assert!(slices <= slices_max, "{text}: {slices} slices of 100 steps");
     }
-    assert_eq!(found, 100);
-    assert!(slices <= 6, "about four steps for each of 100 devices, not 10,000");
+}
+
+#[test]
+fn long_topics_are_walked() {
+    let mut tree = RetainedTree::default();
+    let slashes = "/".repeat(65_535);
+    tree.insert(Value(slashes.clone(), 0));
+    tree.insert(Value(slashes[1..].to_owned(), 0));
+    for (text, count) in [("#", 2), ("+/#", 2), ("/+/#", 2), ("//+", 0), (&*"+/".repeat(32_767), 0)] {
+        let filter = TopicFilter::parse(text, 1 << 16).unwrap();
+        assert_eq!(walk(&tree, &mut RetainedCursor::new(filter), 5).0.len(), count);
+    }
 }
 
 #[test]

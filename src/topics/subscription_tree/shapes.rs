@@ -1,0 +1,214 @@
+//! The shapes of filters with wildcards: which of their levels are wildcards and which are not.
+//!
+//! There may be a million filters, but there are only a few shapes of them. A shape and a topic together say exactly
+//! which filter of this shape would match: the topic with wildcards put in. So a topic is looked up once for each shape
+//! that fits it, however many filters there are, and filters need no memory beyond their text.
+//!
+//! Shapes that begin alike share their beginnings: they stand in a tree with two branches a node, one for a level that
+//! is a text and one for `+`. A walk keeps the hash of the filter so far in each branch, so that a level is hashed once
+//! and a look-up is ready where a shape ends. What a topic costs is bounded by the nodes not deeper than its levels.
+//!
+//! Invariants: a node exists while a filter passes through it. The order of candidates depends on shapes alone.
+//!
+//! Deliberately not here: the filters themselves (see the parent module).
+
+use crate::hash::{HashSeed, hash_bytes};
+use crate::topics::name::TopicName;
+
+use super::pool::{NONE, Pool};
+
+const ROOT: u32 = 0;
+
+/// What stands for `+` and `#` in the hash of a filter, where a text has its hash: any two numbers.
+const PLUS: u64 = 0x9E6C_63D0_676A_9A99;
+const MULTI: u64 = 0xE712_3F3C_9D7B_A1E5;
+
+/// The beginning of a shape, and what ends there.
+#[derive(Debug)]
+struct Node {
+    /// One level more, and it is a text.
+    text: u32,
+    /// One level more, and it is `+`.
+    plus: u32,
+    /// Filters that begin with this.
+    passing: u32,
+    /// Filters that end here.
+    ending: u32,
+    /// Filters that end here but for a `#`.
+    ending_in_multi: u32,
+}
+
+const EMPTY: Node = Node { text: NONE, plus: NONE, passing: 0, ending: 0, ending_in_multi: 0 };
+
+/// A place in a walk: a node, and the hash of the levels so far.
+type Branch = (u32, u64);
+
+#[derive(Debug)]
+pub(super) struct Shapes {
+    nodes: Pool<Node>,
+    /// The branches of a walk, at one level and at the next.
+    branches: Vec<Branch>,
+    next_branches: Vec<Branch>,
+}
+
+fn levels(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'/')
+}
+
+/// The hash of a path from that of its beginning and that of its last level.
+#[inline]
+const fn join(path: u64, level: u64) -> u64 {
+    // Multiply and fold. Both numbers come from the seed, so nobody can choose texts that meet.
+    let product = (path ^ level) as u128 * 0xD6E8_FEB8_6659_FD93_u128;
+    product as u64 ^ (product >> u64::BITS) as u64
+}
+
+fn root_hash(seed: &HashSeed) -> u64 {
+    hash_bytes(seed, b"")
+}
+
+/// The hash of a filter with wildcards: the one that a topic it matches arrives at.
+pub(super) fn hash_with_wildcards(seed: &HashSeed, filter: &[u8]) -> u64 {
+    levels(filter).fold(root_hash(seed), |path, level| {
+        join(
+            path,
+            match level {
+                b"+" => PLUS,
+                b"#" => MULTI,
+                text => hash_bytes(seed, text),
+            },
+        )
+    })
+}
+
+impl Shapes {
+    pub(super) fn new() -> Self {
+        let mut nodes = Pool::new();
+        assert_eq!(nodes.insert(EMPTY), ROOT, "an empty pool begins at 0");
+        Self { nodes, branches: Vec::new(), next_branches: Vec::new() }
+    }
+
+    /// Counts the shape of a filter in.
+    pub(super) fn insert(&mut self, filter: &[u8]) {
+        let mut at = ROOT;
+        self.nodes[at].passing += 1;
+        for level in levels(filter) {
+            let node = &self.nodes[at];
+            let (next, is_plus) = match level {
+                b"#" => {
+                    self.nodes[at].ending_in_multi += 1;
+                    return;
+                }
+                b"+" => (node.plus, true),
+                _ => (node.text, false),
+            };
+            let next = if next == NONE {
+                let next = self.nodes.insert(EMPTY);
+                let node = &mut self.nodes[at];
+                *(if is_plus { &mut node.plus } else { &mut node.text }) = next;
+                next
+            } else {
+                next
+            };
+            at = next;
+            self.nodes[at].passing += 1;
+        }
+        self.nodes[at].ending += 1;
+    }
+
+    /// Counts the shape of a filter out.
+    pub(super) fn remove(&mut self, filter: &[u8]) {
+        let mut at = ROOT;
+        for level in levels(filter) {
+            let node = &mut self.nodes[at];
+            if level == b"#" {
+                node.ending_in_multi -= 1;
+                self.leave(at);
+                return;
+            }
+            let next = if level == b"+" { node.plus } else { node.text };
+            if self.nodes[next].passing == 1 {
+                let node = &mut self.nodes[at];
+                *(if level == b"+" { &mut node.plus } else { &mut node.text }) = NONE;
+            }
+            self.leave(at);
+            at = next;
+        }
+        self.nodes[at].ending -= 1;
+        self.leave(at);
+    }
+
+    fn leave(&mut self, at: u32) {
+        let node = &mut self.nodes[at];
+        node.passing -= 1;
+        if node.passing == 0 && at != ROOT {
+            self.nodes.remove(at);
+        }
+    }
+
+    /// Calls back with the hash of each filter with wildcards that would match the topic, of those shapes that there
+    /// are.
+    pub(super) fn candidates(
+        &mut self,
+        seed: &HashSeed,
+        topic: TopicName<'_>,
+        mut candidate: impl FnMut(u64),
+    ) {
+        if self.nodes[ROOT].passing == 0 {
+            return;
+        }
+        let Self { nodes, branches, next_branches } = self;
+        branches.clear();
+        branches.push((ROOT, root_hash(seed)));
+        // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
+        let mut wildcards = !topic.is_dollar();
+        for level in levels(topic.as_str().as_bytes()) {
+            let level = hash_bytes(seed, level);
+            for (node, path) in branches.drain(..) {
+                let node = &nodes[node];
+                if wildcards && node.ending_in_multi > 0 {
+                    candidate(join(path, MULTI));
+                }
+                if node.text != NONE {
+                    next_branches.push((node.text, join(path, level)));
+                }
+                if wildcards && node.plus != NONE {
+                    next_branches.push((node.plus, join(path, PLUS)));
+                }
+            }
+            wildcards = true;
+            std::mem::swap(branches, next_branches);
+            if branches.is_empty() {
+                return;
+            }
+        }
+        for (node, path) in branches.drain(..) {
+            let node = &nodes[node];
+            if node.ending > 0 {
+                candidate(path);
+            }
+            if node.ending_in_multi > 0 {
+                candidate(join(path, MULTI)); // `a/#` matches `a` too.
+            }
+        }
+    }
+
+    /// Asserts that these filters and no others are counted.
+    pub(super) fn check_invariants<'f>(&self, filters: impl Iterator<Item = &'f [u8]>) {
+        let mut counted = Self::new();
+        filters.for_each(|filter| counted.insert(filter));
+        assert_eq!(self.nodes.len(), counted.nodes.len());
+        let mut pairs = vec![(ROOT, ROOT)];
+        while let Some((left, right)) = pairs.pop() {
+            let (left, right) = (&self.nodes[left], &counted.nodes[right]);
+            assert_eq!(left.passing, right.passing);
+            assert_eq!((left.ending, left.ending_in_multi), (right.ending, right.ending_in_multi));
+            for (left, right) in [(left.text, right.text), (left.plus, right.plus)] {
+                assert_eq!(left == NONE, right == NONE);
+                if left != NONE {
+                    pairs.push((left, right));
+                }
+            }
+        }
+    }
+}
