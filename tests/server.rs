@@ -294,7 +294,9 @@ fn a_full_broker_refuses_what_it_could_not_keep_and_recovers() {
     // Everything that was acknowledged is there, and once it is gone there is room again.
     let mut present = Client::connect(server.address, Connect { clean_start: false, ..connect("absent") });
     for _ in 0..acknowledged {
-        let Received::Publish { packet_id: Some(packet_id), .. } = present.receive() else { panic!("a PUBLISH") };
+        let Received::Publish { packet_id: Some(packet_id), .. } = present.receive() else {
+            panic!("a PUBLISH")
+        };
         present.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
     }
     present.ping();

@@ -1,0 +1,117 @@
+//! One connection to a broker: blocking until it is accepted and subscribed, and never again.
+
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use broker::codec::packet::Connect;
+use broker::codec::{Inbox, Packet, PacketId, Protocol, QoS, decode, encode};
+use mio::net::TcpStream;
+use mio::{Interest, Registry, Token};
+
+/// How long a broker may take to accept a client.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A client that is connected.
+pub(crate) struct Client {
+    stream: TcpStream,
+    inbox: Inbox,
+    /// Bytes to be written with the next flush, of which the first `written` have gone.
+    pub(crate) out: Vec<u8>,
+    written: usize,
+}
+
+impl Client {
+    /// Connects with a session that ends with the connection, and subscribes if there is a filter.
+    pub(crate) fn connect(
+        address: SocketAddr,
+        client_id: &str,
+        filter: Option<(&str, QoS)>,
+    ) -> io::Result<Self> {
+        let mut stream = std::net::TcpStream::connect(address)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let mut bytes = connect_bytes(client_id);
+        if let Some(filter) = filter {
+            encode::subscribe(&mut bytes, PacketId::FIRST, &[filter]);
+        }
+        stream.write_all(&bytes)?;
+        expect(&mut stream, &[0x20, 2, 0, 0])?;
+        if let Some((_, qos)) = filter {
+            expect(&mut stream, &[0x90, 3, 0, 1, qos.number()])?;
+        }
+        stream.set_nonblocking(true)?;
+        let stream = TcpStream::from_std(stream);
+        Ok(Self { stream, inbox: Inbox::default(), out: Vec::new(), written: 0 })
+    }
+
+    pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        registry.register(&mut self.stream, token, Interest::READABLE | Interest::WRITABLE)
+    }
+
+    /// Reads until there is no more and hands over every packet, together with the buffer for answers.
+    pub(crate) fn read(
+        &mut self,
+        buffer: &mut [u8],
+        mut take: impl FnMut(Packet<'_>, &mut Vec<u8>),
+    ) -> io::Result<()> {
+        loop {
+            let count = match self.stream.read(buffer) {
+                Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the broker hung up")),
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            let mut input = &buffer[..count];
+            loop {
+                let frame =
+                    self.inbox.next(&mut input, Protocol::Mqtt311, u32::MAX).map_err(io::Error::other)?;
+                let Some(frame) = frame else { break };
+                take(decode::decode(frame).map_err(io::Error::other)?, &mut self.out);
+            }
+            if count < buffer.len() {
+                // The socket is empty, and what comes later makes a new event.
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes as much as the socket takes; the rest waits for the event that says it takes more.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        while self.written < self.out.len() {
+            match self.stream.write(&self.out[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.out.clear();
+        self.written = 0;
+        Ok(())
+    }
+}
+
+/// A CONNECT without anything that is not needed.
+pub(crate) fn connect_bytes(client_id: &str) -> Vec<u8> {
+    let connect = Connect {
+        protocol: Protocol::Mqtt311,
+        clean_start: true,
+        keep_alive_secs: 0,
+        client_id,
+        will: None,
+        username: None,
+        password: None,
+    };
+    let mut bytes = Vec::new();
+    encode::encode(&Packet::Connect(connect), &mut bytes).expect("it has a form on the wire");
+    bytes
+}
+
+fn expect(stream: &mut std::net::TcpStream, wanted: &[u8]) -> io::Result<()> {
+    let mut bytes = [0; 8];
+    let bytes = &mut bytes[..wanted.len()];
+    stream.read_exact(bytes)?;
+    if bytes == wanted { Ok(()) } else { Err(io::Error::other(format!("{bytes:?} instead of {wanted:?}"))) }
+}
