@@ -2,93 +2,189 @@
 
 #![no_main]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use broker::codec::QoS;
+use broker::topics::match_cache::Matches;
 use broker::topics::retained_tree::{Progress, Retained, RetainedCursor, Visit};
 use broker::topics::{RetainedTree, SubscriberId, SubscriptionTree, TopicFilter, TopicName};
 use libfuzzer_sys::fuzz_target;
 
 const LEVELS_MAX: u32 = 16;
 
-#[derive(Clone)]
-struct Value(String);
+/// So few subscribers that they meet, and so many that a list of them grows long.
+const SUBSCRIBERS: u32 = 32;
+
+struct Value {
+    topic: String,
+    number: usize,
+}
 
 impl Retained for Value {
     fn topic(&self) -> &str {
-        &self.0
+        &self.topic
     }
 }
 
-/// Topics of few different levels, so that they meet.
+/// A walk, and what it still has to offer.
+struct Walk {
+    filter: String,
+    cursor: RetainedCursor,
+    owed: BTreeMap<String, usize>,
+}
+
+#[derive(Default)]
+struct Model {
+    /// The filters of each subscriber, in the order of subscribing.
+    subscriptions: BTreeMap<u32, Vec<(String, QoS)>>,
+    retained: BTreeMap<String, usize>,
+}
+
+impl Model {
+    fn subscribe(&mut self, subscriber: u32, filter: &str, qos: QoS) -> Option<QoS> {
+        let list = self.subscriptions.entry(subscriber).or_default();
+        if let Some((_, present)) = list.iter_mut().find(|(text, _)| text == filter) {
+            return Some(std::mem::replace(present, qos));
+        }
+        list.push((filter.to_owned(), qos));
+        None
+    }
+
+    fn unsubscribe(&mut self, subscriber: u32, filter: &str) -> bool {
+        let list = self.subscriptions.entry(subscriber).or_default();
+        let len = list.len();
+        list.retain(|(text, _)| text != filter);
+        list.len() < len
+    }
+
+    fn matched(&self, topic: TopicName<'_>) -> BTreeMap<u32, QoS> {
+        let mut found = BTreeMap::new();
+        for (subscriber, list) in &self.subscriptions {
+            let matching = list.iter().filter(|(text, _)| matches(text, topic.as_str()));
+            if let Some(qos) = matching.map(|(_, qos)| *qos).max() {
+                found.insert(*subscriber, qos);
+            }
+        }
+        found
+    }
+}
+
+fn matches(filter: &str, topic: &str) -> bool {
+    let filter = TopicFilter::parse(filter, LEVELS_MAX).expect("a filter");
+    filter.matches(TopicName::parse(topic, LEVELS_MAX).expect("a topic name"))
+}
+
+/// Topics of few different levels, so that they meet; one of the levels is long.
 fn text(bytes: &[u8]) -> String {
-    let levels: Vec<&str> =
-        bytes.iter().map(|byte| ["a", "b", "", "+", "#", "$a", "a!", "c"][usize::from(byte % 8)]).collect();
-    levels.join("/")
+    let long = "x".repeat(400);
+    let levels = ["a", "b", "", "+", "#", "$a", "a!", "c", "+", "a", "b", "", "#", "d", "\u{1}", &*long];
+    bytes.iter().map(|byte| levels[usize::from(byte % 16)]).collect::<Vec<&str>>().join("/")
 }
 
 fuzz_target!(|bytes: &[u8]| {
     let mut tree = SubscriptionTree::new(7);
-    let mut subscriptions: BTreeMap<(u32, String), QoS> = BTreeMap::new();
     let mut retained = RetainedTree::default();
-    let mut topics: BTreeSet<String> = BTreeSet::new();
+    let mut model = Model::default();
+    let mut lent: Vec<Matches> = Vec::new();
+    let mut walks: Vec<Walk> = Vec::new();
     let mut rest = bytes;
-    while let [operation, length, tail @ ..] = rest {
-        let (levels, later) = tail.split_at(usize::from(length % 6).min(tail.len()));
+    let mut number = 0;
+    while let [operation, argument, tail @ ..] = rest {
+        number += 1;
+        let (levels, later) = tail.split_at(usize::from(argument >> 5).min(tail.len()));
         rest = later;
         let text = text(levels);
-        let subscriber = u32::from(operation >> 4) % 5;
-        if let Ok(filter) = TopicFilter::parse(&text, LEVELS_MAX) {
-            match operation & 0x03 {
-                0 | 1 => {
-                    let qos = QoS::new(length % 3).expect("below 3");
-                    let previous = tree.subscribe(SubscriberId(subscriber), filter, qos);
-                    assert_eq!(previous, subscriptions.insert((subscriber, text.clone()), qos));
-                }
-                2 => {
-                    let removed = tree.unsubscribe(SubscriberId(subscriber), &text);
-                    assert_eq!(removed, subscriptions.remove(&(subscriber, text.clone())).is_some());
-                }
-                _ => {
-                    tree.remove_subscriber(SubscriberId(subscriber));
-                    subscriptions.retain(|(owner, _), _| *owner != subscriber);
+        let subscriber = u32::from(operation >> 3) % SUBSCRIBERS;
+        let id = SubscriberId(subscriber);
+        let filter = TopicFilter::parse(&text, LEVELS_MAX);
+        let name = TopicName::parse(&text, LEVELS_MAX);
+        match (operation & 0x07, filter, name) {
+            (0..=2, Ok(filter), _) => {
+                let qos = QoS::new(argument % 3).expect("below 3");
+                assert_eq!(tree.subscribe(id, filter, qos), model.subscribe(subscriber, &text, qos));
+                assert!(tree.contains(id, &text));
+            }
+            // Whatever the text, it is no subscription that nobody made.
+            (3, ..) => assert_eq!(tree.unsubscribe(id, &text), model.unsubscribe(subscriber, &text)),
+            (4, ..) => {
+                let at_most = usize::from(argument % 4);
+                let list = model.subscriptions.entry(subscriber).or_default();
+                list.drain(..at_most.min(list.len()));
+                assert_eq!(tree.remove_some(id, at_most), list.is_empty());
+            }
+            (5, Ok(filter), _) if walks.len() < 3 => {
+                let mut owed = model.retained.clone();
+                owed.retain(|topic, _| matches(&text, topic));
+                walks.push(Walk { cursor: RetainedCursor::new(filter), filter: text.clone(), owed });
+            }
+            (6, _, Ok(_)) => {
+                let value = Value { topic: text.clone(), number };
+                let replaced = retained.insert(value).map(|value| value.number);
+                assert_eq!(replaced, model.retained.insert(text.clone(), number));
+                for walk in &mut walks {
+                    if matches(&walk.filter, &text) && !walk.cursor.has_passed(&text) {
+                        walk.owed.insert(text.clone(), number);
+                    }
                 }
             }
-            let mut cursor = RetainedCursor::new(filter);
-            let mut found = BTreeSet::new();
-            while retained.visit(&mut cursor, usize::from(length % 4) + 1, |value: &Value| {
-                assert!(found.insert(value.0.clone()), "each once");
-                Visit::Next
-            }) != Progress::Done
-            {}
-            let expected: BTreeSet<String> = topics
-                .iter()
-                .filter(|topic| filter.matches(TopicName::parse(topic, LEVELS_MAX).expect("a name")))
-                .cloned()
-                .collect();
-            assert_eq!(found, expected);
+            (7, ..) => {
+                let removed = retained.remove(&text).map(|value| value.number);
+                assert_eq!(removed, model.retained.remove(&text));
+                for walk in &mut walks {
+                    walk.owed.remove(&text);
+                }
+            }
+            _ => {}
         }
-        if let Ok(name) = TopicName::parse(&text, LEVELS_MAX) {
-            let matches = tree.matches(name);
-            let found: BTreeMap<u32, QoS> =
-                matches.iter().map(|subscriber| (subscriber.id.0, subscriber.qos)).collect();
-            assert_eq!(found.len(), matches.len(), "each once");
-            tree.put_back(matches);
-            let mut expected: BTreeMap<u32, QoS> = BTreeMap::new();
-            for ((subscriber, filter), qos) in &subscriptions {
-                if TopicFilter::parse(filter, LEVELS_MAX).expect("a filter").matches(name) {
-                    let highest = expected.entry(*subscriber).or_insert(*qos);
-                    *highest = (*highest).max(*qos);
+        walks.retain_mut(|Walk { cursor, owed, .. }| {
+            let mut room = argument % 3;
+            let progress = retained.visit(cursor, usize::from(argument % 5), |value| {
+                if room == 0 {
+                    return Visit::Stop;
                 }
+                room -= 1;
+                assert_eq!(owed.remove(&value.topic), Some(value.number));
+                Visit::Next
+            });
+            assert!(progress != Progress::Done || owed.is_empty());
+            progress != Progress::Done
+        });
+        if let Ok(name) = name {
+            let matches = tree.matches(name);
+            let found: BTreeMap<u32, QoS> = matches.iter().map(|found| (found.id.0, found.qos)).collect();
+            assert_eq!(found.len(), matches.len(), "each once");
+            assert_eq!(found, model.matched(name));
+            // Some lists stay lent while subscriptions change.
+            lent.push(matches);
+            if lent.len() > usize::from(argument % 4) {
+                tree.put_back(lent.remove(0));
             }
-            assert_eq!(found, expected);
-            if operation & 0x08 == 0 {
-                assert_eq!(retained.insert(Value(text.clone())).is_some(), !topics.insert(text));
-            } else {
-                assert_eq!(retained.remove(&text).is_some(), topics.remove(&text));
-            }
+            lent.truncate(4);
         }
     }
+    // The rest of every walk in one go.
+    for Walk { mut cursor, mut owed, .. } in walks {
+        let progress = retained.visit(&mut cursor, usize::MAX, |value| {
+            assert_eq!(owed.remove(&value.topic), Some(value.number));
+            Visit::Next
+        });
+        assert_eq!(progress, Progress::Done);
+        assert!(owed.is_empty());
+    }
+    for (subscriber, list) in &model.subscriptions {
+        let id = SubscriberId(*subscriber);
+        assert!(tree.subscriptions(id).eq(list.iter().map(|(text, qos)| (text.as_str(), *qos))));
+        assert_eq!(tree.subscription_count(id) as usize, list.len());
+    }
+    assert_eq!(tree.len(), model.subscriptions.values().map(Vec::len).sum::<usize>());
+    assert_eq!(retained.len(), model.retained.len());
+    for (topic, number) in &model.retained {
+        assert_eq!(retained.find(topic).map(|value| value.number), Some(*number));
+    }
     tree.check_invariants();
-    assert_eq!((tree.len(), retained.len()), (subscriptions.len(), topics.len()));
+    for subscriber in model.subscriptions.keys() {
+        tree.remove_subscriber(SubscriberId(*subscriber));
+    }
+    assert!(tree.is_empty());
+    tree.check_invariants();
 });
