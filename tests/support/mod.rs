@@ -114,6 +114,7 @@ impl Client {
                         Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {
                             return Received::Closed;
                         }
+                        Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
                         Err(error) => panic!("nothing came: {error}"),
                     }
                 }
