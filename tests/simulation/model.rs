@@ -47,6 +47,8 @@ struct Session {
     live_retained: BTreeMap<(String, QoS), usize>,
     /// Differs each time a session is begun under this client id.
     incarnation: usize,
+    /// The connection that it has, or had last.
+    last_connection: Option<ConnectionId>,
     will: Option<Published>,
 }
 
@@ -97,6 +99,11 @@ fn matches(filter: &str, topic: &str) -> bool {
 impl Model {
     pub(crate) fn client_id(&self, connection: ConnectionId) -> Option<&str> {
         self.by_connection.get(&connection).map(String::as_str)
+    }
+
+    /// Whether no later connection has taken the session over.
+    pub(crate) fn is_current(&self, client_id: &str, connection: ConnectionId) -> bool {
+        self.sessions.get(client_id).is_some_and(|session| session.last_connection == Some(connection))
     }
 
     /// Which incarnation of its session a connection has.
@@ -165,6 +172,7 @@ impl Model {
         let session = self.sessions.entry(asked.client_id.clone()).or_default();
         assert!(session.connection.is_none(), "the older connection was closed first [MQTT-3.1.4-2]");
         session.connection = Some(connection);
+        session.last_connection = Some(connection);
         if !existed {
             session.incarnation = self.incarnations.len() + 1;
         }

@@ -527,8 +527,8 @@ impl World {
         let connection = connections.get_mut(&id).expect("it hears");
         let client = &mut clients[connection.client];
         let memory = &mut client.memory;
-        // Only the newest connection of a client speaks for its session.
-        let current = client.open.last() == Some(&id);
+        // What comes late on a connection whose session has gone on elsewhere is not for its memory.
+        let current = model.is_current(&client.id, id);
         if let Heard::Connack { reason, .. } = heard {
             assert!(!connection.connack, "CONNACK comes once");
             if *reason != ReasonCode::Success {
