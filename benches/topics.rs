@@ -38,6 +38,7 @@ fn main() {
         matching(&mut criterion, "exact", count, exact_filter);
         matching(&mut criterion, "mixed", count, mixed_filter);
     }
+    odd_shapes(&mut criterion);
     subscribing(&mut criterion);
     retained_walk(&mut criterion);
     criterion.final_summary();
@@ -120,6 +121,36 @@ fn matching(criterion: &mut Criterion, kind: &str, count: usize, filter: fn(usiz
             assert!(matched(tree, topic) > 0);
         });
     });
+    group.finish();
+}
+
+/// A new topic of twelve levels among the filters of somebody who mixes texts and `+` in every way there is, and knows
+/// some of the topic's levels or none.
+fn odd_shapes(criterion: &mut Criterion) {
+    const LEVELS: usize = 14;
+    const TOPIC: &str = "city/3/shop/17/floor/2/till/5/sale/8/item/total";
+    let mut group = criterion.benchmark_group(format!("match/odd shapes of {LEVELS} levels"));
+    for known in [0, 4, 8, 12] {
+        let mut tree = tree(1_000, mixed_filter);
+        for shape in 0..1_usize << LEVELS {
+            let texts = TOPIC.split('/').take(known).chain(std::iter::repeat("unknown"));
+            let levels: Vec<&str> = (0..LEVELS)
+                .zip(texts)
+                .map(|(level, text)| if shape >> level & 1 == 1 { text } else { "+" })
+                .collect();
+            let text = levels.join("/");
+            let filter = TopicFilter::parse(&text, LEVELS_MAX).expect("a filter");
+            tree.subscribe(subscriber(2_000), filter, QoS::AtMostOnce);
+        }
+        let changing = TopicFilter::parse("nobody/+/asks", LEVELS_MAX).expect("a filter");
+        group.bench_function(BenchmarkId::new("levels known", known), |bencher| {
+            bencher.iter(|| {
+                tree.subscribe(subscriber(0), changing, QoS::AtMostOnce);
+                tree.unsubscribe(subscriber(0), changing.as_str());
+                assert_eq!(matched(&mut tree, TOPIC), 0);
+            });
+        });
+    }
     group.finish();
 }
 

@@ -359,11 +359,11 @@ impl SubscriptionTree {
     fn add_first(&mut self, subscriber: u32, hash: u32, text: &[u8], qos: QoS) {
         let filter = Filter { text: texts::Place::default(), last: NONE, count: NonZeroU32::MIN };
         let filter = self.filters.insert(filter);
-        let Self { filters, texts, by_hash, shapes, .. } = self;
+        let Self { filters, texts, by_hash, shapes, seed, .. } = self;
         texts.insert(filter, text, |owner, place| filters[owner].text = place);
         by_hash.insert_unique(spread(hash), Hashed { hash, filter }, |hashed| spread(hashed.hash));
         if has_wildcard(text) {
-            shapes.insert(text);
+            shapes.insert(seed, text);
         }
         let subscription = self.add(subscriber, filter, qos);
         self.filters[filter].last = link(&mut self.subscriptions, in_filter, NONE, subscription);
@@ -447,7 +447,7 @@ impl SubscriptionTree {
             return;
         }
         if has_wildcard(text) {
-            shapes.remove(text);
+            shapes.remove(seed, text);
         }
         by_hash
             .find_entry(spread(hash), |hashed| hashed.filter == index)
@@ -513,7 +513,7 @@ impl SubscriptionTree {
         assert!(self.stamps.iter().all(|stamp| stamp.epoch <= self.epoch));
         self.texts.check_invariants(self.filters.len(), |filter| self.filters[filter].text);
         let texts = self.filters.iter().map(|(_, filter)| self.texts.text(filter.text));
-        self.shapes.check_invariants(texts.filter(|text| has_wildcard(text)));
+        self.shapes.check_invariants(&self.seed, texts.filter(|text| has_wildcard(text)));
         self.cache.check_invariants(|topic| shorten(hash_bytes(&self.seed, topic)));
     }
 }

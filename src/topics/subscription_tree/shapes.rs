@@ -6,22 +6,37 @@
 //!
 //! Shapes that begin alike share their beginnings: they stand in a tree with two branches a node, one for a level that
 //! is a text and one for `+`. A walk keeps the hash of the filter so far in each branch, so that a level is hashed once
-//! and a look-up is ready where a shape ends. What a topic costs is bounded by the nodes not deeper than its levels.
+//! and a look-up is ready where a shape ends.
 //!
-//! Invariants: a node exists while a filter passes through it. The order of candidates depends on shapes alone.
+//! Whoever mixes texts and `+` in every way there is makes a shape of each mix, and would make every deep topic walk all
+//! of them. So at every fourth level, if there are more than a few branches, only those go on with which some filter
+//! begins, texts and all. Between two such levels a branch becomes 16 at most, which bounds what a topic costs: a
+//! constant for each beginning of filters, of four levels or a multiple, that it matches.
+//!
+//! Invariants: a node exists while a filter passes through it, and a beginning while a filter goes on from it. The order
+//! of candidates depends on shapes alone.
 //!
 //! Deliberately not here: the filters themselves (see the parent module).
+
+use hashbrown::HashTable;
 
 use crate::hash::{HashSeed, hash_bytes};
 use crate::topics::name::TopicName;
 
 use super::pool::{NONE, Pool};
+use super::{shorten, spread};
 
 const ROOT: u32 = 0;
 
 /// What stands for `+` and `#` in the hash of a filter, where a text has its hash: any two numbers.
 const PLUS: u64 = 0x9E6C_63D0_676A_9A99;
 const MULTI: u64 = 0xE712_3F3C_9D7B_A1E5;
+
+/// Levels between those at which a walk asks whether any filter begins with the branch.
+const STRIDE: usize = 4;
+
+/// So few are followed without asking: filters that people write make no more.
+const FEW_BRANCHES: usize = 8;
 
 /// The beginning of a shape, and what ends there.
 #[derive(Debug)]
@@ -40,12 +55,21 @@ struct Node {
 
 const EMPTY: Node = Node { text: NONE, plus: NONE, passing: 0, ending: 0, ending_in_multi: 0 };
 
+/// So many filters have a beginning with this hash and more levels after it. Where two beginnings share a hash, a walk
+/// follows both, and nothing else happens.
+#[derive(Debug)]
+struct Beginning {
+    hash: u32,
+    filters: u32,
+}
+
 /// A place in a walk: a node, and the hash of the levels so far.
 type Branch = (u32, u64);
 
 #[derive(Debug)]
 pub(super) struct Shapes {
     nodes: Pool<Node>,
+    beginnings: HashTable<Beginning>,
     /// The branches of a walk, at one level and at the next.
     branches: Vec<Branch>,
     next_branches: Vec<Branch>,
@@ -67,29 +91,54 @@ fn root_hash(seed: &HashSeed) -> u64 {
     hash_bytes(seed, b"")
 }
 
+/// The hashes of the beginnings of a filter, each one level longer than the one before.
+fn paths(seed: &HashSeed, filter: &[u8]) -> impl Iterator<Item = u64> {
+    levels(filter).scan(root_hash(seed), |path, level| {
+        let level = match level {
+            b"+" => PLUS,
+            b"#" => MULTI,
+            text => hash_bytes(seed, text),
+        };
+        *path = join(*path, level);
+        Some(*path)
+    })
+}
+
 /// The hash of a filter with wildcards: the one that a topic it matches arrives at.
 pub(super) fn hash_with_wildcards(seed: &HashSeed, filter: &[u8]) -> u64 {
-    levels(filter).fold(root_hash(seed), |path, level| {
-        join(
-            path,
-            match level {
-                b"+" => PLUS,
-                b"#" => MULTI,
-                text => hash_bytes(seed, text),
-            },
-        )
-    })
+    paths(seed, filter).last().expect("a filter has a level")
+}
+
+/// The beginnings of a filter at which a walk asks for it: those with more levels after them, other than a lone `#`.
+fn beginnings(seed: &HashSeed, filter: &[u8]) -> impl Iterator<Item = u32> {
+    let filter = filter.strip_suffix(b"/#").unwrap_or(filter);
+    let last = levels(filter).count();
+    (1..last).zip(paths(seed, filter)).filter(|(count, _)| count % STRIDE == 0).map(|(_, path)| shorten(path))
+}
+
+#[inline]
+fn is_beginning(beginnings: &HashTable<Beginning>, path: u64) -> bool {
+    let hash = shorten(path);
+    beginnings.find(spread(hash), |beginning| beginning.hash == hash).is_some()
 }
 
 impl Shapes {
     pub(super) fn new() -> Self {
         let mut nodes = Pool::new();
         assert_eq!(nodes.insert(EMPTY), ROOT, "an empty pool begins at 0");
-        Self { nodes, branches: Vec::new(), next_branches: Vec::new() }
+        Self { nodes, beginnings: HashTable::new(), branches: Vec::new(), next_branches: Vec::new() }
     }
 
     /// Counts the shape of a filter in.
-    pub(super) fn insert(&mut self, filter: &[u8]) {
+    pub(super) fn insert(&mut self, seed: &HashSeed, filter: &[u8]) {
+        for hash in beginnings(seed, filter) {
+            let is_it = |beginning: &Beginning| beginning.hash == hash;
+            self.beginnings
+                .entry(spread(hash), is_it, |beginning| spread(beginning.hash))
+                .or_insert(Beginning { hash, filters: 0 })
+                .get_mut()
+                .filters += 1;
+        }
         let mut at = ROOT;
         self.nodes[at].passing += 1;
         for level in levels(filter) {
@@ -117,7 +166,17 @@ impl Shapes {
     }
 
     /// Counts the shape of a filter out.
-    pub(super) fn remove(&mut self, filter: &[u8]) {
+    pub(super) fn remove(&mut self, seed: &HashSeed, filter: &[u8]) {
+        for hash in beginnings(seed, filter) {
+            let mut entry = self
+                .beginnings
+                .find_entry(spread(hash), |beginning| beginning.hash == hash)
+                .expect("it was counted in");
+            entry.get_mut().filters -= 1;
+            if entry.get().filters == 0 {
+                entry.remove();
+            }
+        }
         let mut at = ROOT;
         for level in levels(filter) {
             let node = &mut self.nodes[at];
@@ -157,17 +216,21 @@ impl Shapes {
         if self.nodes[ROOT].passing == 0 {
             return;
         }
-        let Self { nodes, branches, next_branches } = self;
+        let Self { nodes, beginnings, branches, next_branches } = self;
         branches.clear();
         branches.push((ROOT, root_hash(seed)));
         // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
         let mut wildcards = !topic.is_dollar();
-        for level in levels(topic.as_str().as_bytes()) {
+        for (depth, level) in levels(topic.as_str().as_bytes()).enumerate() {
             let level = hash_bytes(seed, level);
+            let asks = depth.is_multiple_of(STRIDE) && branches.len() > FEW_BRANCHES;
             for (node, path) in branches.drain(..) {
                 let node = &nodes[node];
                 if wildcards && node.ending_in_multi > 0 {
                     candidate(join(path, MULTI));
+                }
+                if asks && !is_beginning(beginnings, path) {
+                    continue;
                 }
                 if node.text != NONE {
                     next_branches.push((node.text, join(path, level)));
@@ -194,9 +257,14 @@ impl Shapes {
     }
 
     /// Asserts that these filters and no others are counted.
-    pub(super) fn check_invariants<'f>(&self, filters: impl Iterator<Item = &'f [u8]>) {
+    pub(super) fn check_invariants<'f>(&self, seed: &HashSeed, filters: impl Iterator<Item = &'f [u8]>) {
         let mut counted = Self::new();
-        filters.for_each(|filter| counted.insert(filter));
+        filters.for_each(|filter| counted.insert(seed, filter));
+        assert_eq!(self.beginnings.len(), counted.beginnings.len());
+        for beginning in &self.beginnings {
+            let found = counted.beginnings.find(spread(beginning.hash), |other| other.hash == beginning.hash);
+            assert_eq!(found.map(|found| found.filters), Some(beginning.filters));
+        }
         assert_eq!(self.nodes.len(), counted.nodes.len());
         let mut pairs = vec![(ROOT, ROOT)];
         while let Some((left, right)) = pairs.pop() {

@@ -367,6 +367,61 @@ fn hostile_shapes_are_walked_once() {
 }
 
 #[test]
+fn deep_filters_of_many_shapes_match_like_the_rule() {
+    let mut random = Random(5);
+    for seed in 1..=4 {
+        let mut tree = SubscriptionTree::new(seed);
+        let mut model = Model::default();
+        let mut text = |levels: &[&str]| -> String {
+            let levels: Vec<&str> =
+                (0..1 + random.below(14)).map(|_| levels[random.below(levels.len())]).collect();
+            levels.join("/")
+        };
+        for number in 0..600 {
+            let mut text = text(&["a", "+", "a", "b", "+"]);
+            if number % 4 == 0 {
+                text.push_str("/#");
+            }
+            tree.subscribe(SubscriberId(number), filter(&text), QoS::AtMostOnce);
+            model.subscribe(number, &text, QoS::AtMostOnce);
+        }
+        for number in 0..600 {
+            if number % 3 == 0 {
+                tree.remove_subscriber(SubscriberId(number));
+                model.remove_some(number, usize::MAX);
+            }
+            let topic = text(&["a", "a", "a", "b"]);
+            assert_eq!(matched(&mut tree, &topic), model.matched(&topic), "{topic}");
+        }
+        model.check(&tree);
+    }
+}
+
+#[test]
+fn shapes_of_texts_that_a_topic_does_not_have_cost_it_nothing() {
+    let seed = seeded(1);
+    let mut shapes = Shapes::new();
+    let odd = |bits: u32, known: u32| -> String {
+        let text = |level| if level < known { "a" } else { "unknown" };
+        let levels: Vec<&str> =
+            (0..14).map(|level| if bits >> level & 1 == 1 { text(level) } else { "+" }).collect();
+        levels.join("/") + "/#"
+    };
+    for known in [0, 4] {
+        // Every beginning of every mixture ends in `#`, so that each place of a walk calls back.
+        (0..1 << 14).for_each(|bits| {
+            let filter = odd(bits, known);
+            let levels = || filter.match_indices('/').map(|(at, _)| at);
+            levels().for_each(|at| shapes.insert(&seed, format!("{}/#", &filter[..at]).as_bytes()));
+        });
+        let mut look_ups = 0;
+        shapes.candidates(&seed, name(&["a"; 13].join("/")), |_| look_ups += 1);
+        let beginnings = 1 << known;
+        assert!((1..100 * beginnings).contains(&look_ups), "{look_ups} for {beginnings} beginnings");
+    }
+}
+
+#[test]
 fn stamps_survive_the_end_of_their_numbers() {
     let mut tree = SubscriptionTree::new(1);
     for text in ["a/+", "+/b", "a/b"] {
