@@ -8,6 +8,7 @@ mod model;
 mod random;
 mod world;
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,6 +17,7 @@ use broker::clock::Instant;
 use broker::codec::packet::{Connect, Packet, Protocol, Will};
 use broker::codec::{PacketId, QoS, decode, encode, frame};
 
+use client::{Ear, Heard, Unacknowledged, ack, bytes_of, publish_bytes};
 use model::Coverage;
 use random::Random;
 use world::World;
@@ -89,6 +91,109 @@ fn the_same_seed_gives_the_same_bytes() {
         let (first, _) = World::new(seed).live(300);
         let (second, _) = World::new(seed).live(300);
         assert_eq!(first, second, "seed {seed}");
+    }
+}
+
+/// A subscriber that answers nothing until every packet identifier is in use, and then answers nearly in order, a few
+/// messages not before the end, while the identifiers go round three times.
+#[test]
+fn packet_identifiers_run_out_and_go_round() {
+    const MESSAGES: u32 = 260_000;
+    let mut random = Random::new(3);
+    let now = Instant(0);
+    let options = Options {
+        seed: 1,
+        in_flight_max: u16::MAX,
+        queued_messages_max: MESSAGES,
+        outbox_bytes_max: 1 << 30,
+        sys_interval: None,
+        ..Options::default()
+    };
+    let mut broker = Broker::new(options, now);
+    let id = ConnectionId { slot: 0, generation: 1 };
+    broker.handle_open(now, id);
+    let mut say = Vec::new();
+    let connect = Connect {
+        protocol: Protocol::Mqtt311,
+        clean_start: true,
+        keep_alive_secs: 0,
+        client_id: "c",
+        will: None,
+        username: None,
+        password: None,
+    };
+    encode::encode(&Packet::Connect(connect), &mut say).expect("a CONNECT");
+    encode::subscribe(&mut say, PacketId::FIRST, &[("t", QoS::AtLeastOnce)]);
+    let mut ear = Ear::default();
+    let mut published = 0;
+    let mut heard_next = 0;
+    let mut in_use: VecDeque<PacketId> = VecDeque::new();
+    let mut is_in_use = vec![false; 1 << 16];
+    while heard_next < MESSAGES || !in_use.is_empty() {
+        let mut bytes = say.as_slice();
+        while let Ok(frame::Split::Complete { frame, length }) = frame::split(bytes, Protocol::Mqtt311, 1_000)
+        {
+            broker.handle_packet(now, id, decode::decode(frame).expect("a packet"));
+            bytes = &bytes[length..];
+        }
+        assert!(bytes.is_empty());
+        say.clear();
+        for heard in ear.hear(&take_all(&mut broker, now, id)) {
+            match heard {
+                Heard::Publish { payload, packet_id: Some(packet_id), dup, .. } => {
+                    assert_eq!(payload, heard_next.to_string(), "in order [MQTT-4.6.0-6]");
+                    heard_next += 1;
+                    assert!(!dup);
+                    let used = &mut is_in_use[usize::from(packet_id.number())];
+                    assert!(!std::mem::replace(used, true), "{packet_id} is in use [MQTT-2.3.1-4]");
+                    in_use.push_back(packet_id);
+                }
+                Heard::Puback(_) | Heard::Connack { .. } | Heard::Suback(..) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        if published < 70_000 {
+            assert!(published < 65_535 || in_use.len() == 65_535, "all are used, and no more");
+        }
+        let answers = if published < 70_000 { 0 } else { in_use.len().min(20_000) };
+        for _ in 0..answers {
+            // More than the few that are left unanswered, which gather at the front.
+            let at = random.below(in_use.len().min(16));
+            if in_use[at].number() % 10_000 == 7 && heard_next < MESSAGES {
+                continue;
+            }
+            let answered = in_use.remove(at).expect("it is in use");
+            is_in_use[usize::from(answered.number())] = false;
+            say.extend(bytes_of(&Packet::Puback(ack(answered))));
+        }
+        for _ in 0..MESSAGES.saturating_sub(published).min(10_000) {
+            let message = Unacknowledged {
+                topic: "t".to_owned(),
+                payload: published.to_string(),
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                received: false,
+            };
+            say.extend(publish_bytes(Some(PacketId::FIRST), &message, false));
+            published += 1;
+        }
+    }
+    assert_eq!(heard_next, MESSAGES);
+    broker.check_invariants();
+}
+
+fn take_all(broker: &mut Broker, now: Instant, id: ConnectionId) -> Vec<u8> {
+    while broker.poll_flush().is_some() {}
+    let mut taken = Vec::new();
+    loop {
+        let mut slices = [std::io::IoSlice::new(&[]); 8];
+        let filled = broker.outbox(id).expect("it is open").slices(&mut slices);
+        let length = slices[..filled].iter().map(|slice| slice.len()).sum();
+        if length == 0 {
+            return taken;
+        }
+        slices[..filled].iter().for_each(|slice| taken.extend_from_slice(slice));
+        broker.handle_written(now, id, length, false);
     }
 }
 

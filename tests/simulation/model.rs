@@ -45,6 +45,9 @@ struct Session {
     /// The newest retained value that came as a live message, by topic and QoS: its number. The order of messages
     /// holds for each QoS [B-064].
     live_retained: BTreeMap<(String, QoS), usize>,
+    /// Topics whose retained message a SUBSCRIBE asked for and that has not come yet, with its QoS. A newer live message
+    /// takes its place.
+    owed: BTreeMap<String, QoS>,
     /// Differs each time a session is begun under this client id.
     incarnation: usize,
     /// The connection that it has, or had last.
@@ -87,6 +90,8 @@ pub(crate) struct Model {
     numbers: BTreeMap<String, Option<usize>>,
     /// Messages at QoS 1 and 2 that a session should have got and did not.
     pub(crate) lost: u64,
+    /// Retained messages at QoS 0 that a session should have got and did not, other than by its connection's end.
+    pub(crate) lost_at_most_once: u64,
     pub(crate) coverage: Coverage,
 }
 
@@ -187,6 +192,7 @@ impl Model {
     fn disconnected(&mut self, client_id: &str, reason: CloseReason) {
         let session = self.sessions.get_mut(client_id).expect("a client has a session");
         session.connection = None;
+        session.owed.retain(|_, qos| *qos > QoS::AtMostOnce);
         let will = session.will.take();
         if reason == CloseReason::TakenOver {
             self.coverage.see("take-over");
@@ -248,6 +254,9 @@ impl Model {
             }
         }
         if message.retain {
+            for session in self.sessions.values_mut() {
+                session.owed.remove(topic);
+            }
             if message.payload.is_empty() {
                 self.retained.remove(topic); // [MQTT-3.3.1-10]
             } else {
@@ -266,11 +275,15 @@ impl Model {
         session.subscriptions.insert(filter.to_owned(), qos);
         // What was kept is sent again, however new the messages are that came live.
         session.live_retained.retain(|(topic, _), _| !matches(filter, topic));
+        let kept = self.retained.iter().filter(|(topic, _)| matches(filter, topic));
+        session.owed.extend(kept.map(|(topic, (_, kept_qos))| (topic.clone(), qos.min(*kept_qos))));
     }
 
     pub(crate) fn unsubscribe(&mut self, connection: ConnectionId, filter: &str) {
         let client_id = &self.by_connection[&connection];
-        self.sessions.get_mut(client_id).expect("a client has a session").subscriptions.remove(filter);
+        let session = self.sessions.get_mut(client_id).expect("a client has a session");
+        session.subscriptions.remove(filter);
+        session.owed.retain(|topic, _| !matches(filter, topic));
     }
 
     /// A client of this id heard a PUBLISH; `repeated` says that it knew the identifier from before.
@@ -289,6 +302,7 @@ impl Model {
         }
         if *retain {
             self.coverage.see("retained delivery");
+            session.owed.remove(topic);
             if *dup {
                 return;
             }
@@ -339,9 +353,13 @@ impl Model {
         });
     }
 
-    /// Everything has arrived that will: what is still expected at QoS 1 and 2 is lost.
+    /// Everything has arrived that will: what is still expected at QoS 1 and 2, or retained, is lost.
     pub(crate) fn settle(&mut self) {
         for session in self.sessions.values() {
+            let (unsure, sure): (Vec<QoS>, _) =
+                session.owed.values().partition(|qos| **qos == QoS::AtMostOnce);
+            self.lost_at_most_once += unsure.len() as u64;
+            self.lost += sure.len() as u64;
             for ((_, _, qos), stream) in &session.streams {
                 if *qos > QoS::AtMostOnce {
                     self.lost += (stream.payloads.len() - stream.passed) as u64;

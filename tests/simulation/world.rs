@@ -117,6 +117,9 @@ impl World {
             + metrics.dropped[DropReason::QueueBytesFull as usize];
         // Nothing is dropped silently [MQTT-4.3.2-1] [MQTT-4.3.3-1] [MQTT-4.5.0-1] [B-045].
         assert!(self.model.lost <= dropped, "{} lost, {dropped} counted as dropped", self.model.lost);
+        // A retained message comes after every SUBSCRIBE that matches it [MQTT-3.3.1-6].
+        let dropped_at_most_once = metrics.dropped[DropReason::OutboxFull as usize];
+        assert!(self.model.lost_at_most_once <= dropped_at_most_once, "a retained message did not come");
         assert!(!self.roomy || self.model.lost == 0, "nothing may be lost with so much room");
         if dropped > 0 {
             self.model.coverage.see("queue full");
