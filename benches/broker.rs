@@ -16,8 +16,11 @@ use std::io::IoSlice;
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Publish};
-use broker::codec::{Inbox, Packet, PacketId, Protocol, QoS, decode, encode};
+use broker::codec::{Inbox, Packet, PacketId, Properties, Protocol, QoS, ReasonCode, decode, encode};
 use criterion::{BenchmarkId, Criterion, Throughput};
+
+/// What all clients speak.
+const PROTOCOL: Protocol = Protocol::Mqtt311;
 
 const TOPIC: &str = "bench/core/17";
 
@@ -69,8 +72,16 @@ fn publishes(qos: QoS, payload_bytes: usize, messages: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
     for number in 1..=messages {
         let packet_id = PacketId::new(number).filter(|_| qos > QoS::AtMostOnce);
-        let publish = Publish { dup: false, qos, retain: false, topic: TOPIC, packet_id, payload: &payload };
-        encode::encode(&Packet::Publish(publish), &mut bytes).expect("it has a form on the wire");
+        let publish = Publish {
+            dup: false,
+            qos,
+            retain: false,
+            topic: TOPIC,
+            packet_id,
+            properties: Properties::NONE,
+            payload: &payload,
+        };
+        encode::encode(&Packet::Publish(publish), PROTOCOL, &mut bytes).expect("it has a form on the wire");
     }
     bytes
 }
@@ -78,7 +89,7 @@ fn publishes(qos: QoS, payload_bytes: usize, messages: u16) -> Vec<u8> {
 fn releases(qos: QoS, messages: u16) -> Vec<u8> {
     let mut bytes = Vec::new();
     for packet_id in (1..=messages).filter_map(PacketId::new).filter(|_| qos == QoS::ExactlyOnce) {
-        encode::pubrel(&mut bytes, packet_id);
+        encode::pubrel(&mut bytes, packet_id, ReasonCode::Success);
     }
     bytes
 }
@@ -101,18 +112,21 @@ impl Core {
             core.broker.handle_open(NOW, id(slot));
             core.inboxes.push(Inbox::default());
             let connect = Connect {
-                protocol: Protocol::Mqtt311,
+                protocol: PROTOCOL,
                 clean_start: true,
                 keep_alive_secs: 0,
+                properties: Properties::NONE,
                 client_id: &format!("client-{slot}"),
                 will: None,
                 username: None,
                 password: None,
             };
             let mut bytes = Vec::new();
-            encode::encode(&Packet::Connect(connect), &mut bytes).expect("it has a form on the wire");
+            encode::encode(&Packet::Connect(connect), PROTOCOL, &mut bytes)
+                .expect("it has a form on the wire");
             if slot > 0 {
-                encode::subscribe(&mut bytes, PacketId::FIRST, &[(TOPIC, qos)]);
+                let requests = [(TOPIC, qos.into())];
+                encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
             }
             core.input(slot, &bytes);
             core.settle();
@@ -128,7 +142,7 @@ impl Core {
         broker.metrics_mut().bytes_received += bytes.len() as u64;
         let (mut protocol, mut packet_size_max) = broker.reading_terms(id(slot));
         while let Some(frame) = inbox.next(&mut input, protocol, packet_size_max).expect("packets") {
-            let packet = decode::decode(frame).expect("a packet");
+            let packet = decode::decode(frame, protocol).expect("a packet");
             broker.handle_packet(NOW, id(slot), packet);
             if matches!(packet, Packet::Connect(_)) {
                 (protocol, packet_size_max) = broker.reading_terms(id(slot));
@@ -202,13 +216,13 @@ fn answer(slices: &[IoSlice<'_>], answers: &mut Vec<u8>) -> u64 {
                 0x30 => deliveries += 1,
                 0x32 => {
                     deliveries += 1;
-                    encode::puback(answers, packet_id(header_length + 2 + TOPIC.len()));
+                    encode::puback(answers, packet_id(header_length + 2 + TOPIC.len()), ReasonCode::Success);
                 }
                 0x34 => {
                     deliveries += 1;
-                    encode::pubrec(answers, packet_id(header_length + 2 + TOPIC.len()));
+                    encode::pubrec(answers, packet_id(header_length + 2 + TOPIC.len()), ReasonCode::Success);
                 }
-                0x62 => encode::pubcomp(answers, packet_id(header_length)),
+                0x62 => encode::pubcomp(answers, packet_id(header_length), ReasonCode::Success),
                 _ => {}
             }
             skip = header_length + length;

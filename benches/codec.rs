@@ -13,9 +13,11 @@
 
 use std::hint::black_box;
 
-use broker::codec::packet::{Ack, Connack, Connect, Disconnect, Publish, Unsuback, Will};
-use broker::codec::{Inbox, Packet, PacketId, Protocol, QoS, ReasonCode, decode, encode, frame};
+use broker::codec::packet::{Ack, Connack, Connect, Disconnect, Publish, SubscriptionOptions, Will};
+use broker::codec::{Inbox, Packet, PacketId, Properties, Protocol, QoS, ReasonCode, decode, encode, frame};
 use criterion::{BenchmarkId, Criterion, Throughput};
+
+const PROTOCOL: Protocol = Protocol::Mqtt311;
 
 const PACKET_SIZE_MAX: u32 = 268_435_455;
 
@@ -33,7 +35,7 @@ fn main() {
 
 fn bytes_of(packet: Packet<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode::encode(&packet, &mut bytes).expect("it has a form on the wire");
+    encode::encode(&packet, PROTOCOL, &mut bytes).expect("it has a form on the wire");
     bytes
 }
 
@@ -51,8 +53,13 @@ fn publish(qos: QoS, payload: &[u8]) -> Vec<u8> {
         retain: false,
         topic: "site/17/device/4711/temperature",
         packet_id,
+        properties: Properties::NONE,
         payload,
     }))
+}
+
+fn subscribe(out: &mut Vec<u8>, requests: &[(&str, SubscriptionOptions)]) {
+    encode::subscribe(out, PROTOCOL, PacketId::FIRST, Properties::NONE, requests);
 }
 
 /// One packet of each type, in the sizes that clients really send.
@@ -61,31 +68,37 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         protocol: Protocol::Mqtt311,
         clean_start: true,
         keep_alive_secs: 60,
+        properties: Properties::NONE,
         client_id: "device-4711",
         will: None,
         username: None,
         password: None,
     };
-    let will = Will { topic: "site/17/gone", payload: b"4711", qos: QoS::AtLeastOnce, retain: true };
+    let will = Will {
+        topic: "site/17/gone",
+        payload: b"4711",
+        qos: QoS::AtLeastOnce,
+        retain: true,
+        properties: Properties::NONE,
+    };
     let full = Connect {
         will: Some(will),
         username: Some("somebody"),
         password: Some(b"a secret of theirs"),
         ..connect
     };
-    let ack = Ack { packet_id: PacketId::FIRST, reason: ReasonCode::Success };
+    let ack = Ack::success(PacketId::FIRST);
+    let connack =
+        Connack { session_present: false, reason: ReasonCode::Success, properties: Properties::NONE };
     let filters: Vec<String> = (0..8).map(|number| format!("site/{number}/+/temperature/#")).collect();
-    let requests: Vec<(&str, QoS)> =
-        filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce)).collect();
+    let requests: Vec<(&str, SubscriptionOptions)> =
+        filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce.into())).collect();
     let names: Vec<&str> = filters.iter().map(String::as_str).collect();
     let granted = [ReasonCode::GrantedQoS1; 8];
     vec![
         ("CONNECT", bytes_of(Packet::Connect(connect))),
         ("CONNECT with everything", bytes_of(Packet::Connect(full))),
-        (
-            "CONNACK",
-            bytes_of(Packet::Connack(Connack { session_present: false, reason: ReasonCode::Success })),
-        ),
+        ("CONNACK", bytes_of(Packet::Connack(connack))),
         ("PUBLISH QoS 0, 64 bytes", publish(QoS::AtMostOnce, &[b'x'; 64])),
         ("PUBLISH QoS 1, 64 bytes", publish(QoS::AtLeastOnce, &[b'x'; 64])),
         ("PUBLISH QoS 2, 4096 bytes", publish(QoS::ExactlyOnce, &[b'x'; 4096])),
@@ -93,20 +106,23 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("PUBREC", bytes_of(Packet::Pubrec(ack))),
         ("PUBREL", bytes_of(Packet::Pubrel(ack))),
         ("PUBCOMP", bytes_of(Packet::Pubcomp(ack))),
-        ("SUBSCRIBE 1 filter", written(|out| encode::subscribe(out, PacketId::FIRST, &requests[..1]))),
-        ("SUBSCRIBE 8 filters", written(|out| encode::subscribe(out, PacketId::FIRST, &requests))),
-        ("SUBACK 8 filters", written(|out| encode::suback(out, PacketId::FIRST, &granted))),
-        ("UNSUBSCRIBE 8 filters", written(|out| encode::unsubscribe(out, PacketId::FIRST, &names))),
-        ("UNSUBACK", bytes_of(Packet::Unsuback(Unsuback { packet_id: PacketId::FIRST }))),
+        ("SUBSCRIBE 1 filter", written(|out| subscribe(out, &requests[..1]))),
+        ("SUBSCRIBE 8 filters", written(|out| subscribe(out, &requests))),
+        ("SUBACK 8 filters", written(|out| encode::suback(out, PROTOCOL, PacketId::FIRST, &granted))),
+        (
+            "UNSUBSCRIBE 8 filters",
+            written(|out| encode::unsubscribe(out, PROTOCOL, PacketId::FIRST, Properties::NONE, &names)),
+        ),
+        ("UNSUBACK", written(|out| encode::unsuback(out, PROTOCOL, PacketId::FIRST, &[]))),
         ("PINGREQ", bytes_of(Packet::Pingreq)),
         ("PINGRESP", bytes_of(Packet::Pingresp)),
-        ("DISCONNECT", bytes_of(Packet::Disconnect(Disconnect { reason: ReasonCode::Success }))),
+        ("DISCONNECT", bytes_of(Packet::Disconnect(Disconnect::NORMAL))),
     ]
 }
 
 fn decoded(bytes: &[u8]) -> Packet<'_> {
-    match frame::split(bytes, Protocol::Mqtt311, PACKET_SIZE_MAX) {
-        Ok(frame::Split::Complete { frame, .. }) => decode::decode(frame).expect("a packet"),
+    match frame::split(bytes, PROTOCOL, PACKET_SIZE_MAX) {
+        Ok(frame::Split::Complete { frame, .. }) => decode::decode(frame, PROTOCOL).expect("a packet"),
         _ => panic!("a whole packet"),
     }
 }
@@ -135,7 +151,7 @@ fn encode_each(criterion: &mut Criterion, samples: &[(&'static str, Vec<u8>)]) {
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
                 out.clear();
-                encode::encode(black_box(&packet), &mut out).expect("it has a form on the wire");
+                encode::encode(black_box(&packet), PROTOCOL, &mut out).expect("it has a form on the wire");
                 black_box(out.len())
             });
         });
@@ -147,7 +163,7 @@ fn encode_each(criterion: &mut Criterion, samples: &[(&'static str, Vec<u8>)]) {
 /// A read buffer full of small packets, as a busy connection fills it; per packet.
 fn split_a_read(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("a read of 64 KiB");
-    let ack = bytes_of(Packet::Puback(Ack { packet_id: PacketId::FIRST, reason: ReasonCode::Success }));
+    let ack = bytes_of(Packet::Puback(Ack::success(PacketId::FIRST)));
     for (name, packet) in [("PUBLISH, 64 bytes", publish(QoS::AtLeastOnce, &[b'x'; 64])), ("PUBACK", ack)] {
         let count = READ_BYTES / packet.len();
         let read = packet.repeat(count);
@@ -157,10 +173,8 @@ fn split_a_read(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let mut input = black_box(read.as_slice());
                 let mut packets = 0;
-                while let Some(frame) =
-                    inbox.next(&mut input, Protocol::Mqtt311, PACKET_SIZE_MAX).expect("packets")
-                {
-                    black_box(&decode::decode(frame).expect("a packet"));
+                while let Some(frame) = inbox.next(&mut input, PROTOCOL, PACKET_SIZE_MAX).expect("packets") {
+                    black_box(&decode::decode(frame, PROTOCOL).expect("a packet"));
                     packets += 1;
                 }
                 assert_eq!(packets, count);

@@ -10,6 +10,7 @@
 //! * ground: [`clock`], [`hash`], [`metrics`], [`wheel`];
 //! * [`codec`]: bytes to packets and back;
 //! * [`topics`]: names, filters, and who matches what;
+//! * [`access`]: who is who;
 //! * [`broker`]: the core. No socket, no clock, no thread, no log: the same inputs in the same order put the same
 //!   bytes into the same outboxes;
 //! * [`transport`] and [`server`]: the loop that owns sockets and time;
@@ -34,6 +35,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub mod access;
 pub mod broker;
 pub mod clock;
 pub mod codec;

@@ -23,11 +23,17 @@ pub enum DropReason {
     ReservedTopic,
     /// A retained message beyond the limits for retained messages.
     RetainedFull,
+    /// The message expired while it waited.
+    Expired,
+    /// The message is larger than the largest packet that the subscriber takes.
+    TooLargeForClient,
+    /// The payload is not the UTF-8 text that it says to be.
+    PayloadFormat,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`Metrics::dropped`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::OutboxFull,
         Self::BrokerFull,
         Self::QueueMessagesFull,
@@ -36,6 +42,9 @@ impl DropReason {
         Self::SessionEnded,
         Self::ReservedTopic,
         Self::RetainedFull,
+        Self::Expired,
+        Self::TooLargeForClient,
+        Self::PayloadFormat,
     ];
 
     /// A short name for log lines and labels.
@@ -49,6 +58,9 @@ impl DropReason {
             Self::SessionEnded => "session-ended",
             Self::ReservedTopic => "reserved-topic",
             Self::RetainedFull => "retained-full",
+            Self::Expired => "expired",
+            Self::TooLargeForClient => "too-large-for-client",
+            Self::PayloadFormat => "payload-format",
         }
     }
 }

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Packet, Protocol, Publish};
-use broker::codec::{Inbox, PacketId, QoS, decode, encode};
+use broker::codec::{Inbox, PacketId, Properties, QoS, decode, encode};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -43,7 +43,7 @@ fn feed(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
     let mut inbox = Inbox::default();
     let mut input = bytes;
     while let Some(frame) = inbox.next(&mut input, Protocol::Mqtt311, u32::MAX).expect("packets") {
-        broker.handle_packet(Instant(1), id, decode::decode(frame).expect("packets"));
+        broker.handle_packet(Instant(1), id, decode::decode(frame, Protocol::Mqtt311).expect("packets"));
     }
     while let Some(id) = broker.poll_flush() {
         let pending = broker.outbox(id).map_or(0, broker::broker::Outbox::pending);
@@ -64,13 +64,15 @@ fn a_qos_0_message_allocates_nothing_in_the_steady_state() {
             protocol: Protocol::Mqtt311,
             clean_start: true,
             keep_alive_secs: 60,
+            properties: Properties::NONE,
             client_id: &client_id,
             will: None,
             username: None,
             password: None,
         };
-        encode::encode(&Packet::Connect(connect), &mut bytes).expect("a CONNECT");
-        encode::subscribe(&mut bytes, PacketId::FIRST, &[("t/+", QoS::AtMostOnce), ("t/1", QoS::AtMostOnce)]);
+        encode::encode(&Packet::Connect(connect), Protocol::Mqtt311, &mut bytes).expect("a CONNECT");
+        let requests = ["t/+", "t/1"].map(|filter| (filter, QoS::AtMostOnce.into()));
+        encode::subscribe(&mut bytes, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, &requests);
         feed(&mut broker, *id, &bytes);
     }
     while broker.poll_event().is_some() {}
@@ -82,9 +84,10 @@ fn a_qos_0_message_allocates_nothing_in_the_steady_state() {
             retain: false,
             topic,
             packet_id: None,
+            properties: Properties::NONE,
             payload: &[7; 64],
         };
-        encode::encode(&Packet::Publish(publish), &mut bytes).expect("a PUBLISH");
+        encode::encode(&Packet::Publish(publish), Protocol::Mqtt311, &mut bytes).expect("a PUBLISH");
     }
     let mut count = |rounds: usize| {
         let before = ALLOCATIONS.with(Cell::get);

@@ -9,9 +9,9 @@ use std::thread::JoinHandle;
 use broker::broker::Options;
 use broker::clock::Duration;
 use broker::codec::packet::{Ack, Connect, Packet, Publish};
-use broker::codec::{PacketId, QoS, ReasonCode};
+use broker::codec::{PacketId, Protocol, QoS};
 use broker::server::{Handle, Server};
-use support::{Client, Received, connect, will};
+use support::{Client, Received, connect, publish, will};
 
 /// A server on a thread of its own; dropping it stops it.
 struct Running {
@@ -184,7 +184,7 @@ fn a_publisher_that_does_not_read_its_answers_is_not_read_but_loses_nothing() {
     let mut bytes = Vec::new();
     const COUNT: usize = 400_000;
     for _ in 0..COUNT {
-        broker::codec::encode::encode(&Packet::Pingreq, &mut bytes).expect("a PINGREQ");
+        broker::codec::encode::encode(&Packet::Pingreq, Protocol::Mqtt311, &mut bytes).expect("a PINGREQ");
     }
     // Without reading, both directions fill up: the server must stop reading instead of buffering or closing.
     let mut writer = client.stream.try_clone().expect("a socket can be cloned");
@@ -206,14 +206,7 @@ fn a_hundred_thousand_retained_messages_all_arrive() {
         let qos = if number % 2 == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
         let topic = format!("state/{}/{number}", number % 100);
         let packet_id = (qos > QoS::AtMostOnce).then_some(PacketId::FIRST);
-        publisher.send(&Packet::Publish(Publish {
-            dup: false,
-            qos,
-            retain: true,
-            topic: &topic,
-            packet_id,
-            payload: b"on",
-        }));
+        publisher.send(&Packet::Publish(Publish { qos, retain: true, packet_id, ..publish(&topic, b"on") }));
         if packet_id.is_some() {
             assert_eq!(publisher.receive(), Received::Other(4), "PUBACK");
         }
@@ -229,7 +222,7 @@ fn a_hundred_thousand_retained_messages_all_arrive() {
             };
             assert!(retain && topics.insert(topic));
             if let Some(packet_id) = packet_id {
-                subscriber.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
+                subscriber.send(&Packet::Puback(Ack::success(packet_id)));
             }
         }
         subscriber.ping();
@@ -245,12 +238,9 @@ fn the_largest_packets_pass_and_larger_ones_do_not() {
     let mut publisher = Client::connect(server.address, connect("publisher"));
     let payload: Vec<u8> = (0..(20 << 20) - 12).map(|number| number as u8).collect();
     publisher.send(&Packet::Publish(Publish {
-        dup: false,
         qos: QoS::AtLeastOnce,
-        retain: false,
-        topic: "big",
         packet_id: Some(PacketId::FIRST),
-        payload: &payload,
+        ..publish("big", &payload)
     }));
     assert_eq!(publisher.receive(), Received::Other(4), "PUBACK");
     let Received::Publish { payload: received, .. } = subscriber.receive() else { panic!("a PUBLISH") };
@@ -271,14 +261,8 @@ fn a_full_broker_refuses_what_it_could_not_keep_and_recovers() {
     absent.subscribe("t", QoS::AtLeastOnce);
     drop(absent);
     let publish = |packet_id| {
-        Packet::Publish(Publish {
-            dup: false,
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            topic: "t",
-            packet_id: PacketId::new(packet_id),
-            payload: &[7; 10_000],
-        })
+        let packet_id = PacketId::new(packet_id);
+        Packet::Publish(Publish { qos: QoS::AtLeastOnce, packet_id, ..publish("t", &[7; 10_000]) })
     };
     let mut publisher = Client::connect(server.address, connect("publisher"));
     let mut acknowledged = 0;
@@ -297,7 +281,7 @@ fn a_full_broker_refuses_what_it_could_not_keep_and_recovers() {
         let Received::Publish { packet_id: Some(packet_id), .. } = present.receive() else {
             panic!("a PUBLISH")
         };
-        present.send(&Packet::Puback(Ack { packet_id, reason: ReasonCode::Success }));
+        present.send(&Packet::Puback(Ack::success(packet_id)));
     }
     present.ping();
     let mut publisher = Client::connect(server.address, connect("publisher"));

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use broker::codec::packet::Connect;
-use broker::codec::{Inbox, Packet, PacketId, Protocol, QoS, decode, encode};
+use broker::codec::{Inbox, Packet, PacketId, Properties, Protocol, QoS, decode, encode};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
+
+/// What all clients speak: every broker does.
+pub(crate) const PROTOCOL: Protocol = Protocol::Mqtt311;
 
 /// How long a broker may take to accept a client.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,8 +35,9 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut bytes = connect_bytes(client_id);
-        if let Some(filter) = filter {
-            encode::subscribe(&mut bytes, PacketId::FIRST, &[filter]);
+        if let Some((filter, qos)) = filter {
+            let requests = [(filter, qos.into())];
+            encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
         }
         stream.write_all(&bytes)?;
         expect(&mut stream, &[0x20, 2, 0, 0])?;
@@ -65,10 +69,9 @@ impl Client {
             };
             let mut input = &buffer[..count];
             loop {
-                let frame =
-                    self.inbox.next(&mut input, Protocol::Mqtt311, u32::MAX).map_err(io::Error::other)?;
+                let frame = self.inbox.next(&mut input, PROTOCOL, u32::MAX).map_err(io::Error::other)?;
                 let Some(frame) = frame else { break };
-                take(decode::decode(frame).map_err(io::Error::other)?, &mut self.out);
+                take(decode::decode(frame, PROTOCOL).map_err(io::Error::other)?, &mut self.out);
             }
             if count < buffer.len() {
                 // The socket is empty, and what comes later makes a new event.
@@ -96,16 +99,17 @@ impl Client {
 /// A CONNECT without anything that is not needed.
 pub(crate) fn connect_bytes(client_id: &str) -> Vec<u8> {
     let connect = Connect {
-        protocol: Protocol::Mqtt311,
+        protocol: PROTOCOL,
         clean_start: true,
         keep_alive_secs: 0,
+        properties: Properties::NONE,
         client_id,
         will: None,
         username: None,
         password: None,
     };
     let mut bytes = Vec::new();
-    encode::encode(&Packet::Connect(connect), &mut bytes).expect("it has a form on the wire");
+    encode::encode(&Packet::Connect(connect), PROTOCOL, &mut bytes).expect("it has a form on the wire");
     bytes
 }
 

@@ -10,10 +10,10 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use broker::codec::packet::{Ack, Publish};
-use broker::codec::{Packet, PacketId, QoS, encode};
+use broker::codec::{Packet, PacketId, Properties, QoS, ReasonCode, encode};
 use mio::{Events, Poll, Token};
 
-use super::client::Client;
+use super::client::{Client, PROTOCOL};
 
 /// What one read takes at most.
 const READ_BUFFER_BYTES: usize = 256 * 1024;
@@ -133,9 +133,11 @@ impl Publisher {
             retain: false,
             topic: &topic,
             packet_id: has_id.then_some(PacketId::FIRST),
+            properties: Properties::NONE,
             payload: &payload,
         };
-        encode::encode(&Packet::Publish(publish), &mut template).expect("it has a form on the wire");
+        encode::encode(&Packet::Publish(publish), PROTOCOL, &mut template)
+            .expect("it has a form on the wire");
         let payload_at = template.len() - payload.len();
         Self {
             topic,
@@ -180,7 +182,7 @@ impl Publisher {
             }
             (Packet::Pubrec(ack), QoS::ExactlyOnce) => {
                 count(&mut self.half_answered, ack);
-                encode::pubrel(out, ack.packet_id);
+                encode::pubrel(out, ack.packet_id, ReasonCode::Success);
             }
             _ => faults.strange += 1,
         }
@@ -205,15 +207,19 @@ impl Subscriber {
         match packet {
             Packet::Publish(publish) => {
                 match (publish.qos, publish.packet_id) {
-                    (QoS::AtLeastOnce, Some(packet_id)) => encode::puback(out, packet_id),
-                    (QoS::ExactlyOnce, Some(packet_id)) => encode::pubrec(out, packet_id),
+                    (QoS::AtLeastOnce, Some(packet_id)) => {
+                        encode::puback(out, packet_id, ReasonCode::Success);
+                    }
+                    (QoS::ExactlyOnce, Some(packet_id)) => {
+                        encode::pubrec(out, packet_id, ReasonCode::Success);
+                    }
                     _ => {}
                 }
                 if !self.check(&publish, publishers, plan, faults) {
                     faults.strange += 1;
                 }
             }
-            Packet::Pubrel(ack) => encode::pubcomp(out, ack.packet_id),
+            Packet::Pubrel(ack) => encode::pubcomp(out, ack.packet_id, ReasonCode::Success),
             _ => faults.strange += 1,
         }
     }

@@ -1,43 +1,289 @@
-//! Operations of a few clients on the core, well-formed packets and any bytes, with every invariant checked after each.
+//! Operations of a few clients of all versions on the core, well-formed packets and any bytes, with every invariant
+//! checked after each. What comes out is read as the clients would read it.
 
 #![no_main]
 
+use std::collections::{BTreeSet, VecDeque};
 use std::io::IoSlice;
 
-use broker::broker::{Broker, ConnectionId, Options};
+use broker::broker::options::Redirect;
+use broker::broker::{AuthenticationStep, Broker, ConnectionId, Options, Verdict};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Packet, Publish, QoS, Will};
-use broker::codec::{Inbox, PacketId, Protocol, decode, encode};
+use broker::codec::packet::{
+    Ack, Auth, Connect, Disconnect, Packet, Publish, QoS, RetainHandling, SubscriptionOptions, Will,
+};
+use broker::codec::property::PropertyList;
+use broker::codec::{Inbox, PacketId, Properties, Property, Protocol, ReasonCode, decode, encode};
 use libfuzzer_sys::fuzz_target;
 
 const CLIENTS: usize = 4;
+
+/// The one method of authentication.
+const METHOD: &str = "m";
+
+/// What says which operations are to be done, byte by byte; zeros once it is used up.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn byte(&mut self) -> u8 {
+        let Some((byte, rest)) = self.0.split_first() else { return 0 };
+        self.0 = rest;
+        *byte
+    }
+
+    fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (bytes, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        bytes
+    }
+
+    fn flag(&mut self) -> bool {
+        self.byte() & 1 != 0
+    }
+
+    fn pick<T: Copy>(&mut self, choices: &[T]) -> T {
+        choices[usize::from(self.byte()) % choices.len()]
+    }
+
+    fn qos(&mut self) -> QoS {
+        self.pick(&[QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce])
+    }
+
+    fn packet_id(&mut self) -> PacketId {
+        PacketId::new(1 + u16::from(self.byte() % 8)).expect("not 0")
+    }
+
+    fn topic(&mut self) -> &'static str {
+        self.pick(&["a", "a/b", "b", "a/b/c", "a/b/longer", "a/c/longer", "c", "$share/a"])
+    }
+
+    /// Some of the properties, in their order.
+    fn some(&mut self, properties: &[Property<'_>]) -> PropertyList {
+        let chosen = self.byte();
+        let is_chosen = |number: usize| chosen >> number & 1 != 0;
+        (0..)
+            .zip(properties)
+            .filter(|(number, _)| is_chosen(*number))
+            .map(|(_, property)| *property)
+            .collect()
+    }
+}
+
+/// What a client knows of its connection.
+#[derive(Default)]
+struct Peer {
+    /// As its first packet says.
+    protocol: Option<Protocol>,
+    packet_size_max: u32,
+    window: usize,
+    alias_max: u16,
+    has_method: bool,
+    inbox: Inbox,
+    is_connected: bool,
+    /// The server has said its last word.
+    is_over: bool,
+    aliases: BTreeSet<u16>,
+    /// Messages at QoS 1 and 2 that it has read and not finally acknowledged.
+    open: BTreeSet<PacketId>,
+    /// What it would answer to all it has read.
+    answers: Vec<u8>,
+}
+
+impl Peer {
+    /// Takes note of the first packet, whether it is any good or not.
+    fn begins(&mut self, claimed: Option<Protocol>) {
+        if self.protocol.is_none() {
+            self.protocol = Some(claimed.unwrap_or_default());
+            (self.packet_size_max, self.window) = (u32::MAX, usize::from(u16::MAX));
+        }
+    }
+
+    /// Takes note of what is handed to the server.
+    fn sends(&mut self, packet: &Packet<'_>, is_first: bool) {
+        match packet {
+            Packet::Connect(connect) if is_first => {
+                for property in connect.properties {
+                    match property {
+                        Property::MaximumPacketSize(maximum) => self.packet_size_max = maximum,
+                        Property::ReceiveMaximum(maximum) => self.window = maximum.into(),
+                        Property::TopicAliasMaximum(maximum) => self.alias_max = maximum,
+                        Property::AuthenticationMethod(_) => self.has_method = true,
+                        _ => {}
+                    }
+                }
+            }
+            Packet::Puback(ack) | Packet::Pubcomp(ack) => {
+                self.open.remove(&ack.packet_id);
+            }
+            Packet::Pubrec(ack) if ack.reason.is_error() => {
+                self.open.remove(&ack.packet_id);
+            }
+            _ => {}
+        }
+    }
+
+    /// Reads what came out of the server.
+    fn reads(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let protocol = self.protocol.expect("the client has the first word");
+        let mut inbox = std::mem::take(&mut self.inbox);
+        let mut input = bytes;
+        while let Some(frame) =
+            inbox.next(&mut input, protocol, self.packet_size_max).expect("packets that fit")
+        {
+            let packet = decode::decode(frame, protocol).expect("packets");
+            self.takes(&packet);
+        }
+        self.inbox = inbox;
+    }
+
+    fn takes(&mut self, packet: &Packet<'_>) {
+        assert!(!self.is_over, "the last word was said");
+        match packet {
+            Packet::Connack(connack) => {
+                assert!(!self.is_connected, "one CONNACK");
+                self.is_connected = connack.reason == ReasonCode::Success;
+                self.is_over = !self.is_connected;
+                assert!(self.is_connected || !connack.session_present);
+            }
+            Packet::Auth(_) => assert!(self.has_method, "nobody is asked who did not begin"),
+            _ => assert!(self.is_connected, "CONNACK comes first"),
+        }
+        match packet {
+            Packet::Publish(publish) => self.takes_message(publish),
+            Packet::Pubrel(ack) => encode::pubcomp(&mut self.answers, ack.packet_id, ReasonCode::Success),
+            Packet::Disconnect(_) => {
+                assert_eq!(self.protocol, Some(Protocol::Mqtt5));
+                self.is_over = true;
+            }
+            Packet::Connect(_) | Packet::Subscribe(_) | Packet::Unsubscribe(_) | Packet::Pingreq => {
+                panic!("{packet:?} is not for servers")
+            }
+            _ => {}
+        }
+    }
+
+    fn takes_message(&mut self, publish: &Publish<'_>) {
+        let mut alias = None;
+        for property in publish.properties {
+            if let Property::TopicAlias(number) = property {
+                assert!(number <= self.alias_max);
+                alias = Some(number);
+            }
+        }
+        if publish.topic.is_empty() {
+            assert!(alias.is_some_and(|alias| self.aliases.contains(&alias)), "a known alias");
+        } else {
+            self.aliases.extend(alias);
+        }
+        if let Some(packet_id) = publish.packet_id {
+            let is_new = self.open.insert(packet_id);
+            assert!(is_new, "no identifier has two uses");
+            assert!(self.open.len() <= self.window, "the receive maximum is kept");
+            if publish.qos == QoS::AtLeastOnce {
+                encode::puback(&mut self.answers, packet_id, ReasonCode::Success);
+            } else {
+                encode::pubrec(&mut self.answers, packet_id, ReasonCode::Success);
+            }
+        }
+    }
+}
+
+struct Connection {
+    id: ConnectionId,
+    /// What the server has not handled yet.
+    inbox: Inbox,
+    peer: Peer,
+}
 
 struct World {
     broker: Broker,
     now: Instant,
     generation: u32,
-    connections: [Option<(ConnectionId, Inbox)>; CLIENTS],
+    connections: [Option<Connection>; CLIENTS],
+    steps: VecDeque<AuthenticationStep>,
 }
 
 impl World {
+    fn new(settings: u8) -> Self {
+        let options = Options {
+            seed: 1,
+            in_flight_max: 3,
+            receive_max: 2,
+            topic_alias_max: 2,
+            keep_alive_secs_max: if settings & 0x01 != 0 { 10 } else { 0 },
+            check_payload_format: settings & 0x02 != 0,
+            response_information: (settings & 0x04 != 0).then(|| "information".into()),
+            redirect: Some(Redirect {
+                server_reference: "elsewhere".into(),
+                permanently: settings & 0x08 != 0,
+            }),
+            authentication_methods: vec![METHOD.into()],
+            queued_messages_max: 4,
+            queued_bytes_max: 2_000,
+            queued_bytes_total_max: if settings & 0x10 != 0 { 3_000 } else { 1 << 20 },
+            outbox_bytes_max: 4_096,
+            retained_messages_max: 3,
+            sessions_max: 3,
+            subscriptions_max: 4,
+            session_expiry: Some(Duration(5_000)),
+            sys_interval: None,
+            trace_packets: settings & 0x20 != 0,
+            ..Options::default()
+        };
+        let now = Instant(1);
+        Self {
+            broker: Broker::new(options, now),
+            now,
+            generation: 0,
+            connections: [const { None }; CLIENTS],
+            steps: VecDeque::new(),
+        }
+    }
+
+    /// What a client speaks on its connection.
+    fn protocol(&self, slot: usize) -> Protocol {
+        self.connections[slot].as_ref().and_then(|connection| connection.peer.protocol).unwrap_or_default()
+    }
+
     fn send(&mut self, slot: usize, bytes: &[u8]) {
-        let Self { broker, now, connections, generation, .. } = self;
-        let (id, inbox) = connections[slot].get_or_insert_with(|| {
-            *generation += 1;
-            let id = ConnectionId { slot: slot as u32, generation: *generation };
-            broker.handle_open(*now, id);
-            (id, Inbox::default())
-        });
+        if self.connections[slot].is_none() {
+            self.generation += 1;
+            let id = ConnectionId { slot: slot as u32, generation: self.generation };
+            self.broker.handle_open(self.now, id);
+            let connection = Connection { id, inbox: Inbox::default(), peer: Peer::default() };
+            self.connections[slot] = Some(connection);
+        }
+        self.receive(slot, bytes);
+    }
+
+    /// Hands bytes to the core, behind those that had to wait.
+    fn receive(&mut self, slot: usize, bytes: &[u8]) {
+        let Self { broker, now, connections, .. } = self;
+        let Some(Connection { id, inbox, peer }) = &mut connections[slot] else { return };
         let mut input = bytes;
         while broker.wants_input(*id) {
             let (protocol, packet_size_max) = broker.reading_terms(*id);
             match inbox.next(&mut input, protocol, packet_size_max) {
                 Ok(None) => break,
-                Ok(Some(frame)) => match decode::decode(frame) {
-                    Ok(packet) => broker.handle_packet(*now, *id, packet),
-                    Err(error) => broker.handle_malformed(*now, *id, error),
-                },
-                Err(error) => broker.handle_malformed(*now, *id, error),
+                Ok(Some(frame)) => {
+                    let is_first = peer.protocol.is_none();
+                    let claimed = frame.claimed_protocol();
+                    peer.begins(claimed);
+                    match decode::decode(frame, protocol) {
+                        Ok(packet) => {
+                            peer.sends(&packet, is_first);
+                            broker.handle_packet(*now, *id, packet);
+                        }
+                        Err(error) => broker.handle_malformed(*now, *id, error, claimed),
+                    }
+                }
+                Err(error) => {
+                    peer.begins(None);
+                    broker.handle_malformed(*now, *id, error, None);
+                }
             }
         }
         inbox.stash(input);
@@ -46,6 +292,13 @@ impl World {
     /// The shell's share of a turn: some bytes go out, what ended is freed.
     fn turn(&mut self, write_max: usize) {
         self.broker.handle_timeout(self.now);
+        for slot in 0..CLIENTS {
+            self.receive(slot, &[]);
+        }
+        while let Some(step) = self.broker.poll_authentication() {
+            assert_eq!(&*step.method, METHOD);
+            self.steps.push_back(step);
+        }
         for _ in 0..self.broker.dirty_len() {
             let Some(id) = self.broker.poll_flush() else { break };
             self.flush(id, write_max);
@@ -62,106 +315,280 @@ impl World {
         let Some(outbox) = self.broker.outbox(id) else { return };
         let mut slices = [IoSlice::new(&[]); 4];
         let filled = outbox.slices(&mut slices);
-        let length: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
-        let count = length.min(write_max);
-        self.broker.handle_written(self.now, id, count, count < length);
+        let mut bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
+        let length = bytes.len();
+        bytes.truncate(write_max);
+        if let Some(connection) = &mut self.connections[id.slot as usize] {
+            connection.peer.reads(&bytes);
+        }
+        self.broker.handle_written(self.now, id, bytes.len(), bytes.len() < length);
+    }
+
+    fn lose(&mut self, slot: usize, failed: bool) {
+        if let Some(Connection { id, .. }) = self.connections[slot].take() {
+            self.broker.handle_lost(self.now, id, failed);
+        }
+    }
+
+    /// The answer to the oldest step that has none, or one that nobody asked for.
+    fn verdict(&mut self, slot: usize, input: &mut Input<'_>) {
+        let step = self.steps.pop_front().map(|step| step.connection);
+        let present = self.connections[slot].as_ref().map(|connection| connection.id);
+        let Some(id) = step.or(present) else { return };
+        let verdict = match input.byte() % 8 {
+            0..=2 => Verdict::Accept(None),
+            3 => Verdict::Accept(Some([1, 2].into())),
+            4..=6 => Verdict::Continue([3].into()),
+            _ => Verdict::Refuse(ReasonCode::NotAuthorized),
+        };
+        self.broker.handle_verdict(self.now, id, verdict);
+    }
+
+    fn operate(&mut self, operation: u8, input: &mut Input<'_>) {
+        let slot = usize::from(operation >> 6);
+        let protocol = self.protocol(slot);
+        match operation & 0x3F {
+            0..=4 => self.send(slot, &connect(input)),
+            5..=9 => self.send(slot, &subscribe(input, protocol)),
+            10 | 11 => self.send(slot, &unsubscribe(input, protocol)),
+            12..=29 => self.send(slot, &publish(input, protocol)),
+            30..=35 => self.send(slot, &ack(input, protocol)),
+            36 | 37 => self.send(slot, &disconnect(input, protocol)),
+            38..=40 => self.send(slot, &auth(input)),
+            41 => self.send(slot, &encoded(&Packet::Pingreq, protocol)),
+            // What follows goes in as it is.
+            42..=44 => {
+                let count = usize::from(input.byte());
+                self.send(slot, input.bytes(count));
+            }
+            45..=49 => {
+                if let Some(connection) = &mut self.connections[slot] {
+                    let answers = std::mem::take(&mut connection.peer.answers);
+                    self.receive(slot, &answers);
+                }
+            }
+            50..=52 => self.verdict(slot, input),
+            53 | 54 => {
+                if let Some(id) = self.connections[slot].as_ref().map(|connection| connection.id) {
+                    self.flush(id, usize::MAX);
+                }
+            }
+            55..=57 => self.lose(slot, input.flag()),
+            58 => self.now = self.now + Duration(input.byte().into()),
+            59..=62 => self.now = self.now + Duration(u64::from(input.byte()) * 50),
+            // It spoils all that follows.
+            _ if input.byte() == 0xFF => assert!(self.broker.handle_drain(self.now)),
+            _ => {}
+        }
     }
 }
 
-fn packet(operation: u8, argument: u8) -> Vec<u8> {
+fn encoded(packet: &Packet<'_>, protocol: Protocol) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let topic = ["a", "a/b", "b", "a/b/c"][usize::from(argument % 4)];
-    let filter = ["a", "#", "+/b", "a/+/c"][usize::from(argument % 4)];
-    let packet_id = PacketId::new(u16::from(argument >> 4) + 1).expect("not 0");
-    let qos = QoS::new((argument >> 2) % 3).expect("below 3");
-    let long = [b'x'; 700];
-    match operation % 12 {
-        0 | 1 => {
-            let will = Will { topic, payload: b"will", qos, retain: argument & 0x40 != 0 };
-            let connect = Connect {
-                protocol: Protocol::Mqtt311,
-                clean_start: argument & 1 == 0,
-                keep_alive_secs: u16::from(argument >> 4),
-                client_id: ["x", "y", "z"][usize::from(argument % 3)],
-                will: (argument & 0x20 != 0).then_some(will),
-                username: None,
-                password: None,
-            };
-            encode::encode(&Packet::Connect(connect), &mut bytes).expect("a CONNECT");
-        }
-        2 | 3 => encode::subscribe(&mut bytes, packet_id, &[(filter, qos), (topic, QoS::AtLeastOnce)]),
-        4 => encode::unsubscribe(&mut bytes, packet_id, &[filter]),
-        5..=7 => {
-            let publish = Publish {
-                dup: false,
-                qos,
-                retain: operation & 0x10 != 0,
-                topic,
-                packet_id: (qos > QoS::AtMostOnce).then_some(packet_id),
-                payload: if operation & 0x20 != 0 { &long } else { &long[..usize::from(argument % 3)] },
-            };
-            encode::encode(&Packet::Publish(publish), &mut bytes).expect("a PUBLISH");
-        }
-        8 => encode::puback(&mut bytes, packet_id),
-        9 => encode::pubrec(&mut bytes, packet_id),
-        10 => encode::pubcomp(&mut bytes, packet_id),
-        _ => encode::pubrel(&mut bytes, packet_id),
-    }
+    encode::encode(packet, protocol, &mut bytes).expect("it has a form on the wire");
     bytes
 }
 
+/// Properties where there are any.
+fn given(list: &PropertyList, protocol: Protocol) -> Properties<'_> {
+    if protocol.has_properties() { list.as_properties() } else { Properties::NONE }
+}
+
+fn connect(input: &mut Input<'_>) -> Vec<u8> {
+    let protocol = input.pick(&[Protocol::Mqtt5, Protocol::Mqtt311, Protocol::Mqtt5, Protocol::Mqtt31]);
+    let flags = input.byte();
+    let list = input.some(&[
+        Property::SessionExpirySecs([0, 2, 100, u32::MAX][usize::from(flags & 3)]),
+        Property::ReceiveMaximum(1 + u16::from(flags >> 2 & 1)),
+        Property::MaximumPacketSize([12, 30, 100, 900][usize::from(flags >> 3 & 3)]),
+        Property::TopicAliasMaximum([1, 9][usize::from(flags >> 5 & 1)]),
+        Property::RequestResponseInformation(true),
+        Property::RequestProblemInformation(false),
+    ]);
+    let method = [
+        Property::AuthenticationMethod(if flags == 0xFF { "another" } else { METHOD }),
+        Property::AuthenticationData(&[7]),
+    ];
+    let authenticates = flags >> 6 == 3;
+    let list: PropertyList =
+        list.as_properties().into_iter().chain(method.into_iter().filter(|_| authenticates)).collect();
+    let keep_alive_secs = u16::from(input.byte() & 0x0F);
+    let client_id = input.pick(&["x", "y", "z", ""]);
+    let has_will = input.flag();
+    let will_list = if has_will {
+        let secs = input.pick(&[0, 1, 3, 100]);
+        input.some(&[
+            Property::WillDelaySecs(secs),
+            Property::MessageExpirySecs(secs + 1),
+            Property::PayloadIsText(true),
+            Property::ContentType("text"),
+            Property::ResponseTopic("answers"),
+            Property::CorrelationData(&[0xFF]),
+            Property::UserProperty("name", "value"),
+        ])
+    } else {
+        PropertyList::default()
+    };
+    let will = has_will.then(|| Will {
+        topic: input.topic(),
+        payload: b"will",
+        qos: input.qos(),
+        retain: input.flag(),
+        properties: given(&will_list, protocol),
+    });
+    let connect = Connect {
+        protocol,
+        clean_start: input.flag(),
+        keep_alive_secs,
+        properties: given(&list, protocol),
+        client_id,
+        will,
+        username: None,
+        password: None,
+    };
+    encoded(&Packet::Connect(connect), protocol)
+}
+
+fn filter(input: &mut Input<'_>) -> &'static str {
+    input.pick(&[
+        "a",
+        "#",
+        "+/b",
+        "a/+/c",
+        "a/b/#",
+        "$share/g/a",
+        "$share/g/a/#",
+        "$share/h/+/b",
+        "$share/h/#",
+        "c",
+    ])
+}
+
+fn subscribe(input: &mut Input<'_>, protocol: Protocol) -> Vec<u8> {
+    let packet_id = input.packet_id();
+    let subscription_id = 1 + u32::from(input.byte() % 3);
+    let list =
+        input.some(&[Property::SubscriptionId(subscription_id), Property::UserProperty("name", "value")]);
+    let requests: Vec<(&str, SubscriptionOptions)> = (0..1 + input.byte() % 2)
+        .map(|_| {
+            let (filter, qos, flags) = (filter(input), input.qos(), input.byte());
+            let options = SubscriptionOptions {
+                qos,
+                // With a group it ends the connection, which is seldom wanted.
+                no_local: flags & 1 != 0 && (flags == 0xFF || !filter.starts_with('$')),
+                retain_as_published: flags & 2 != 0,
+                retain_handling: [RetainHandling::Send, RetainHandling::SendIfNew, RetainHandling::DoNotSend]
+                    [usize::from(flags >> 2) % 3],
+            };
+            (filter, if protocol.has_properties() { options } else { qos.into() })
+        })
+        .collect();
+    let mut bytes = Vec::new();
+    encode::subscribe(&mut bytes, protocol, packet_id, given(&list, protocol), &requests);
+    bytes
+}
+
+fn unsubscribe(input: &mut Input<'_>, protocol: Protocol) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let filters = [filter(input), filter(input)];
+    encode::unsubscribe(&mut bytes, protocol, input.packet_id(), Properties::NONE, &filters);
+    bytes
+}
+
+fn publish(input: &mut Input<'_>, protocol: Protocol) -> Vec<u8> {
+    let (qos, flags) = (input.qos(), input.byte());
+    let list = input.some(&[
+        Property::TopicAlias([1, 1, 2, 3][usize::from(flags & 3)]),
+        Property::MessageExpirySecs([0, 1, 3, 20][usize::from(flags >> 2 & 3)]),
+        Property::ResponseTopic(if flags == 0xFF { "#" } else { "answers" }),
+        Property::CorrelationData(&[0xFF]),
+        Property::PayloadIsText(true),
+        Property::ContentType("text"),
+        Property::UserProperty("name", "value"),
+        Property::UserProperty("name", "another"),
+    ]);
+    let properties = given(&list, protocol);
+    let has_alias = properties.iter().any(|property| matches!(property, Property::TopicAlias(_)));
+    let payloads: [&[u8]; 5] = [b"", b"x", b"text", &[0xFF; 3], &[b'x'; 700]];
+    let publish = Publish {
+        dup: qos > QoS::AtMostOnce && flags & 0x10 != 0,
+        qos,
+        retain: flags & 0x20 != 0,
+        topic: if has_alias && flags & 0x40 != 0 { "" } else { input.topic() },
+        packet_id: (qos > QoS::AtMostOnce).then(|| input.packet_id()),
+        properties,
+        payload: input.pick(&payloads),
+    };
+    encoded(&Packet::Publish(publish), protocol)
+}
+
+fn ack(input: &mut Input<'_>, protocol: Protocol) -> Vec<u8> {
+    let kind = input.byte();
+    let codes = if kind & 1 == 0 {
+        [ReasonCode::Success, ReasonCode::NoMatchingSubscribers, ReasonCode::NotAuthorized]
+    } else {
+        [ReasonCode::Success, ReasonCode::Success, ReasonCode::PacketIdentifierNotFound]
+    };
+    let reason = input.pick(&codes);
+    let list = input.some(&[Property::ReasonString("words"), Property::UserProperty("name", "value")]);
+    let mut ack = Ack::success(input.packet_id());
+    if protocol.has_properties() {
+        ack = Ack { reason, properties: list.as_properties(), ..ack };
+    }
+    let packet = match kind % 4 {
+        0 => Packet::Puback(ack),
+        1 => Packet::Pubcomp(ack),
+        2 => Packet::Pubrec(ack),
+        _ => Packet::Pubrel(ack),
+    };
+    encoded(&packet, protocol)
+}
+
+fn disconnect(input: &mut Input<'_>, protocol: Protocol) -> Vec<u8> {
+    let codes = [
+        ReasonCode::Success,
+        ReasonCode::DisconnectWithWill,
+        ReasonCode::UnspecifiedError,
+        ReasonCode::ServerBusy,
+    ];
+    let reason = input.pick(&codes);
+    let secs = input.pick(&[0, 2, 100, u32::MAX]);
+    let list = input.some(&[Property::SessionExpirySecs(secs), Property::ReasonString("words")]);
+    let disconnect = Disconnect { reason, properties: list.as_properties() };
+    let is_known = protocol.has_properties();
+    encoded(&Packet::Disconnect(if is_known { disconnect } else { Disconnect::NORMAL }), protocol)
+}
+
+/// An AUTH, which for clients before 5.0 is a packet that does not exist.
+fn auth(input: &mut Input<'_>) -> Vec<u8> {
+    let codes = [ReasonCode::ContinueAuthentication, ReasonCode::Reauthenticate, ReasonCode::Success];
+    let reason = input.pick(&codes);
+    let mut list = PropertyList::default();
+    if input.byte() != 0xFF {
+        list.push(&Property::AuthenticationMethod(METHOD));
+    }
+    list.push(&Property::AuthenticationData(&[9]));
+    let auth = Auth { reason, properties: list.as_properties() };
+    encoded(&Packet::Auth(auth), Protocol::Mqtt5)
+}
+
 fuzz_target!(|bytes: &[u8]| {
-    let options = Options {
-        seed: 1,
-        in_flight_max: 3,
-        queued_messages_max: 4,
-        queued_bytes_max: 2_000,
-        outbox_bytes_max: 4_096,
-        retained_messages_max: 3,
-        sessions_max: 3,
-        subscriptions_max: 4,
-        session_expiry: Some(Duration(5_000)),
-        sys_interval: None,
-        ..Options::default()
-    };
-    let now = Instant(1);
-    let mut world = World {
-        broker: Broker::new(options, now),
-        now,
-        generation: 0,
-        connections: [const { None }; CLIENTS],
-    };
-    let mut rest = bytes;
-    while let [operation, argument, tail @ ..] = rest {
-        rest = tail;
-        let slot = usize::from(operation >> 6);
-        match operation & 0x3F {
-            0x3F => {
-                if let Some((id, _)) = world.connections[slot].take() {
-                    world.broker.handle_lost(world.now, id, false);
-                }
-            }
-            0x3E => world.now = world.now + Duration(u64::from(*argument) * 50),
-            0x3D => {
-                // What follows goes in as it is.
-                let (raw, tail) = tail.split_at(usize::from(*argument).min(tail.len()));
-                rest = tail;
-                world.send(slot, raw);
-            }
-            0x3C => {
-                if let Some((id, _)) = world.connections[slot] {
-                    world.flush(id, usize::MAX);
-                }
-            }
-            operation => world.send(slot, &packet(operation, *argument)),
-        }
-        world.turn(if argument & 0x80 == 0 { usize::MAX } else { usize::from(*argument) });
+    let mut input = Input(bytes);
+    let mut world = World::new(input.byte());
+    while !input.0.is_empty() {
+        let (operation, writes) = (input.byte(), input.byte());
+        world.operate(operation, &mut input);
+        // Most sockets take all there is.
+        world.turn(if writes < 0xC0 { usize::MAX } else { usize::from(writes & 0x3F) });
     }
     world.broker.handle_shutdown(world.now);
     world.turn(usize::MAX);
+    // Longer than any session waits for its client.
     world.now = world.now + Duration::from_secs(60);
     world.turn(usize::MAX);
     let status = world.broker.status();
     assert_eq!((status.sessions, status.subscriptions, world.broker.connections()), (0, 0, 0));
     assert_eq!(status.message_bytes, status.retained_bytes);
+    let metrics = world.broker.metrics();
+    assert_eq!((metrics.queued_messages, metrics.in_flight_messages, metrics.outbox_bytes), (0, 0, 0));
 });

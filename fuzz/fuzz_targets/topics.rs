@@ -3,11 +3,14 @@
 #![no_main]
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 
 use broker::codec::QoS;
 use broker::topics::match_cache::Matches;
 use broker::topics::retained_tree::{Progress, Retained, RetainedCursor, Visit};
-use broker::topics::{RetainedTree, SubscriberId, SubscriptionTree, TopicFilter, TopicName};
+use broker::topics::{
+    Grant, RetainedTree, Subscriber, SubscriberId, SubscriptionTree, TopicFilter, TopicName,
+};
 use libfuzzer_sys::fuzz_target;
 
 const LEVELS_MAX: u32 = 16;
@@ -36,17 +39,17 @@ struct Walk {
 #[derive(Default)]
 struct Model {
     /// The filters of each subscriber, in the order of subscribing.
-    subscriptions: BTreeMap<u32, Vec<(String, QoS)>>,
+    subscriptions: BTreeMap<u32, Vec<(String, Grant)>>,
     retained: BTreeMap<String, usize>,
 }
 
 impl Model {
-    fn subscribe(&mut self, subscriber: u32, filter: &str, qos: QoS) -> Option<QoS> {
+    fn subscribe(&mut self, subscriber: u32, filter: &str, grant: Grant) -> Option<Grant> {
         let list = self.subscriptions.entry(subscriber).or_default();
         if let Some((_, present)) = list.iter_mut().find(|(text, _)| text == filter) {
-            return Some(std::mem::replace(present, qos));
+            return Some(std::mem::replace(present, grant));
         }
-        list.push((filter.to_owned(), qos));
+        list.push((filter.to_owned(), grant));
         None
     }
 
@@ -57,15 +60,74 @@ impl Model {
         list.len() < len
     }
 
-    fn matched(&self, topic: TopicName<'_>) -> BTreeMap<u32, QoS> {
-        let mut found = BTreeMap::new();
+    fn matched(&self, topic: TopicName<'_>) -> BTreeMap<u32, Found> {
+        let mut all = BTreeMap::new();
         for (subscriber, list) in &self.subscriptions {
-            let matching = list.iter().filter(|(text, _)| matches(text, topic.as_str()));
-            if let Some(qos) = matching.map(|(_, qos)| *qos).max() {
-                found.insert(*subscriber, qos);
+            let mut matching = list.iter().filter(|(text, _)| matches(text, topic.as_str())).peekable();
+            if matching.peek().is_some() {
+                all.insert(*subscriber, Found::of(matching.map(|(_, grant)| *grant)));
             }
         }
+        all
+    }
+}
+
+/// What all matching subscriptions of one subscriber grant together.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    qos: QoS,
+    retain_as_published: bool,
+    /// Whether one of them has neither No Local nor an identifier: those may be merged.
+    plain: bool,
+    /// The others, sorted.
+    others: Vec<(Option<NonZeroU32>, bool, QoS, bool)>,
+}
+
+impl Found {
+    fn of(grants: impl IntoIterator<Item = Grant>) -> Self {
+        let mut found = Self::default();
+        for Grant { qos, no_local, retain_as_published, subscription_id } in grants {
+            found.qos = found.qos.max(qos);
+            found.retain_as_published |= retain_as_published;
+            if !no_local && subscription_id.is_none() {
+                found.plain = true;
+            } else {
+                found.others.push((subscription_id, no_local, qos, retain_as_published));
+            }
+        }
+        found.others.sort_unstable();
         found
+    }
+}
+
+/// What the tree found for each subscriber.
+fn found(matches: &Matches) -> BTreeMap<u32, Found> {
+    let mut all = BTreeMap::new();
+    for subscriber in matches.iter() {
+        let Subscriber { id, qos, retain_as_published, .. } = subscriber;
+        let found = if subscriber.is_detailed() {
+            Found::of(matches.grants(subscriber))
+        } else {
+            Found::of([Grant { qos, retain_as_published, ..Grant::default() }])
+        };
+        assert_eq!((found.qos, found.retain_as_published), (qos, retain_as_published));
+        all.insert(id.0, found);
+    }
+    assert_eq!(all.len(), matches.len(), "each once");
+    all
+}
+
+/// Half of the operations that subscribe ask for what 3.1.1 has, the others for all there is.
+fn grant(operation: u8, argument: u8) -> Grant {
+    let plain = Grant::from(QoS::new(argument % 3).expect("below 3"));
+    if operation & 0x01 == 0 {
+        return plain;
+    }
+    Grant {
+        no_local: argument & 0x04 != 0,
+        retain_as_published: argument & 0x08 != 0,
+        subscription_id: NonZeroU32::new(u32::from(argument >> 3 & 0x03)),
+        ..plain
     }
 }
 
@@ -100,8 +162,8 @@ fuzz_target!(|bytes: &[u8]| {
         let name = TopicName::parse(&text, LEVELS_MAX);
         match (operation & 0x07, filter, name) {
             (0..=2, Ok(filter), _) => {
-                let qos = QoS::new(argument % 3).expect("below 3");
-                assert_eq!(tree.subscribe(id, filter, qos), model.subscribe(subscriber, &text, qos));
+                let grant = grant(*operation, *argument);
+                assert_eq!(tree.subscribe(id, filter, grant), model.subscribe(subscriber, &text, grant));
                 assert!(tree.contains(id, &text));
             }
             // Whatever the text, it is no subscription that nobody made.
@@ -151,9 +213,7 @@ fuzz_target!(|bytes: &[u8]| {
         });
         if let Ok(name) = name {
             let matches = tree.matches(name);
-            let found: BTreeMap<u32, QoS> = matches.iter().map(|found| (found.id.0, found.qos)).collect();
-            assert_eq!(found.len(), matches.len(), "each once");
-            assert_eq!(found, model.matched(name));
+            assert_eq!(found(&matches), model.matched(name));
             // Some lists stay lent while subscriptions change.
             lent.push(matches);
             if lent.len() > usize::from(argument % 4) {
@@ -173,7 +233,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     for (subscriber, list) in &model.subscriptions {
         let id = SubscriberId(*subscriber);
-        assert!(tree.subscriptions(id).eq(list.iter().map(|(text, qos)| (text.as_str(), *qos))));
+        assert!(tree.subscriptions(id).eq(list.iter().map(|(text, grant)| (text.as_str(), *grant))));
         assert_eq!(tree.subscription_count(id) as usize, list.len());
     }
     assert_eq!(tree.len(), model.subscriptions.values().map(Vec::len).sum::<usize>());

@@ -6,10 +6,11 @@
 //! ```
 //!
 //! An answer for an identifier that nobody uses is harmless: state may have been lost on the way. An answer that does
-//! not fit the state of its message is a violation, because acting on it would lose the message.
+//! not fit the state of its message is a violation, because acting on it would lose the message. An answer that says no
+//! ends the exchange too: the message is not tried again [MQTT5-4.4.0-2] [MQTT5-4.8.2-6].
 
-use crate::clock::Instant;
-use crate::codec::{PacketId, QoS, encode};
+use crate::codec::packet::Ack;
+use crate::codec::{PacketId, QoS, ReasonCode, encode};
 
 use super::Broker;
 use super::close_reason::CloseReason;
@@ -53,7 +54,7 @@ impl Outgoing {
 
 impl Broker {
     /// QoS 1 is complete [MQTT-4.3.2-1].
-    pub(super) fn puback(&mut self, now: Instant, id: ConnectionId, session: SessionId, packet_id: PacketId) {
+    pub(super) fn puback(&mut self, id: ConnectionId, session: SessionId, packet_id: PacketId) {
         let outgoing = &mut self.session_mut(session).outgoing;
         match outgoing.state(packet_id) {
             State::Sent(at, QoS::AtLeastOnce) => {
@@ -61,33 +62,42 @@ impl Broker {
                 self.complete(session);
             }
             State::Free => {}
-            State::Sent(..) | State::Released(_) => self.close(now, id, CloseReason::WrongAck),
+            State::Sent(..) | State::Released(_) => self.close(id, CloseReason::WrongAck),
         }
     }
 
-    /// The client has the QoS 2 message: from here on only PUBREL is repeated [MQTT-4.3.3-1].
-    pub(super) fn pubrec(&mut self, now: Instant, id: ConnectionId, session: SessionId, packet_id: PacketId) {
+    /// The client has the QoS 2 message: from here on only PUBREL is repeated [MQTT-4.3.3-1]. Or it does not want it.
+    pub(super) fn pubrec(&mut self, id: ConnectionId, session: SessionId, ack: &Ack<'_>) {
+        let packet_id = ack.packet_id;
         let outgoing = &mut self.session_mut(session).outgoing;
+        let mut reason = ReasonCode::Success;
         match outgoing.state(packet_id) {
             State::Sent(at, QoS::ExactlyOnce) => {
                 outgoing.remove_sent(at);
+                if ack.reason.is_error() {
+                    return self.complete(session); // [MQTT5-4.3.3-4]
+                }
                 outgoing.released.push_back(packet_id);
             }
+            State::Sent(..) => return self.close(id, CloseReason::WrongAck),
+            // Said before, or to a state that we have lost: the client has done with it already.
+            State::Released(_) | State::Free if ack.reason.is_error() => return,
             // Repeated, or forgotten by us: either way PUBREL is what moves the client on.
-            State::Released(_) | State::Free => {}
-            State::Sent(..) => return self.close(now, id, CloseReason::WrongAck),
+            State::Released(_) => {}
+            State::Free => reason = self.not_found(id),
         }
-        self.reply(now, id, PacketKind::Pubrel, Some(packet_id), |bytes| encode::pubrel(bytes, packet_id));
+        self.reply(id, PacketKind::Pubrel, Some(packet_id), |bytes| {
+            encode::pubrel(bytes, packet_id, reason);
+        });
+    }
+
+    /// What a client is told of an identifier that nobody uses: before 5.0, that all is well.
+    pub(super) fn not_found(&self, id: ConnectionId) -> ReasonCode {
+        if self.has_reasons(id) { ReasonCode::PacketIdentifierNotFound } else { ReasonCode::Success }
     }
 
     /// QoS 2 is complete [MQTT-4.3.3-1].
-    pub(super) fn pubcomp(
-        &mut self,
-        now: Instant,
-        id: ConnectionId,
-        session: SessionId,
-        packet_id: PacketId,
-    ) {
+    pub(super) fn pubcomp(&mut self, id: ConnectionId, session: SessionId, packet_id: PacketId) {
         let outgoing = &mut self.session_mut(session).outgoing;
         match outgoing.state(packet_id) {
             State::Released(at) => {
@@ -95,7 +105,7 @@ impl Broker {
                 self.complete(session);
             }
             State::Free => {}
-            State::Sent(..) => self.close(now, id, CloseReason::WrongAck),
+            State::Sent(..) => self.close(id, CloseReason::WrongAck),
         }
     }
 
@@ -106,6 +116,7 @@ impl Broker {
         let outgoing = &session.outgoing;
         if !outgoing.queue.is_empty()
             || !session.streams.is_empty()
+            || !session.memberships.is_empty()
             || outgoing.sent_here < outgoing.sent.len()
         {
             self.refill(id);

@@ -13,6 +13,7 @@ use super::link::{ConnectionId, Link, LinkState};
 use super::options::Options;
 use super::session::SessionId;
 use super::terms::keep_alive_deadline;
+use super::will::Will;
 
 /// What the wheel reminds of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub(super) enum Deadline {
     Link(ConnectionId),
     Session(SessionId),
     SysTopics,
+    /// A look at retained messages that may have expired.
+    Sweep,
 }
 
 /// Deadlines handled in one turn: a wave of expiring sessions must not hold up the loop.
@@ -28,7 +31,7 @@ const DEADLINES_PER_TURN: usize = 1_000;
 /// The deadline of a link that comes first, and what it means.
 fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReason)> {
     let silent = match link.state {
-        LinkState::AwaitingConnect => {
+        LinkState::AwaitingConnect | LinkState::Authenticating => {
             Some((link.opened_at + options.handshake_timeout, CloseReason::HandshakeTimeout))
         }
         // While we do not read it, its silence says nothing.
@@ -45,12 +48,14 @@ impl Broker {
     /// Does what is due at `now`, and goes on with work that was put off. Some of it may be left for the next turn;
     /// `poll_timeout` says so.
     pub fn handle_timeout(&mut self, now: Instant) {
+        self.now = now;
         for _ in 0..DEADLINES_PER_TURN {
             let Some(deadline) = self.wheel.pop(now) else { break };
             match deadline {
-                Deadline::Link(id) => self.link_timeout(now, id),
-                Deadline::Session(id) => self.expire_session(id),
-                Deadline::SysTopics => self.publish_sys_topics(now),
+                Deadline::Link(id) => self.link_timeout(id),
+                Deadline::Session(id) => self.session_timeout(id),
+                Deadline::SysTopics => self.publish_sys_topics(),
+                Deadline::Sweep => self.sweep_retained(),
             }
         }
         // Only those that wait already: one that puts itself off again has its next turn later.
@@ -63,22 +68,22 @@ impl Broker {
         }
     }
 
-    fn link_timeout(&mut self, now: Instant, id: ConnectionId) {
+    fn link_timeout(&mut self, id: ConnectionId) {
         let Some(link) = self.links.find_mut(id) else { return };
         link.timer = None;
         match first_deadline(link, &self.options) {
-            Some((deadline, reason)) if deadline <= now => self.close(now, id, reason),
-            _ => self.arm_link(now, id),
+            Some((deadline, reason)) if deadline <= self.now => self.close(id, reason),
+            _ => self.arm_link(id),
         }
     }
 
     /// Makes sure that the link's timer fires no later than its first deadline.
-    pub(super) fn arm_link(&mut self, now: Instant, id: ConnectionId) {
+    pub(super) fn arm_link(&mut self, id: ConnectionId) {
         let Some(link) = self.links.find_mut(id) else { return };
         let deadline = match first_deadline(link, &self.options) {
             Some((deadline, _)) => deadline,
             // It is not read for the moment: look again when it could be due had its pause ended right now.
-            None => match keep_alive_deadline(link.keep_alive_secs, now) {
+            None => match keep_alive_deadline(link.keep_alive_secs, self.now) {
                 Some(deadline) if link.read_paused => deadline,
                 _ => return,
             },
@@ -93,9 +98,36 @@ impl Broker {
         link.timer = Some((self.wheel.insert(deadline, Deadline::Link(id)), deadline));
     }
 
-    fn expire_session(&mut self, id: SessionId) {
+    /// Sets the one timer of a session that is absent: for its will or its end, whichever is due first.
+    pub(super) fn arm_session(&mut self, id: SessionId) {
         let Some(session) = self.sessions.find_mut(id) else { return };
-        session.expiry_timer = None;
+        if let Some(timer) = session.timer.take() {
+            self.wheel.cancel(timer);
+        }
+        if session.connection.is_none() {
+            let will_due_at = session.will.as_ref().and_then(|will| will.due_at);
+            let due_at = will_due_at.into_iter().chain(session.expires_at()).min();
+            session.timer = due_at.map(|due_at| self.wheel.insert(due_at, Deadline::Session(id)));
+        }
+    }
+
+    fn session_timeout(&mut self, id: SessionId) {
+        let now = self.now;
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        session.timer = None;
+        if session.expires_at().is_some_and(|expires_at| expires_at <= now) {
+            return self.expire_session(id);
+        }
+        let is_due = |will: &mut Box<Will>| will.due_at.is_some_and(|due_at| due_at <= now);
+        let will = session.will.take_if(is_due);
+        self.arm_session(id);
+        if let Some(will) = will {
+            self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
+        }
+    }
+
+    fn expire_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.find(id) else { return };
         self.outputs.metrics.sessions_expired += 1;
         self.outputs.events.push_back(Event::SessionExpired { client_id: session.client_id.clone() });
         self.end_session(id);

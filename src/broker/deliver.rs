@@ -6,16 +6,21 @@
 //!              QoS 1, 2: into the outbox while window and outbox have room and nothing is queued, else into the queue
 //! ```
 
-use crate::codec::encode::{self, PublishHead};
-use crate::codec::{PacketId, QoS};
+use std::num::NonZeroU32;
+
+use crate::clock::Instant;
+use crate::codec::encode::{self, PublishHead, PublishHeadProperties};
+use crate::codec::{PacketId, Properties, QoS, ReasonCode};
 use crate::metrics::DropReason;
-use crate::topics::{SubscriberId, TopicName};
+use crate::topics::match_cache::Matches;
+use crate::topics::{Subscriber, SubscriberId, TopicName};
 
 use super::event::{Event, Limit, PacketKind};
 use super::link::Link;
-use super::message::{Gauge, Message};
+use super::message::{Content, Gauge, Message};
 use super::options::Options;
-use super::session::{Delivery, Sent, Session, SessionId};
+use super::session::{Delivery, Sent, Session, SessionId, Via};
+use super::topic_aliases::Choice;
 use super::{Broker, Outputs};
 
 /// From this size on a payload that is already in a message is shared with an outbox and not copied.
@@ -25,9 +30,15 @@ const SHARED_PAYLOAD_MIN: usize = 512;
 #[derive(Debug)]
 pub(super) struct Routing<'a> {
     pub(super) topic: TopicName<'a>,
+    pub(super) properties: Properties<'a>,
     pub(super) payload: &'a [u8],
     pub(super) qos: QoS,
     pub(super) retain: bool,
+    pub(super) expires_at: Option<Instant>,
+    /// Who published it; nobody, if it is the broker.
+    pub(super) publisher: Option<SubscriberId>,
+    /// Whether anybody is subscribed to it.
+    pub(super) is_matched: bool,
     /// Made when the first receiver has to keep it.
     message: Option<Message>,
     /// Payloads up to this size are copied into outboxes.
@@ -38,55 +49,146 @@ pub(super) struct Routing<'a> {
 
 impl<'a> Routing<'a> {
     pub(super) fn new(topic: TopicName<'a>, payload: &'a [u8], qos: QoS, retain: bool) -> Self {
-        Self { topic, payload, qos, retain, message: None, copied_payload_max: 0, broker_is_full: false }
+        Self {
+            topic,
+            properties: Properties::NONE,
+            payload,
+            qos,
+            retain,
+            expires_at: None,
+            publisher: None,
+            is_matched: false,
+            message: None,
+            copied_payload_max: 0,
+            broker_is_full: false,
+        }
     }
 
     /// The message, shared by all who keep it.
     pub(super) fn message(&mut self, gauge: &Gauge) -> &Message {
-        self.message.get_or_insert_with(|| Message::new(self.topic.as_str(), self.payload, gauge))
+        self.message.get_or_insert_with(|| {
+            let content = Content {
+                topic: self.topic.as_str(),
+                properties: self.properties,
+                payload: self.payload,
+                expires_at: self.expires_at,
+            };
+            Message::new(&content, gauge)
+        })
     }
 
-    fn head(&self) -> PublishHead<'a> {
+    fn head(&self, retain: bool) -> PublishHead<'a> {
         PublishHead {
             dup: false,
             qos: QoS::AtMostOnce,
-            retain: false, // [MQTT-3.3.1-9]
-            topic: self.topic.as_str(),
+            retain,
+            topic: self.topic.as_str().as_bytes(),
             packet_id: None,
             payload_len: self.payload.len(),
         }
     }
 }
 
+/// What a PUBLISH says beside its head, to those who understand it.
+#[derive(Clone, Copy, Debug)]
+struct Annotations<'a> {
+    forwarded: Properties<'a>,
+    expires_at: Option<Instant>,
+    subscription_ids: &'a [u32],
+}
+
+/// The payload of a PUBLISH, and how it gets into an outbox.
+#[derive(Debug)]
+enum Body<'a> {
+    Copied(&'a [u8]),
+    Shared(Message),
+}
+
 impl Broker {
     /// Hands a message to every session with a matching subscription, once, at the highest QoS that its matching
-    /// subscriptions allow [MQTT-3.3.5-1].
+    /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group.
     pub(super) fn route(&mut self, routing: &mut Routing<'_>) {
         let matches = self.subscriptions.matches(routing.topic);
         routing.copied_payload_max = self.options.copied_payload_max(matches.len());
         routing.broker_is_full = self.is_full();
+        routing.is_matched = !matches.is_empty();
         for subscriber in matches.iter() {
-            if !self.sessions.subscriber_mut(subscriber.id).streams.is_empty() {
-                self.precede(subscriber.id, routing);
-            }
-            // The lower of both [MQTT-3.8.4-6].
-            match subscriber.qos.min(routing.qos) {
-                QoS::AtMostOnce => self.deliver_at_most_once(subscriber.id, routing),
-                qos => {
-                    let delivery =
-                        Delivery { message: routing.message(&self.messages).clone(), qos, retain: false };
-                    let session = self.sessions.subscriber_mut(subscriber.id).id;
-                    self.deliver(session, delivery);
-                }
+            if subscriber.is_detailed() {
+                self.deliver_detailed(routing, &matches, subscriber);
+            } else {
+                let Subscriber { id, qos, retain_as_published, .. } = subscriber;
+                self.deliver_copy(id, routing, qos, retain_as_published);
             }
         }
         self.subscriptions.put_back(matches);
+        if !self.shared.is_empty() {
+            self.route_to_groups(routing);
+        }
+    }
+
+    /// Hands one copy to one session.
+    #[inline(always)]
+    fn deliver_copy(
+        &mut self,
+        subscriber: SubscriberId,
+        routing: &mut Routing<'_>,
+        granted: QoS,
+        retain_as_published: bool,
+    ) {
+        let retain = routing.retain && retain_as_published; // [MQTT-3.3.1-9] [MQTT5-3.3.1-12] [MQTT5-3.3.1-13]
+        if !self.sessions.subscriber_mut(subscriber).streams.is_empty() {
+            self.precede(subscriber, routing);
+        }
+        // The lower of both [MQTT-3.8.4-6].
+        match granted.min(routing.qos) {
+            QoS::AtMostOnce => self.deliver_at_most_once(subscriber, routing, retain),
+            qos => {
+                let via = Via::of(&self.subscription_ids, None);
+                let delivery =
+                    Delivery { message: routing.message(&self.messages).clone(), qos, retain, via };
+                let session = self.sessions.subscriber_mut(subscriber).id;
+                self.deliver(session, delivery);
+            }
+        }
+    }
+
+    /// The same for a session whose matching subscriptions have to be looked at one by one.
+    #[inline(never)]
+    fn deliver_detailed(&mut self, routing: &mut Routing<'_>, matches: &Matches, subscriber: Subscriber) {
+        if let Some((qos, retain_as_published)) = self.sum_up(routing, matches, subscriber) {
+            self.deliver_copy(subscriber.id, routing, qos, retain_as_published);
+            self.subscription_ids.clear();
+        }
+    }
+
+    /// What the matching subscriptions of one receiver come to: QoS, and whether one of them wants the retain flag. Their
+    /// identifiers go into `subscription_ids`. `None` if all of them leave out what their client published itself
+    /// [MQTT5-3.8.3-3].
+    fn sum_up(
+        &mut self,
+        routing: &Routing<'_>,
+        matches: &Matches,
+        subscriber: Subscriber,
+    ) -> Option<(QoS, bool)> {
+        let is_own = routing.publisher == Some(subscriber.id);
+        let mut sum: Option<(QoS, bool)> = None;
+        for grant in matches.grants(subscriber).filter(|grant| !(grant.no_local && is_own)) {
+            let (qos, retain_as_published) = sum.unwrap_or_default();
+            sum = Some((qos.max(grant.qos), retain_as_published || grant.retain_as_published));
+            self.subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get)); // [MQTT5-3.3.4-4]
+        }
+        sum
     }
 
     /// Sends, or drops and counts [MQTT-4.3.1-1].
-    #[inline]
-    fn deliver_at_most_once(&mut self, subscriber: SubscriberId, routing: &mut Routing<'_>) {
-        let Self { sessions, links, outputs, options, messages, .. } = self;
+    #[inline(always)]
+    pub(super) fn deliver_at_most_once(
+        &mut self,
+        subscriber: SubscriberId,
+        routing: &mut Routing<'_>,
+        retain: bool,
+    ) {
+        let Self { sessions, links, outputs, options, messages, subscription_ids, now, .. } = self;
         let session = sessions.subscriber_mut(subscriber);
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else {
             return outputs.metrics.drop_message(DropReason::AbsentAtQoS0);
@@ -101,39 +203,52 @@ impl Broker {
             }
         } else if routing.broker_is_full && pending > 0 {
             outputs.metrics.drop_message(DropReason::BrokerFull);
-        } else if routing.payload.len() <= routing.copied_payload_max {
-            outputs.write_publish(link, &routing.head(), Some(routing.payload));
         } else {
-            outputs.write_publish(link, &routing.head(), None);
-            link.outbox.append_shared(routing.message(messages).clone());
+            let head = routing.head(retain);
+            let body = if routing.payload.len() <= routing.copied_payload_max {
+                Body::Copied(routing.payload)
+            } else {
+                Body::Shared(routing.message(messages).clone())
+            };
+            if link.protocol.has_properties() {
+                let annotations = Annotations {
+                    forwarded: routing.properties,
+                    expires_at: routing.expires_at,
+                    subscription_ids,
+                };
+                outputs.write_annotated(link, head, &annotations, body, *now);
+            } else {
+                outputs.write_publish(link, &head, None, body);
+            }
         }
     }
 
     /// Sends a message of QoS 1 or 2 now, or queues it, or drops and counts it.
     pub(super) fn deliver(&mut self, id: SessionId, delivery: Delivery) {
-        let Self { sessions, links, outputs, options, .. } = self;
+        let Self { sessions, links, outputs, options, now, .. } = self;
         let session = sessions.find_mut(id).expect("subscriptions go with their session");
         let refused = match session.connection.and_then(|id| links.find_mut(id)) {
             Some(link) if session.outgoing.queue.is_empty() && has_room(session, link, options) => {
-                outputs.send(session, link, delivery).err()
+                outputs.send(session, link, delivery, *now).err()
             }
             _ => Some(delivery),
         };
         if let Some(delivery) = refused {
-            outputs.enqueue(session, delivery, options);
+            outputs.enqueue(session, delivery, options, *now);
         }
     }
 
     /// Sends what waits for a client, as far as its window and its outbox have room: first what has to be repeated,
-    /// then the queue [MQTT-4.6.0-1], then retained messages for new subscriptions.
+    /// then the queue [MQTT-4.6.0-1], then those of its groups, then retained messages for new subscriptions.
     pub(super) fn refill(&mut self, id: SessionId) {
         self.resend(id);
         self.drain_queue(id);
+        self.drain_groups(id);
         self.continue_streams(id);
     }
 
     fn drain_queue(&mut self, id: SessionId) {
-        let Self { sessions, links, outputs, options, .. } = self;
+        let Self { sessions, links, outputs, options, now, .. } = self;
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
         while !session.outgoing.queue.is_empty() {
@@ -143,7 +258,9 @@ impl Broker {
             }
             let delivery = session.outgoing.pop_queue().expect("not empty");
             outputs.metrics.queued_messages -= 1;
-            if let Err(delivery) = outputs.send(session, link, delivery) {
+            if delivery.message.is_expired(*now) {
+                outputs.metrics.drop_message(DropReason::Expired); // [MQTT5-3.3.2-5]
+            } else if let Err(delivery) = outputs.send(session, link, delivery, *now) {
                 // No packet identifier is free: it stays the first of the queue until one is.
                 outputs.metrics.queued_messages += 1;
                 session.outgoing.unpop_queue(delivery);
@@ -154,19 +271,27 @@ impl Broker {
     }
 
     /// Repeats what was sent on an earlier connection and not answered: same identifiers, same order, DUP set
-    /// [MQTT-4.4.0-1] [MQTT-3.3.1-1].
+    /// [MQTT-4.4.0-1] [MQTT-3.3.1-1], whether it has expired meanwhile or not [MQTT5-4.3.3-7].
     fn resend(&mut self, id: SessionId) {
-        let Self { sessions, links, outputs, options, .. } = self;
+        let Self { sessions, links, outputs, options, now, .. } = self;
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
         let outgoing = &mut session.outgoing;
         while let Some(sent) = outgoing.sent.get(outgoing.sent_here) {
+            if outgoing.under_way() >= usize::from(link.window) {
+                return; // The next acknowledgement goes on here.
+            }
             if link.outbox.pending() > options.outbox_soft_mark() {
                 link.wants_refill = true;
                 return;
             }
-            outputs.write_delivery(link, &sent.delivery, Some(sent.packet_id), true);
-            outgoing.sent_here += 1;
+            if outputs.write_delivery(link, &sent.delivery, Some(sent.packet_id), true, *now) {
+                outgoing.sent_here += 1;
+            } else {
+                // Too large for the client as it is now, so it counts as completed [MQTT5-3.1.2-25].
+                outgoing.sent.remove(outgoing.sent_here);
+                outputs.metrics.in_flight_messages -= 1;
+            }
         }
     }
 
@@ -175,8 +300,9 @@ impl Broker {
         let Self { sessions, links, outputs, .. } = self;
         let (Some(session), Some(link)) = (sessions.find(id), links.find_mut(connection)) else { return };
         for packet_id in &session.outgoing.released {
-            outputs
-                .write(link, PacketKind::Pubrel, Some(*packet_id), |bytes| encode::pubrel(bytes, *packet_id));
+            outputs.write(link, PacketKind::Pubrel, Some(*packet_id), |bytes| {
+                encode::pubrel(bytes, *packet_id, ReasonCode::Success);
+            });
         }
     }
 }
@@ -184,7 +310,7 @@ impl Broker {
 /// Whether one more message of QoS 1 or 2 may be sent now.
 pub(super) fn has_room(session: &Session, link: &Link, options: &Options) -> bool {
     let outgoing = &session.outgoing;
-    outgoing.in_flight() < usize::from(options.in_flight_max)
+    outgoing.in_flight() < usize::from(link.window)
         && outgoing.sent_here == outgoing.sent.len()
         && link.outbox.pending() <= options.outbox_soft_mark()
 }
@@ -196,28 +322,43 @@ impl Outputs {
         session: &mut Session,
         link: &mut Link,
         delivery: Delivery,
+        now: Instant,
     ) -> Result<(), Delivery> {
         let Some(packet_id) = session.outgoing.allot_packet_id() else { return Err(delivery) };
-        self.write_delivery(link, &delivery, Some(packet_id), false);
-        session.outgoing.sent.push_back(Sent { delivery, packet_id });
-        session.outgoing.sent_here += 1;
-        self.metrics.in_flight_messages += 1;
+        if self.write_delivery(link, &delivery, Some(packet_id), false, now) {
+            session.outgoing.sent.push_back(Sent { delivery, packet_id });
+            session.outgoing.sent_here += 1;
+            self.metrics.in_flight_messages += 1;
+        } else {
+            session.outgoing.give_back_packet_id(packet_id);
+        }
         Ok(())
     }
 
     /// Puts a message into the queue of a session, or drops it when that is full: the newest goes, so that what is
     /// in the queue stays a gapless beginning.
-    fn enqueue(&mut self, session: &mut Session, delivery: Delivery, options: &Options) {
+    fn enqueue(&mut self, session: &mut Session, delivery: Delivery, options: &Options, now: Instant) {
+        if delivery.message.is_expired(now) {
+            return self.metrics.drop_message(DropReason::Expired);
+        }
+        let size = delivery.message.size();
+        if session.outgoing.is_full_for(size, options) {
+            // What has expired makes room for what has not.
+            let expired = session.outgoing.remove_expired(now);
+            self.metrics.queued_messages -= expired;
+            self.metrics.drop_messages(DropReason::Expired, expired);
+        }
         let outgoing = &mut session.outgoing;
-        let (reason, limit, value) = if outgoing.queue.len() >= options.queued_messages_max as usize {
-            let value = u64::from(options.queued_messages_max);
-            (DropReason::QueueMessagesFull, Limit::QueuedMessages, value)
-        } else if outgoing.queued_bytes + delivery.message.size() > options.queued_bytes_max {
-            (DropReason::QueueBytesFull, Limit::QueuedBytes, options.queued_bytes_max)
-        } else {
+        if !outgoing.is_full_for(size, options) {
             outgoing.push_queue(delivery);
             self.metrics.queued_messages += 1;
             return;
+        }
+        let (reason, limit, value) = if outgoing.queue.len() >= options.queued_messages_max as usize {
+            let value = u64::from(options.queued_messages_max);
+            (DropReason::QueueMessagesFull, Limit::QueuedMessages, value)
+        } else {
+            (DropReason::QueueBytesFull, Limit::QueuedBytes, options.queued_bytes_max)
         };
         self.metrics.drop_message(reason);
         if !session.queue_full_logged {
@@ -226,45 +367,113 @@ impl Outputs {
         }
     }
 
-    /// Writes a PUBLISH whose payload is in a message.
+    /// Writes a PUBLISH whose payload is in a message. False if it is too large for the client.
     pub(super) fn write_delivery(
         &mut self,
         link: &mut Link,
         delivery: &Delivery,
         packet_id: Option<PacketId>,
         dup: bool,
-    ) {
-        let Delivery { message, qos, retain } = delivery;
+        now: Instant,
+    ) -> bool {
+        let Delivery { message, qos, retain, .. } = delivery;
         let payload = message.payload();
         let head = PublishHead {
             dup,
             qos: *qos,
             retain: *retain,
-            topic: message.topic(),
+            topic: message.topic_bytes(),
             packet_id,
             payload_len: payload.len(),
         };
-        if payload.len() < SHARED_PAYLOAD_MIN {
-            self.write_publish(link, &head, Some(payload));
+        let body = if payload.len() < SHARED_PAYLOAD_MIN {
+            Body::Copied(payload)
         } else {
-            self.write_publish(link, &head, None);
-            link.outbox.append_shared(message.clone());
+            Body::Shared(message.clone())
+        };
+        if !link.protocol.has_properties() {
+            self.write_publish(link, &head, None, body);
+            return true;
         }
+        let annotations = Annotations {
+            forwarded: message.properties(),
+            expires_at: message.expires_at(),
+            subscription_ids: delivery.subscription_ids(),
+        };
+        self.write_annotated(link, head, &annotations, body, now)
     }
 
-    /// Writes the head of a PUBLISH, and its payload if that is to be copied.
-    fn write_publish(&mut self, link: &mut Link, head: &PublishHead<'_>, payload: Option<&[u8]>) {
+    /// Writes a PUBLISH with properties. False, and dropped and counted, if it is too large for the client
+    /// [MQTT5-3.1.2-24].
+    #[inline(never)]
+    fn write_annotated(
+        &mut self,
+        link: &mut Link,
+        mut head: PublishHead<'_>,
+        annotations: &Annotations<'_>,
+        body: Body<'_>,
+        now: Instant,
+    ) -> bool {
+        let Annotations { forwarded, expires_at, subscription_ids } = *annotations;
+        let mut properties = PublishHeadProperties {
+            // Rounded up, so that it is 0 only when the time is over [MQTT5-3.3.2-6].
+            message_expiry_secs: expires_at.map(|expires_at| expires_at.since(now).0.div_ceil(1_000) as u32),
+            topic_alias: None,
+            subscription_ids,
+            forwarded,
+        };
+        let size_max = link.packet_size_max as usize;
+        if let Some(extras) = &mut link.extras {
+            match extras.sent_aliases.choose(head.topic) {
+                Choice::Known(alias) => {
+                    head.topic = &[];
+                    properties.topic_alias = Some(alias);
+                }
+                Choice::New(alias) => {
+                    properties.topic_alias = Some(alias);
+                    if head.packet_size(&properties) > size_max {
+                        properties.topic_alias = None;
+                    } else {
+                        // It is as good as sent: a mapping that the client never saw would be worse [B-112].
+                        extras.sent_aliases.set(alias, head.topic);
+                    }
+                }
+                Choice::None => {}
+            }
+        }
+        if head.packet_size(&properties) > size_max {
+            self.metrics.drop_message(DropReason::TooLargeForClient);
+            return false;
+        }
+        self.write_publish(link, &head, Some(&properties), body);
+        true
+    }
+
+    /// Writes a PUBLISH.
+    fn write_publish(
+        &mut self,
+        link: &mut Link,
+        head: &PublishHead<'_>,
+        properties: Option<&PublishHeadProperties<'_>>,
+        body: Body<'_>,
+    ) {
         self.metrics.publish_sent += 1;
         self.write(link, PacketKind::Publish, head.packet_id, |bytes| {
-            encode::publish_head(bytes, head);
-            if let Some(payload) = payload {
+            match properties {
+                None => encode::publish_head(bytes, head),
+                Some(properties) => encode::publish_head_with_properties(bytes, head, properties),
+            }
+            if let Body::Copied(payload) = &body {
                 bytes.extend_from_slice(payload);
             }
         });
+        if let Body::Shared(message) = body {
+            link.outbox.append_shared(message);
+        }
         if self.trace_packets
             && let Some(Event::Packet { publish, .. }) = self.events.back_mut()
         {
-            *publish = Some((head.topic.into(), head.payload_len));
+            *publish = Some((String::from_utf8_lossy(head.topic).into(), head.payload_len));
         }
     }
 }

@@ -61,6 +61,7 @@ pub enum PacketKind {
     Pingreq,
     Pingresp,
     Disconnect,
+    Auth,
 }
 
 /// Something that happened.
@@ -74,8 +75,8 @@ pub enum Event {
         client_id: Box<str>,
         /// The protocol spoken.
         protocol: Protocol,
-        /// Whether the session was begun anew and ends with the connection.
-        clean_start: bool,
+        /// Whether the session ends with the connection.
+        ends_with_connection: bool,
         /// Keep-alive interval; 0 is none.
         keep_alive_secs: u16,
         /// Whether a stored session goes on.
@@ -159,6 +160,7 @@ pub(super) fn trace_received(connection: ConnectionId, packet: &Packet<'_>) -> E
         Packet::Pingreq => (PacketKind::Pingreq, None),
         Packet::Pingresp => (PacketKind::Pingresp, None),
         Packet::Disconnect(_) => (PacketKind::Disconnect, None),
+        Packet::Auth(_) => (PacketKind::Auth, None),
     };
     let publish = match packet {
         Packet::Publish(publish) => Some((publish.topic.into(), publish.payload.len())),

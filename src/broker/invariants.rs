@@ -30,7 +30,7 @@ impl Broker {
                 let session = self.sessions.find(session).expect("a connected link has a session");
                 assert_eq!(session.connection, Some(link.id), "link and session know each other");
             }
-            let timed = matches!(link.state, LinkState::AwaitingConnect)
+            let timed = matches!(link.state, LinkState::AwaitingConnect | LinkState::Authenticating)
                 || (link.session().is_some() && (link.keep_alive_secs > 0 || link.blocked));
             assert!(!timed || link.timer.is_some(), "a link with a deadline has a timer");
             assert!(link.state != LinkState::Closing || link.timer.is_none(), "an ended link has no timer");
@@ -50,6 +50,10 @@ impl Broker {
                 "a packet identifier has one use [MQTT-2.3.1-4]"
             );
             assert!(ids.len() <= usize::from(self.options.in_flight_max), "the window is kept");
+            if let Some(link) = session.connection.and_then(|id| self.links.find(id)) {
+                let kept = outgoing.sent_here == 0 || outgoing.under_way() <= usize::from(link.window);
+                assert!(kept, "the client's receive maximum is kept [MQTT5-3.3.4-9]");
+            }
             assert!(outgoing.sent_here <= outgoing.sent.len());
             let bytes: u64 = outgoing.queue.iter().map(|delivery| delivery.message.size()).sum();
             assert_eq!(outgoing.queued_bytes, bytes, "the session's gauge of queued bytes");
@@ -66,11 +70,15 @@ impl Broker {
                 None => {
                     absent += 1;
                     assert!(!session.ends_with_connection, "such a session ended with its connection");
-                    assert_eq!(session.expiry.is_some(), session.expiry_timer.is_some());
-                    assert!(session.will.is_none(), "a will does not outlive its connection");
+                    let will_waits = session.will.as_ref().is_some_and(|will| will.due_at.is_some());
+                    assert_eq!(session.will.is_some(), will_waits, "only a delay keeps a will");
+                    assert_eq!(session.expiry.is_some() || will_waits, session.timer.is_some());
                 }
             }
         }
+        queued += self.shared.check_invariants(|session| {
+            self.sessions.find(session).map(|session| session.connection.is_some())
+        });
         assert_eq!(self.metrics().queued_messages, queued, "the gauge of queued messages");
         assert_eq!(self.metrics().in_flight_messages, in_flight, "the gauge of messages in flight");
         assert_eq!(self.sessions.absent_count(), absent, "the order of leaving");

@@ -7,8 +7,10 @@ use crate::clock::Instant;
 use crate::codec::Protocol;
 use crate::wheel::TimerId;
 
+use super::authenticate::Authentication;
 use super::outbox::Outbox;
 use super::session::SessionId;
+use super::topic_aliases::{ReceivedAliases, SentAliases};
 
 /// The name of a connection: a slot of the server's slab and a generation that makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +26,8 @@ pub struct ConnectionId {
 pub(super) enum LinkState {
     /// Open; nothing but CONNECT may come.
     AwaitingConnect,
+    /// CONNECT named a method of authentication; only the exchange may go on.
+    Authenticating,
     /// CONNECT was accepted; the session is attached.
     Connected(SessionId),
     /// Ended: what is in the outbox may still leave, nothing is taken in any more.
@@ -37,6 +41,14 @@ pub(super) struct Link {
     pub(super) state: LinkState,
     pub(super) protocol: Protocol,
     pub(super) keep_alive_secs: u16,
+    /// Messages at QoS 1 and 2 that may be under way to the client.
+    pub(super) window: u16,
+    /// The largest packet that the client takes, in bytes.
+    pub(super) packet_size_max: u32,
+    /// CONNACK was sent: from here on it may be followed by DISCONNECT [MQTT5-3.14.0-1].
+    pub(super) welcomed: bool,
+    /// What only clients of 5.0 may have.
+    pub(super) extras: Option<Box<LinkExtras>>,
     /// In the list of links with bytes to flush.
     pub(super) dirty: bool,
     /// The socket takes no more for now; the server flushes again when it does.
@@ -59,12 +71,38 @@ pub(super) struct Link {
     pub(super) packets_sent: u64,
 }
 
+/// What only clients of 5.0 may have, and most of them do not.
+#[derive(Debug)]
+pub(super) struct LinkExtras {
+    pub(super) received_aliases: ReceivedAliases,
+    pub(super) sent_aliases: SentAliases,
+    pub(super) authentication: Option<Authentication>,
+}
+
 impl Link {
     pub(super) fn session(&self) -> Option<SessionId> {
         match self.state {
             LinkState::Connected(session) => Some(session),
-            LinkState::AwaitingConnect | LinkState::Closing => None,
+            LinkState::AwaitingConnect | LinkState::Authenticating | LinkState::Closing => None,
         }
+    }
+
+    pub(super) fn extras_mut(&mut self) -> &mut LinkExtras {
+        self.extras.get_or_insert_with(|| {
+            Box::new(LinkExtras {
+                received_aliases: ReceivedAliases::default(),
+                sent_aliases: SentAliases::new(0),
+                authentication: None,
+            })
+        })
+    }
+
+    pub(super) fn authentication(&self) -> Option<&Authentication> {
+        self.extras.as_ref()?.authentication.as_ref()
+    }
+
+    pub(super) fn authentication_mut(&mut self) -> Option<&mut Authentication> {
+        self.extras.as_mut()?.authentication.as_mut()
     }
 }
 
@@ -88,6 +126,10 @@ impl Links {
             state: LinkState::AwaitingConnect,
             protocol: Protocol::default(),
             keep_alive_secs: 0,
+            window: 0,
+            packet_size_max: u32::MAX,
+            welcomed: false,
+            extras: None,
             dirty: false,
             blocked: false,
             read_paused: false,

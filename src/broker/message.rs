@@ -1,18 +1,20 @@
 //! An application message that outlives the tick in which it arrived.
 //!
-//! One block of bytes holds topic and payload; everybody who waits for the message shares it. It never borrows from
-//! a read buffer, so a waiting message keeps alive what it needs and no more. The sum of all living messages is
-//! counted exactly, because a message reports its own birth and end to a [`Gauge`].
+//! One block of bytes holds topic, forwarded properties and payload; everybody who waits for the message shares it. It
+//! never borrows from a read buffer, so a waiting message keeps alive what it needs and no more. The sum of all living
+//! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
 //!
 //! Deliberately not here: QoS and RETAIN, which belong to each delivery and not to the message.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::clock::Instant;
+use crate::codec::Properties;
 use crate::topics::retained_tree::Retained;
 
-/// Bytes that one message costs beside its topic and payload: the two allocations and their bookkeeping.
-const OVERHEAD_BYTES: u64 = 64;
+/// Bytes that one message costs beside its topic, properties and payload: the two allocations and their bookkeeping.
+const OVERHEAD_BYTES: u64 = 72;
 
 /// The bytes of all living messages.
 #[derive(Clone, Debug, Default)]
@@ -25,6 +27,19 @@ impl Gauge {
     }
 }
 
+/// A message as it came: borrowed.
+#[derive(Clone, Copy, Debug)]
+pub struct Content<'a> {
+    /// The topic name.
+    pub topic: &'a str,
+    /// The properties that are passed on as they came.
+    pub properties: Properties<'a>,
+    /// The payload.
+    pub payload: &'a [u8],
+    /// When nobody wants it any more; `None` is never.
+    pub expires_at: Option<Instant>,
+}
+
 /// A shared application message.
 #[derive(Clone, Debug)]
 pub struct Message(Rc<Body>);
@@ -33,18 +48,27 @@ pub struct Message(Rc<Body>);
 struct Body {
     block: Box<[u8]>,
     topic_length: u32,
+    /// Where the payload begins.
+    payload_at: u32,
+    expires_at: Option<Instant>,
     gauge: Gauge,
 }
 
 impl Message {
-    /// Copies topic and payload into a block of their own.
-    pub fn new(topic: &str, payload: &[u8], gauge: &Gauge) -> Self {
-        let mut block = Vec::with_capacity(topic.len() + payload.len());
+    /// Copies a message into a block of its own.
+    pub fn new(content: &Content<'_>, gauge: &Gauge) -> Self {
+        let Content { topic, properties, payload, expires_at } = *content;
+        let properties = properties.as_bytes();
+        let mut block = Vec::with_capacity(topic.len() + properties.len() + payload.len());
         block.extend_from_slice(topic.as_bytes());
+        block.extend_from_slice(properties);
+        let payload_at = u32::try_from(block.len()).expect("a packet has less than 2^28 bytes");
         block.extend_from_slice(payload);
         let body = Body {
             block: block.into_boxed_slice(),
             topic_length: u32::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
+            payload_at,
+            expires_at,
             gauge: gauge.clone(),
         };
         gauge.0.set(gauge.0.get() + body.size());
@@ -53,17 +77,42 @@ impl Message {
 
     /// The topic name.
     pub fn topic(&self) -> &str {
-        std::str::from_utf8(&self.0.block[..self.0.topic_length as usize]).expect("built from a str")
+        std::str::from_utf8(self.topic_bytes()).expect("built from a str")
+    }
+
+    /// The bytes of the topic name.
+    pub fn topic_bytes(&self) -> &[u8] {
+        &self.0.block[..self.0.topic_length as usize]
+    }
+
+    /// The properties that are passed on.
+    pub fn properties(&self) -> Properties<'_> {
+        Properties::checked_before(&self.0.block[self.0.topic_length as usize..self.0.payload_at as usize])
     }
 
     /// The payload.
     pub fn payload(&self) -> &[u8] {
-        &self.0.block[self.0.topic_length as usize..]
+        &self.0.block[self.0.payload_at as usize..]
+    }
+
+    /// When nobody wants it any more; `None` is never.
+    pub fn expires_at(&self) -> Option<Instant> {
+        self.0.expires_at
+    }
+
+    /// Whether nobody wants it any more [MQTT5-3.3.2-5].
+    pub fn is_expired(&self, now: Instant) -> bool {
+        self.0.expires_at.is_some_and(|expires_at| expires_at <= now)
     }
 
     /// Bytes of memory that the message takes, bookkeeping included.
     pub fn size(&self) -> u64 {
         self.0.size()
+    }
+
+    /// Whether both are one.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -98,13 +147,24 @@ impl Retained for RetainedMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::codec::Property;
+    use crate::codec::property::PropertyList;
 
     #[test]
     fn the_gauge_follows_the_last_holder() {
         let gauge = Gauge::default();
-        let message = Message::new("a/b", b"xyz", &gauge);
+        let properties = PropertyList::from_iter([Property::ContentType("text")]);
+        let content = Content {
+            topic: "a/b",
+            properties: properties.as_properties(),
+            payload: b"xyz",
+            expires_at: Some(Instant(7)),
+        };
+        let message = Message::new(&content, &gauge);
         let other = message.clone();
         assert_eq!((message.topic(), message.payload()), ("a/b", b"xyz".as_slice()));
+        assert_eq!(message.properties(), content.properties);
+        assert!(message.is_expired(Instant(7)) && !message.is_expired(Instant(6)));
         assert_eq!(gauge.bytes(), message.size());
         drop(message);
         assert_eq!(gauge.bytes(), other.size());

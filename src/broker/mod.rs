@@ -7,10 +7,12 @@
 //! **What is absent here on purpose:** sockets, clocks, threads, logs, and any randomness but the seed. The same
 //! inputs in the same order put the same bytes into the same outboxes.
 //!
-//! One file per conversation of the standard: `connect`, `receive` (PUBLISH from a client), `subscribe`, `deliver`
-//! (PUBLISH to clients), `acknowledge` (their answers), `retained`, `will`, `deadlines`.
+//! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
+//! `deliver` (PUBLISH to clients), `shared` (to one of many), `acknowledge` (their answers), `retained`, `will`,
+//! `deadlines`.
 
 mod acknowledge;
+mod authenticate;
 pub mod close_reason;
 mod connect;
 mod deadlines;
@@ -25,10 +27,12 @@ mod packet_ids;
 mod receive;
 mod retained;
 mod session;
+mod shared;
 mod status;
 mod subscribe;
 mod sys_topics;
 mod terms;
+mod topic_aliases;
 mod will;
 
 use std::collections::VecDeque;
@@ -39,6 +43,7 @@ use crate::metrics::{DropReason, Metrics};
 use crate::topics::SubscriptionTree;
 use crate::wheel::Wheel;
 
+pub use authenticate::{AuthenticationStep, Verdict};
 pub use close_reason::CloseReason;
 pub use event::Event;
 pub use link::ConnectionId;
@@ -46,22 +51,28 @@ pub use options::Options;
 pub use outbox::Outbox;
 pub use status::{BrokerStatus, ClientStatus};
 
+use authenticate::Authentication;
 use deadlines::Deadline;
 use event::{Limit, PacketKind};
 use link::{Link, LinkState, Links};
 use message::Gauge;
 use outbox::BufferPool;
+use receive::Scratch;
 use retained::RetainedMessages;
 use session::{Delivery, Session, SessionId, Sessions};
+use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
 
 /// The MQTT broker as a state machine.
 #[derive(Debug)]
 pub struct Broker {
     options: Options,
+    /// The time of the input being handled.
+    now: Instant,
     links: Links,
     sessions: Sessions,
     subscriptions: SubscriptionTree,
+    shared: SharedSubscriptions,
     retained: RetainedMessages,
     sys_topics: SysTopics,
     wheel: Wheel<Deadline>,
@@ -73,8 +84,13 @@ pub struct Broker {
     full_logged: bool,
     /// Whether the limit on connections was logged since it was last left.
     connections_full_logged: bool,
-    /// The codes of the SUBACK being made; kept for its buffer.
+    /// Whether clients are sent to another server.
+    is_draining: bool,
+    /// The codes of the SUBACK or UNSUBACK being made; kept for its buffer.
     reasons: Vec<ReasonCode>,
+    scratch: Scratch,
+    /// The subscription identifiers of the receiver in hand; empty for most, and between messages.
+    subscription_ids: Vec<u32>,
     /// Retained messages picked for one turn of a stream; kept for its buffer.
     picked: Vec<Delivery>,
     /// Client ids generated so far.
@@ -90,6 +106,7 @@ struct Outputs {
     dirty: VecDeque<ConnectionId>,
     closing: VecDeque<ConnectionId>,
     events: VecDeque<Event>,
+    authentication: VecDeque<AuthenticationStep>,
     trace_packets: bool,
 }
 
@@ -97,9 +114,11 @@ impl Broker {
     /// A broker without sessions, at time `now`.
     pub fn new(options: Options, now: Instant) -> Self {
         let mut broker = Self {
+            now,
             links: Links::default(),
             sessions: Sessions::new(options.seed),
             subscriptions: SubscriptionTree::new(options.seed),
+            shared: SharedSubscriptions::new(options.seed),
             retained: RetainedMessages::default(),
             sys_topics: SysTopics::new(now),
             wheel: Wheel::new(now),
@@ -107,25 +126,30 @@ impl Broker {
             refills: VecDeque::new(),
             full_logged: false,
             connections_full_logged: false,
+            is_draining: false,
             reasons: Vec::new(),
+            scratch: Scratch::default(),
+            subscription_ids: Vec::new(),
             picked: Vec::new(),
             client_ids_assigned: 0,
             outputs: Outputs { trace_packets: options.trace_packets, ..Outputs::default() },
             options,
         };
-        broker.start_sys_topics(now);
+        broker.start_sys_topics();
         broker
     }
 
     /// A network connection was opened. The id must not be that of a connection that is not yet closed.
     pub fn handle_open(&mut self, now: Instant, id: ConnectionId) {
+        self.now = now;
         self.outputs.metrics.connections_opened += 1;
         self.links.insert(id, now);
-        self.arm_link(now, id);
+        self.arm_link(id);
     }
 
     /// A complete packet came.
     pub fn handle_packet(&mut self, now: Instant, id: ConnectionId, packet: Packet<'_>) {
+        self.now = now;
         let Some(link) = self.links.find_mut(id) else { return };
         if link.state == LinkState::Closing {
             return;
@@ -133,50 +157,75 @@ impl Broker {
         link.last_received = now;
         link.packets_received += 1;
         self.outputs.metrics.packets_received += 1;
-        let session = link.session();
+        let (state, session) = (link.state, link.session());
         if self.outputs.trace_packets {
             self.outputs.events.push_back(event::trace_received(id, &packet));
         }
-        match (session, packet) {
-            (None, Packet::Connect(connect)) => self.connect(now, id, &connect),
-            (None, _) => self.close(now, id, CloseReason::ConnectExpected),
-            (Some(_), Packet::Connect(_)) => self.close(now, id, CloseReason::SecondConnect),
-            (Some(session), Packet::Publish(publish)) => self.publish(now, id, session, &publish),
-            (Some(session), Packet::Puback(ack)) => self.puback(now, id, session, ack.packet_id),
-            (Some(session), Packet::Pubrec(ack)) => self.pubrec(now, id, session, ack.packet_id),
-            (Some(session), Packet::Pubrel(ack)) => self.pubrel(now, id, session, ack.packet_id),
-            (Some(session), Packet::Pubcomp(ack)) => self.pubcomp(now, id, session, ack.packet_id),
-            (Some(session), Packet::Subscribe(subscribe)) => self.subscribe(now, id, session, &subscribe),
-            (Some(session), Packet::Unsubscribe(unsubscribe)) => {
-                self.unsubscribe(now, id, session, &unsubscribe);
-            }
+        let Some(session) = session else { return self.packet_before_connack(id, state, &packet) };
+        match &packet {
+            Packet::Publish(publish) => self.publish(id, session, publish),
+            Packet::Puback(ack) => self.puback(id, session, ack.packet_id),
+            Packet::Pubrec(ack) => self.pubrec(id, session, ack),
+            Packet::Pubrel(ack) => self.pubrel(id, session, ack.packet_id),
+            Packet::Pubcomp(ack) => self.pubcomp(id, session, ack.packet_id),
+            Packet::Subscribe(subscribe) => self.subscribe(id, session, subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.unsubscribe(id, session, unsubscribe),
             // [MQTT-3.12.4-1]
-            (Some(_), Packet::Pingreq) => self.reply(now, id, PacketKind::Pingresp, None, encode::pingresp),
-            (Some(_), Packet::Disconnect(_)) => self.close(now, id, CloseReason::Disconnected),
-            (Some(_), Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp) => {
-                self.close(now, id, CloseReason::ServerPacket)
+            Packet::Pingreq => self.reply(id, PacketKind::Pingresp, None, encode::pingresp),
+            Packet::Disconnect(disconnect) => self.disconnect(id, session, disconnect),
+            Packet::Auth(auth) => self.auth(id, auth),
+            Packet::Connect(_) => self.close(id, CloseReason::SecondConnect),
+            Packet::Connack(_) | Packet::Suback(_) | Packet::Unsuback(_) | Packet::Pingresp => {
+                self.close(id, CloseReason::ServerPacket);
             }
         }
     }
 
-    /// Bytes came that are not a packet [MQTT-4.8.0-1].
-    pub fn handle_malformed(&mut self, now: Instant, id: ConnectionId, error: DecodeError) {
+    /// A packet of a client that was not told yet that it is welcome.
+    fn packet_before_connack(&mut self, id: ConnectionId, state: LinkState, packet: &Packet<'_>) {
+        match (state, packet) {
+            (LinkState::AwaitingConnect, Packet::Connect(connect)) => self.connect(id, connect),
+            (LinkState::Authenticating, Packet::Auth(auth)) => self.auth(id, auth),
+            (LinkState::Authenticating, Packet::Disconnect(disconnect)) => {
+                self.close(id, CloseReason::Disconnected(disconnect.reason));
+            }
+            // [MQTT5-3.1.2-30]
+            (LinkState::Authenticating, _) => {
+                self.refuse(id, CloseReason::AuthenticationUnexpected, Some(Protocol::Mqtt5));
+            }
+            _ => self.close(id, CloseReason::ConnectExpected),
+        }
+    }
+
+    /// Bytes came that are not a packet [MQTT-4.8.0-1]. `claimed` is what a CONNECT among them says to speak: it is
+    /// refused in the form of that protocol.
+    pub fn handle_malformed(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        error: DecodeError,
+        claimed: Option<Protocol>,
+    ) {
+        self.now = now;
         let reason = CloseReason::Malformed(error);
         match self.links.find(id).map(|link| link.state) {
-            Some(LinkState::AwaitingConnect) => self.refuse(now, id, reason),
-            Some(LinkState::Connected(_)) => self.close(now, id, reason),
+            Some(LinkState::AwaitingConnect) => self.refuse(id, reason, claimed),
+            Some(LinkState::Authenticating) => self.refuse(id, reason, Some(Protocol::Mqtt5)),
+            Some(LinkState::Connected(_)) => self.close(id, reason),
             Some(LinkState::Closing) | None => {}
         }
     }
 
     /// The peer closed the connection, or it failed.
     pub fn handle_lost(&mut self, now: Instant, id: ConnectionId, failed: bool) {
+        self.now = now;
         let reason = if failed { CloseReason::ConnectionFailed } else { CloseReason::ConnectionLost };
-        self.close(now, id, reason);
+        self.close(id, reason);
     }
 
     /// `count` bytes of the outbox went out; `blocked` says that the socket takes no more for now.
     pub fn handle_written(&mut self, now: Instant, id: ConnectionId, count: usize, blocked: bool) {
+        self.now = now;
         let Some(link) = self.links.find_mut(id) else { return };
         let Outputs { metrics, pool, .. } = &mut self.outputs;
         metrics.bytes_sent += count as u64;
@@ -208,7 +257,7 @@ impl Broker {
             self.schedule_refill(session);
         }
         if begins_to_block {
-            self.arm_link(now, id);
+            self.arm_link(id);
         }
     }
 
@@ -223,16 +272,35 @@ impl Broker {
     /// The server stops: wills are published while everybody is still there to receive them, then every
     /// connection is closed.
     pub fn handle_shutdown(&mut self, now: Instant) {
-        let open: Vec<(ConnectionId, Option<SessionId>)> =
-            self.links.iter().map(|link| (link.id, link.session())).collect();
-        for session in open.iter().filter_map(|(_, session)| *session) {
-            if let Some(will) = self.sessions.find_mut(session).and_then(|session| session.will.take()) {
-                self.publish_will(&will);
+        self.now = now;
+        // Those that wait for their delay as well: nobody will be here to publish them later [B-029].
+        let with_will: Vec<SessionId> =
+            self.sessions.iter().filter(|session| session.will.is_some()).map(|session| session.id).collect();
+        for id in with_will {
+            if let Some(will) = self.sessions.find_mut(id).and_then(|session| session.will.take()) {
+                self.publish_will(id.subscriber(), &will);
             }
+            self.arm_session(id);
         }
-        for (id, _) in open {
-            self.close(now, id, CloseReason::ServerShutdown);
-        }
+        self.close_all(CloseReason::ServerShutdown, |_| true);
+    }
+
+    /// The administrator wants the clients elsewhere: who is connected is closed, and nobody is let in. Who has yet to
+    /// send its CONNECT, or to authenticate, is refused in its time, so that it is told where to go. False if the options
+    /// name no other server.
+    pub fn handle_drain(&mut self, now: Instant) -> bool {
+        self.now = now;
+        let Some(redirect) = &self.options.redirect else { return false };
+        let permanently = redirect.permanently;
+        self.is_draining = true;
+        self.close_all(CloseReason::Redirected { permanently }, |link| link.session().is_some());
+        true
+    }
+
+    fn close_all(&mut self, reason: CloseReason, is_meant: fn(&Link) -> bool) {
+        let meant: Vec<ConnectionId> =
+            self.links.iter().filter(|link| is_meant(link)).map(|link| link.id).collect();
+        meant.into_iter().for_each(|id| self.close(id, reason));
     }
 
     /// When `handle_timeout` wants to be called next.
@@ -279,14 +347,26 @@ impl Broker {
 
     /// Whether the server should read from this peer now. A peer that does not read its replies is not read.
     pub fn wants_input(&self, id: ConnectionId) -> bool {
-        self.links.find(id).is_some_and(|link| !link.read_paused && link.state != LinkState::Closing)
+        self.links.find(id).is_some_and(|link| {
+            !link.read_paused
+                && match link.state {
+                    LinkState::Closing => false,
+                    LinkState::Authenticating => {
+                        !link.authentication().is_some_and(Authentication::is_pending)
+                    }
+                    LinkState::AwaitingConnect | LinkState::Connected(_) => true,
+                }
+        })
     }
 
     /// How to read this connection's bytes: its protocol, and the largest packet it may send, in bytes.
     pub fn reading_terms(&self, id: ConnectionId) -> (Protocol, u32) {
         match self.links.find(id) {
             Some(link) if link.session().is_some() => (link.protocol, self.options.packet_size_max),
-            _ => (Protocol::default(), options::CONNECT_PACKET_SIZE_MAX.min(self.options.packet_size_max)),
+            found => {
+                let protocol = found.map(|link| link.protocol).unwrap_or_default();
+                (protocol, options::CONNECT_PACKET_SIZE_MAX.min(self.options.packet_size_max))
+            }
         }
     }
 
@@ -314,17 +394,27 @@ impl Broker {
     /// pile up is closed.
     fn reply(
         &mut self,
-        now: Instant,
         id: ConnectionId,
         kind: PacketKind,
         packet_id: Option<PacketId>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
         let Some(link) = self.links.find_mut(id) else { return };
-        self.outputs.write(link, kind, packet_id, write);
+        let size_max = link.packet_size_max as usize;
+        let mut is_too_large = false;
+        self.outputs.write(link, kind, packet_id, |bytes| {
+            let before = bytes.len();
+            write(bytes);
+            if bytes.len() - before > size_max {
+                bytes.truncate(before);
+                is_too_large = true;
+            }
+        });
         let copied = link.outbox.copied_pending();
-        if copied > self.options.outbox_bytes_max as usize {
-            self.close(now, id, CloseReason::OutboxFull);
+        if is_too_large {
+            self.close(id, CloseReason::ReplyTooLarge);
+        } else if copied > self.options.outbox_bytes_max as usize {
+            self.close(id, CloseReason::OutboxFull);
         } else if copied > self.options.outbox_pause_mark() {
             link.read_paused = true;
         }
@@ -350,6 +440,11 @@ impl Broker {
         full
     }
 
+    /// Whether answers to this client have reason codes, so that it can be told what went wrong.
+    fn has_reasons(&self, id: ConnectionId) -> bool {
+        self.links.find(id).is_some_and(|link| link.protocol.has_properties())
+    }
+
     /// A session that is known to exist: that of the packet being handled.
     fn session(&self, id: SessionId) -> &Session {
         self.sessions.find(id).expect("a connected link has a session")
@@ -370,18 +465,22 @@ impl Broker {
 
     /// Ends a session and all that belongs to it. Its connection, if any, must have been closed before.
     fn end_session(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.remove(id) else { return };
+        let Some(mut session) = self.sessions.remove(id) else { return };
         assert!(session.connection.is_none(), "a session does not end under its connection");
         self.subscriptions.remove_subscriber(id.subscriber());
-        if let Some(timer) = session.expiry_timer {
+        if let Some(timer) = session.timer {
             self.wheel.cancel(timer);
         }
+        self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
+        self.leave_all_groups(id, &session.memberships, &mut session.outgoing.sent);
         let metrics = &mut self.outputs.metrics;
         let queued = session.outgoing.queue.len() as u64;
         let unacknowledged = session.outgoing.sent.len() as u64;
         metrics.queued_messages -= queued;
-        metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
         metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
+        if let Some(will) = session.will {
+            self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
+        }
     }
 }
 

@@ -2,6 +2,15 @@
 
 use crate::clock::Duration;
 
+/// Where clients shall go when this broker is drained.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// Names the other server, in whatever form its clients understand: at most 65,535 bytes.
+    pub server_reference: Box<str>,
+    /// Whether they shall stay there.
+    pub permanently: bool,
+}
+
 /// Before a CONNECT is accepted a packet may be this large at most, in bytes: strangers get little room.
 pub const CONNECT_PACKET_SIZE_MAX: u32 = 512 * 1024;
 
@@ -20,6 +29,21 @@ pub struct Options {
     pub packet_size_max: u32,
     /// Messages at QoS 1 and 2 sent to one client and not finally acknowledged.
     pub in_flight_max: u16,
+    /// QoS 2 messages that a client of 5.0 may have begun to send and not completed: never 0.
+    pub receive_max: u16,
+    /// Topic aliases in each direction of a connection; 0 is none.
+    pub topic_alias_max: u16,
+    /// The longest keep-alive interval of a client of 5.0, in seconds; a longer one, or none, is replaced by this.
+    /// 0 leaves all as they are.
+    pub keep_alive_secs_max: u16,
+    /// Whether a payload that says to be UTF-8 is looked at.
+    pub check_payload_format: bool,
+    /// What a client of 5.0 that asks for it is told to build response topics from.
+    pub response_information: Option<Box<str>>,
+    /// Where clients are sent when the broker is drained.
+    pub redirect: Option<Redirect>,
+    /// The methods of enhanced authentication that the server can answer for.
+    pub authentication_methods: Vec<Box<str>>,
     /// Messages waiting in one session beyond those in flight.
     pub queued_messages_max: u32,
     /// Bytes of messages waiting in one session beyond those in flight.
@@ -56,6 +80,13 @@ impl Default for Options {
             stall_timeout: Duration::from_secs(60),
             packet_size_max: 268_435_455,
             in_flight_max: 100,
+            receive_max: 1_024,
+            topic_alias_max: 16,
+            keep_alive_secs_max: 0,
+            check_payload_format: false,
+            response_information: None,
+            redirect: None,
+            authentication_methods: Vec::new(),
             queued_messages_max: 100_000,
             queued_bytes_max: 256 << 20,
             queued_bytes_total_max: 1 << 30,

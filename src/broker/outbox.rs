@@ -193,8 +193,9 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::Gauge;
+    use super::super::message::{Content, Gauge};
     use super::*;
+    use crate::codec::Properties;
 
     fn flatten(outbox: &Outbox, slices_max: usize) -> Vec<u8> {
         let mut slices = vec![IoSlice::new(&[]); slices_max];
@@ -214,7 +215,9 @@ mod tests {
                 outbox.append(&mut pool, |bytes| bytes.extend_from_slice(&head));
                 expected.extend_from_slice(&head);
                 let payload = vec![100 + number; 7];
-                outbox.append_shared(Message::new("t", &payload, &gauge));
+                let content =
+                    Content { topic: "t", properties: Properties::NONE, payload: &payload, expires_at: None };
+                outbox.append_shared(Message::new(&content, &gauge));
                 expected.extend_from_slice(&payload);
             }
             let mut written = Vec::new();

@@ -32,6 +32,13 @@ impl PacketIds {
         Some(id)
     }
 
+    /// Takes back the identifier that was allotted last, so that it is the next one again.
+    pub(super) fn give_back(&mut self, id: PacketId) {
+        debug_assert_eq!(id.next(), self.next);
+        self.next = id;
+        self.free_run += 1;
+    }
+
     /// Moves `next` to the first free identifier at or after it and measures the run that begins there.
     fn find_run(&mut self, in_use: impl Iterator<Item = PacketId> + Clone) -> Option<()> {
         if let Some(distance) = nearest(self.next, in_use.clone()) {

@@ -10,9 +10,9 @@
 //!     └────── PUBREL: PUBCOMP ───────┘    └─────┘         PUBREL for a free identifier: PUBCOMP
 //! ```
 
-use crate::clock::Instant;
+use crate::clock::{Duration, Instant};
 use crate::codec::packet::Publish;
-use crate::codec::{PacketId, QoS, encode};
+use crate::codec::{PacketId, Properties, Property, QoS, ReasonCode, encode};
 use crate::metrics::DropReason;
 use crate::topics::TopicName;
 
@@ -21,92 +21,228 @@ use super::close_reason::CloseReason;
 use super::deliver::Routing;
 use super::event::PacketKind;
 use super::link::ConnectionId;
-use super::session::SessionId;
+use super::session::{Arrival, SessionId};
 
 /// Topics that a client may not publish to: the broker's own, and those that look like a shared subscription.
 pub(super) fn is_reserved(topic: &str) -> bool {
-    topic.starts_with("$SYS/") || topic == "$SYS" || topic.starts_with("$share/")
+    topic.starts_with('$') && (topic.starts_with("$SYS/") || topic == "$SYS" || topic.starts_with("$share/"))
+}
+
+/// Whether a text cannot be a topic name because of a wildcard [MQTT5-3.3.2-14].
+pub(super) fn has_wildcard(topic: &str) -> bool {
+    topic.contains(['+', '#'])
+}
+
+/// Whether a payload is what its payload format says.
+pub(super) fn is_text(properties: Properties<'_>, payload: &[u8]) -> bool {
+    let says_so = properties.iter().any(|property| property == Property::PayloadIsText(true));
+    !says_so || std::str::from_utf8(payload).is_ok()
+}
+
+/// Buffers for what a PUBLISH says in other words; kept between packets.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    topic: String,
+    properties: Vec<u8>,
+}
+
+/// Why a message is not taken.
+#[derive(Clone, Copy, Debug)]
+struct Refusal {
+    /// For a client that can be told.
+    reason: ReasonCode,
+    /// For the counters.
+    drop: DropReason,
+    /// For a client that cannot be told, and would take an acknowledgement for a promise. Without this it is told that
+    /// all is well.
+    close: Option<CloseReason>,
 }
 
 impl Broker {
-    pub(super) fn publish(
+    pub(super) fn publish(&mut self, id: ConnectionId, session_id: SessionId, publish: &Publish<'_>) {
+        self.outputs.metrics.publish_received += 1;
+        if publish.properties.is_empty() {
+            self.take(id, session_id, publish, None);
+        } else {
+            self.publish_with_properties(id, session_id, publish);
+        }
+    }
+
+    #[inline(never)]
+    fn publish_with_properties(&mut self, id: ConnectionId, session_id: SessionId, publish: &Publish<'_>) {
+        let mut scratch = std::mem::take(&mut self.scratch);
+        match self.read_properties(id, publish, &mut scratch) {
+            Ok((publish, expires_at)) => self.take(id, session_id, &publish, expires_at),
+            Err(reason) => self.close(id, reason),
+        }
+        self.scratch = scratch;
+    }
+
+    /// Resolves a topic alias, and separates the properties that are for us from those that are passed on.
+    fn read_properties<'a>(
         &mut self,
-        now: Instant,
+        id: ConnectionId,
+        publish: &Publish<'a>,
+        scratch: &'a mut Scratch,
+    ) -> Result<(Publish<'a>, Option<Instant>), CloseReason> {
+        let (mut alias, mut expires_at) = (None, None);
+        scratch.properties.clear();
+        let mut properties = publish.properties.iter();
+        while let Some((bytes, property)) = properties.next_with_bytes() {
+            match property {
+                Property::TopicAlias(number) => alias = Some(number),
+                Property::MessageExpirySecs(secs) => {
+                    expires_at = Some(self.now + Duration::from_secs(secs.into()));
+                }
+                Property::SubscriptionId(_) => return Err(CloseReason::SubscriptionIdInPublish),
+                Property::ResponseTopic(topic) if has_wildcard(topic) => {
+                    return Err(CloseReason::ResponseTopic);
+                }
+                _ => scratch.properties.extend_from_slice(bytes),
+            }
+        }
+        let Scratch { topic, properties } = scratch;
+        let mut publish = *publish;
+        if alias.is_some() || expires_at.is_some() {
+            publish.properties = Properties::checked_before(properties);
+        }
+        if let Some(alias) = alias {
+            if alias > self.options.topic_alias_max {
+                return Err(CloseReason::TopicAlias); // [MQTT5-3.2.2-17] [MQTT5-3.2.2-18]
+            }
+            let link = self.links.find_mut(id).expect("its PUBLISH is being handled");
+            let aliases = &mut link.extras_mut().received_aliases;
+            if publish.topic.is_empty() {
+                let known = aliases.find(alias).ok_or(CloseReason::UnknownTopicAlias)?; // [MQTT5-3.3.2-7]
+                topic.clear();
+                topic.push_str(known);
+                publish.topic = topic;
+            } else {
+                TopicName::parse(publish.topic, self.options.topic_levels_max)
+                    .map_err(CloseReason::TopicName)?;
+                // Even if the message is refused: the client relies on it [B-111].
+                aliases.set(alias, publish.topic);
+            }
+        }
+        Ok((publish, expires_at))
+    }
+
+    /// Takes a message whose properties are passed on as they are.
+    #[inline(always)]
+    fn take(
+        &mut self,
         id: ConnectionId,
         session_id: SessionId,
         publish: &Publish<'_>,
+        expires_at: Option<Instant>,
     ) {
-        self.outputs.metrics.publish_received += 1;
         let topic = match TopicName::parse(publish.topic, self.options.topic_levels_max) {
             Ok(topic) => topic,
-            Err(error) => return self.close(now, id, CloseReason::TopicName(error)),
+            Err(error) => return self.close(id, CloseReason::TopicName(error)),
         };
         let exactly_once = publish.packet_id.filter(|_| publish.qos == QoS::ExactlyOnce);
-        if let Some(packet_id) = exactly_once
-            && self.session(session_id).receipts.contains(packet_id)
-        {
-            self.outputs.metrics.publish_repeated += 1;
-            return self.answer_publish(now, id, publish);
+        if let Some(packet_id) = exactly_once {
+            match self.session_mut(session_id).receipts.judge(packet_id) {
+                Arrival::New => {}
+                Arrival::Repeated => {
+                    self.outputs.metrics.publish_repeated += 1;
+                    return self.answer_publish(id, publish, ReasonCode::Success);
+                }
+                // [MQTT5-3.3.4-7]
+                Arrival::OneTooMany => return self.close(id, CloseReason::ReceiveMaximum),
+            }
         }
-        if is_reserved(publish.topic) {
-            // 3.1.1 has no way to say no but to close, and closing would have the client come back for ever: it is
-            // acknowledged and goes nowhere [MQTT-3.3.5-2].
-            self.outputs.metrics.drop_message(DropReason::ReservedTopic);
-        } else if let Some(reason) = self.refusal(publish) {
-            // An acknowledgement would promise what cannot be kept [MQTT-4.8.0-2]; without one the client will
-            // send the message again on its next connection.
-            if publish.qos == QoS::AtMostOnce {
-                return self.outputs.metrics.drop_message(DropReason::RetainedFull);
-            }
-            return self.close(now, id, reason);
-        } else {
-            let mut routing = Routing::new(topic, publish.payload, publish.qos, publish.retain);
-            self.route(&mut routing);
-            if publish.retain {
-                self.retain(&mut routing);
-            }
+        if let Some(refusal) = self.refusal(publish) {
+            return self.refuse_publish(id, session_id, publish, refusal);
+        }
+        let mut routing = Routing::new(topic, publish.payload, publish.qos, publish.retain);
+        routing.properties = publish.properties;
+        routing.expires_at = expires_at;
+        routing.publisher = Some(session_id.subscriber());
+        self.route(&mut routing);
+        if publish.retain {
+            self.retain(&mut routing);
         }
         if let Some(packet_id) = exactly_once {
             self.session_mut(session_id).receipts.insert(packet_id);
         }
-        self.answer_publish(now, id, publish);
+        let is_matched = routing.is_matched;
+        let reason = if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
+        self.answer_publish(id, publish, reason);
     }
 
     /// Why this message cannot be taken, if so.
-    fn refusal(&mut self, publish: &Publish<'_>) -> Option<CloseReason> {
+    #[inline]
+    fn refusal(&mut self, publish: &Publish<'_>) -> Option<Refusal> {
+        if is_reserved(publish.topic) {
+            // 3.1.1 has no way to say no but to close, and closing would have the client come back for ever: it is
+            // acknowledged and goes nowhere [MQTT-3.3.5-2].
+            let (reason, drop) = (ReasonCode::NotAuthorized, DropReason::ReservedTopic);
+            return Some(Refusal { reason, drop, close: None });
+        }
+        if self.options.check_payload_format && !is_text(publish.properties, publish.payload) {
+            let (reason, drop) = (ReasonCode::PayloadFormatInvalid, DropReason::PayloadFormat);
+            return Some(Refusal { reason, drop, close: None });
+        }
         if publish.qos > QoS::AtMostOnce && self.is_full() {
-            return Some(CloseReason::BrokerFull);
+            let (reason, drop) = (ReasonCode::QuotaExceeded, DropReason::BrokerFull);
+            return Some(Refusal { reason, drop, close: Some(CloseReason::BrokerFull) });
         }
         if publish.retain && !self.has_retained_room(publish.topic, publish.payload) {
-            return Some(CloseReason::RetainedFull);
+            let (reason, drop) = (ReasonCode::QuotaExceeded, DropReason::RetainedFull);
+            return Some(Refusal { reason, drop, close: Some(CloseReason::RetainedFull) });
         }
         None
     }
 
-    /// Nothing, PUBACK or PUBREC [MQTT-3.3.4-1].
-    fn answer_publish(&mut self, now: Instant, id: ConnectionId, publish: &Publish<'_>) {
+    /// Says no where the client understands it. Where it does not: an acknowledgement would promise what cannot be kept
+    /// [MQTT-4.8.0-2]; without one it will send the message again on its next connection.
+    fn refuse_publish(
+        &mut self,
+        id: ConnectionId,
+        session_id: SessionId,
+        publish: &Publish<'_>,
+        refusal: Refusal,
+    ) {
+        let can_be_told = self.has_reasons(id);
+        match refusal.close {
+            Some(reason) if publish.qos > QoS::AtMostOnce && !can_be_told => self.close(id, reason),
+            _ => {
+                self.outputs.metrics.drop_message(refusal.drop);
+                if !can_be_told
+                    && let Some(packet_id) = publish.packet_id
+                    && publish.qos == QoS::ExactlyOnce
+                {
+                    self.session_mut(session_id).receipts.insert(packet_id);
+                }
+                self.answer_publish(id, publish, refusal.reason);
+            }
+        }
+    }
+
+    /// Nothing, PUBACK or PUBREC [MQTT-3.3.4-1]. Before 5.0 they have no reasons.
+    fn answer_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, reason: ReasonCode) {
         let Some(packet_id) = publish.packet_id else { return };
+        let reason =
+            if reason == ReasonCode::Success || self.has_reasons(id) { reason } else { ReasonCode::Success };
         if publish.qos == QoS::AtLeastOnce {
-            self.reply(now, id, PacketKind::Puback, Some(packet_id), |bytes| {
-                encode::puback(bytes, packet_id)
+            self.reply(id, PacketKind::Puback, Some(packet_id), |bytes| {
+                encode::puback(bytes, packet_id, reason);
             });
         } else {
-            self.reply(now, id, PacketKind::Pubrec, Some(packet_id), |bytes| {
-                encode::pubrec(bytes, packet_id)
+            self.reply(id, PacketKind::Pubrec, Some(packet_id), |bytes| {
+                encode::pubrec(bytes, packet_id, reason);
             });
         }
     }
 
     /// The client releases the identifier; an unknown one is answered alike, or a client that missed the first
     /// PUBCOMP would ask for ever [MQTT-4.3.3-2].
-    pub(super) fn pubrel(
-        &mut self,
-        now: Instant,
-        id: ConnectionId,
-        session_id: SessionId,
-        packet_id: PacketId,
-    ) {
-        self.session_mut(session_id).receipts.remove(packet_id);
-        self.reply(now, id, PacketKind::Pubcomp, Some(packet_id), |bytes| encode::pubcomp(bytes, packet_id));
+    pub(super) fn pubrel(&mut self, id: ConnectionId, session_id: SessionId, packet_id: PacketId) {
+        let was_known = self.session_mut(session_id).receipts.remove(packet_id);
+        let reason = if was_known { ReasonCode::Success } else { self.not_found(id) };
+        self.reply(id, PacketKind::Pubcomp, Some(packet_id), |bytes| {
+            encode::pubcomp(bytes, packet_id, reason);
+        });
     }
 }

@@ -4,21 +4,33 @@
 //! [`RetainedStream`], a position in the tree, and takes from it what its window and outbox have room for. The value
 //! is read when it is sent, so a stream never sends what was replaced meanwhile. The queue goes before the streams.
 //!
+//! A retained message may expire. An expired one is never sent, and as long as there are messages that can expire, a
+//! slow walk through the tree removes those that have.
+//!
 //! A live message may come while a stream has not reached its topic yet. Then the retained value goes first, out of
 //! its turn, and the stream passes over it later: a subscriber never sees the older value after the newer one.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 
+use crate::clock::Duration;
 use crate::codec::QoS;
 use crate::metrics::DropReason;
 use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
-use crate::topics::{RetainedTree, SubscriberId, TopicFilter, TopicName};
+use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter, TopicName};
 
+use super::deadlines::Deadline;
 use super::deliver::{Routing, has_room};
 use super::event::Limit;
 use super::message::RetainedMessage;
-use super::session::{Delivery, SessionId};
+use super::session::{Delivery, SessionId, Via};
 use super::{Broker, Options};
+
+/// Between two steps of the walk that removes what has expired.
+const SWEEP_INTERVAL: Duration = Duration(1_000);
+
+/// Entries that one step of it looks at.
+const STEPS_PER_SWEEP: usize = 2_000;
 
 /// Entries of the tree that one turn of a stream looks at.
 const STEPS_PER_TURN: usize = 2_000;
@@ -29,6 +41,10 @@ pub(super) struct RetainedMessages {
     tree: RetainedTree<RetainedMessage>,
     bytes: u64,
     full_logged: bool,
+    /// Messages that can expire.
+    expiring: usize,
+    /// How far the walk for expired ones has come; `None` while there is none.
+    sweep: Option<RetainedCursor>,
 }
 
 impl RetainedMessages {
@@ -44,15 +60,21 @@ impl RetainedMessages {
     /// Keeps a message in place of the one its topic had.
     pub(super) fn insert(&mut self, retained: RetainedMessage) {
         self.bytes += retained.message.size();
+        self.expiring += usize::from(retained.message.expires_at().is_some());
         if let Some(replaced) = self.tree.insert(retained) {
-            self.bytes -= replaced.message.size();
+            self.forget(&replaced);
         }
     }
 
     pub(super) fn remove(&mut self, topic: &str) {
         if let Some(removed) = self.tree.remove(topic) {
-            self.bytes -= removed.message.size();
+            self.forget(&removed);
         }
+    }
+
+    fn forget(&mut self, removed: &RetainedMessage) {
+        self.bytes -= removed.message.size();
+        self.expiring -= usize::from(removed.message.expires_at().is_some());
     }
 }
 
@@ -61,7 +83,7 @@ impl RetainedMessages {
 pub(super) struct RetainedStream {
     cursor: RetainedCursor,
     filter: Box<str>,
-    qos: QoS,
+    grant: Grant,
     /// Topics ahead of the cursor whose value went out before its turn.
     preceded: BTreeSet<Box<str>>,
 }
@@ -78,12 +100,43 @@ impl Broker {
     /// Keeps the message for later subscribers [MQTT-3.3.1-5], or clears the topic if the payload is empty
     /// [MQTT-3.3.1-10].
     pub(super) fn retain(&mut self, routing: &mut Routing<'_>) {
-        if routing.payload.is_empty() {
+        let is_over = routing.expires_at.is_some_and(|expires_at| expires_at <= self.now);
+        if routing.payload.is_empty() || is_over {
             self.retained.remove(routing.topic.as_str());
             self.retained.full_logged = false;
         } else {
             let message = routing.message(&self.messages).clone();
             self.retained.insert(RetainedMessage { message, qos: routing.qos });
+            if self.retained.expiring > 0 && self.retained.sweep.is_none() {
+                self.begin_sweep();
+            }
+        }
+    }
+
+    fn begin_sweep(&mut self) {
+        let all = TopicFilter::parse("#", 1).expect("it is a filter");
+        self.retained.sweep = Some(RetainedCursor::new(all));
+        self.wheel.insert(self.now + SWEEP_INTERVAL, Deadline::Sweep);
+    }
+
+    /// Removes expired messages among the next ones of the tree.
+    pub(super) fn sweep_retained(&mut self) {
+        let now = self.now;
+        let Some(mut cursor) = self.retained.sweep.take() else { return };
+        let mut expired: Vec<Box<str>> = Vec::new();
+        let progress = self.retained.tree.visit(&mut cursor, STEPS_PER_SWEEP, |kept| {
+            if kept.message.is_expired(now) {
+                expired.push(kept.message.topic().into());
+            }
+            Visit::Next
+        });
+        self.outputs.metrics.drop_messages(DropReason::Expired, expired.len() as u64);
+        expired.iter().for_each(|topic| self.retained.remove(topic));
+        if progress != Progress::Done {
+            self.retained.sweep = Some(cursor);
+            self.wheel.insert(now + SWEEP_INTERVAL, Deadline::Sweep);
+        } else if self.retained.expiring > 0 {
+            self.begin_sweep();
         }
     }
 
@@ -111,7 +164,7 @@ impl Broker {
 
     /// Begins to send the retained messages that match a subscription just made, again if it was there before
     /// [MQTT-3.3.1-6] [MQTT-3.8.4-3].
-    pub(super) fn start_stream(&mut self, id: SessionId, filter: &str, qos: QoS) {
+    pub(super) fn start_stream(&mut self, id: SessionId, filter: &str, grant: Grant) {
         let Ok(parsed) = TopicFilter::parse(filter, self.options.topic_levels_max) else { return };
         self.stop_stream(id, filter);
         if self.retained.len() == 0 || (!parsed.has_wildcard() && self.retained.tree.find(filter).is_none()) {
@@ -120,7 +173,7 @@ impl Broker {
         let stream = RetainedStream {
             cursor: RetainedCursor::new(parsed),
             filter: filter.into(),
-            qos,
+            grant,
             preceded: BTreeSet::new(),
         };
         if let Some(session) = self.sessions.find_mut(id) {
@@ -163,7 +216,7 @@ impl Broker {
     fn continue_stream(&mut self, id: SessionId, stream: &mut RetainedStream, steps: &mut usize) -> Progress {
         let mut picked = std::mem::take(&mut self.picked);
         let progress = loop {
-            let Self { sessions, links, retained, options, .. } = self;
+            let Self { sessions, links, retained, options, now, .. } = self;
             let session = sessions.find_mut(id).expect("its streams are being sent");
             let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else {
                 break Progress::Stopped;
@@ -173,16 +226,18 @@ impl Broker {
             }
             let room = has_room(session, link, options);
             let mut bytes_left = options.outbox_soft_mark().saturating_sub(link.outbox.pending());
-            let mut window = usize::from(options.in_flight_max).saturating_sub(session.outgoing.in_flight());
+            let mut window = usize::from(link.window).saturating_sub(session.outgoing.in_flight());
             let outbox_full = link.outbox.pending() > options.outbox_soft_mark();
             let steps_now = (*steps).min(256);
             *steps -= steps_now;
-            let RetainedStream { cursor, qos, preceded, .. } = stream;
+            let RetainedStream { cursor, grant, preceded, .. } = stream;
             let progress = retained.tree.visit(cursor, steps_now, |kept| {
-                if !preceded.is_empty() && preceded.remove(kept.message.topic()) {
+                if (!preceded.is_empty() && preceded.remove(kept.message.topic()))
+                    || kept.message.is_expired(*now)
+                {
                     return Visit::Next;
                 }
-                let qos = kept.qos.min(*qos);
+                let qos = kept.qos.min(grant.qos);
                 let fits = !outbox_full
                     && (bytes_left > 0 || picked.is_empty())
                     && (qos == QoS::AtMostOnce || (room && window > 0));
@@ -191,7 +246,8 @@ impl Broker {
                 }
                 window -= usize::from(qos > QoS::AtMostOnce);
                 bytes_left = bytes_left.saturating_sub(kept.message.size() as usize);
-                picked.push(Delivery { message: kept.message.clone(), qos, retain: true });
+                let via = Via::of(grant.subscription_id.map(NonZeroU32::get).as_slice(), None);
+                picked.push(Delivery { message: kept.message.clone(), qos, retain: true, via });
                 Visit::Next
             });
             if matches!(progress, Progress::Stopped) && picked.is_empty() {
@@ -216,11 +272,11 @@ impl Broker {
         if delivery.qos > QoS::AtMostOnce {
             return self.deliver(id, delivery);
         }
-        let Self { sessions, links, outputs, options, .. } = self;
+        let Self { sessions, links, outputs, options, now, .. } = self;
         let session = sessions.find_mut(id).expect("its streams are being sent");
         match session.connection.and_then(|id| links.find_mut(id)) {
             Some(link) if link.outbox.pending() <= options.outbox_soft_mark() => {
-                outputs.write_delivery(link, &delivery, None, false);
+                outputs.write_delivery(link, &delivery, None, false, *now);
             }
             Some(_) => outputs.metrics.drop_message(DropReason::OutboxFull),
             None => outputs.metrics.drop_message(DropReason::AbsentAtQoS0),
@@ -231,10 +287,25 @@ impl Broker {
     pub(super) fn precede(&mut self, subscriber: SubscriberId, routing: &Routing<'_>) {
         let levels_max = self.options.topic_levels_max;
         let Some(kept) = self.retained.tree.find(routing.topic.as_str()) else { return };
+        if kept.message.is_expired(self.now) {
+            return;
+        }
         let session = self.sessions.subscriber_mut(subscriber);
-        let awaiting = session.streams.iter().filter(|stream| stream.awaits(routing.topic, levels_max));
-        let Some(highest) = awaiting.map(|stream| stream.qos).max() else { return };
-        let delivery = Delivery { message: kept.message.clone(), qos: kept.qos.min(highest), retain: true };
+        let grants: Vec<Grant> = session
+            .streams
+            .iter()
+            .filter(|stream| stream.awaits(routing.topic, levels_max))
+            .map(|stream| stream.grant)
+            .collect();
+        let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };
+        let subscription_ids: Vec<u32> =
+            grants.iter().filter_map(|grant| grant.subscription_id).map(NonZeroU32::get).collect();
+        let delivery = Delivery {
+            message: kept.message.clone(),
+            qos: kept.qos.min(highest),
+            retain: true,
+            via: Via::of(&subscription_ids, None),
+        };
         let outbox_full = session
             .connection
             .and_then(|id| self.links.find(id))

@@ -35,7 +35,7 @@ pub struct BrokerStatus {
     pub sessions: usize,
     /// Sessions without a connection.
     pub sessions_absent: usize,
-    /// Subscriptions of all sessions.
+    /// Subscriptions of all sessions, shared ones included.
     pub subscriptions: usize,
     /// Retained messages, `$SYS` included.
     pub retained_messages: usize,
@@ -51,7 +51,7 @@ impl Broker {
         BrokerStatus {
             sessions: self.sessions.len(),
             sessions_absent: self.sessions.absent_count(),
-            subscriptions: self.subscriptions.len(),
+            subscriptions: self.subscriptions.len() + self.shared.len(),
             retained_messages: self.retained.len(),
             retained_bytes: self.retained.bytes(),
             message_bytes: self.messages.bytes(),
@@ -68,7 +68,7 @@ impl Broker {
                 connected_at: link.opened_at,
                 keep_alive_secs: link.keep_alive_secs,
                 last_received: link.last_received,
-                subscriptions: self.subscriptions.subscription_count(session.id.subscriber()),
+                subscriptions: self.subscription_count(session.id),
                 in_flight: session.outgoing.in_flight(),
                 queued: session.outgoing.queue.len(),
                 buffered_bytes: link.outbox.pending(),

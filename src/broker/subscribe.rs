@@ -1,9 +1,10 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
-use crate::clock::Instant;
-use crate::codec::packet::{Subscribe, SubscriptionRequest, Unsubscribe};
-use crate::codec::{QoS, ReasonCode, encode};
-use crate::topics::{TopicError, TopicFilter};
+use std::num::NonZeroU32;
+
+use crate::codec::packet::{RetainHandling, Subscribe, SubscriptionRequest, Unsubscribe};
+use crate::codec::{Property, QoS, ReasonCode, encode};
+use crate::topics::{Grant, SubscriptionFilter, TopicError};
 
 use super::Broker;
 use super::close_reason::CloseReason;
@@ -11,51 +12,64 @@ use super::event::{Limit, PacketKind};
 use super::link::ConnectionId;
 use super::session::SessionId;
 
+/// What became of one filter of a SUBSCRIBE.
+#[derive(Clone, Copy, Debug)]
+struct Granted {
+    reason: ReasonCode,
+    /// Whether retained messages are to be sent.
+    streams: bool,
+}
+
 impl Broker {
-    pub(super) fn subscribe(
-        &mut self,
-        now: Instant,
-        id: ConnectionId,
-        session_id: SessionId,
-        subscribe: &Subscribe<'_>,
-    ) {
+    pub(super) fn subscribe(&mut self, id: ConnectionId, session_id: SessionId, subscribe: &Subscribe<'_>) {
         // All filters are judged before the first one takes effect: a packet that costs the connection leaves
         // nothing behind in a stored session.
         for request in subscribe.requests {
-            if let Some(error) = self.fatal_filter_error(request.filter) {
-                return self.close(now, id, CloseReason::TopicFilter(error));
+            if let Some(reason) = self.fatal_request_error(id, &request) {
+                return self.close(id, reason);
             }
         }
-        let mut reasons = std::mem::take(&mut self.reasons);
-        reasons.extend(subscribe.requests.into_iter().map(|request| self.grant(session_id, &request)));
-        let packet_id = subscribe.packet_id;
-        self.reply(now, id, PacketKind::Suback, Some(packet_id), |bytes| {
-            encode::suback(bytes, packet_id, &reasons);
+        let subscription_id = subscribe.properties.iter().find_map(|property| match property {
+            Property::SubscriptionId(number) => NonZeroU32::new(number),
+            _ => None,
         });
-        // After the SUBACK: some clients throw away what comes for a subscription not yet confirmed.
-        for (request, reason) in subscribe.requests.into_iter().zip(&reasons) {
-            if !reason.is_error() {
-                self.start_stream(session_id, request.filter, request.qos);
-            }
-        }
+        let granted: Vec<Granted> = subscribe
+            .requests
+            .into_iter()
+            .map(|request| self.grant(session_id, &request, subscription_id))
+            .collect();
+        let mut reasons = std::mem::take(&mut self.reasons);
+        reasons.extend(granted.iter().map(|granted| granted.reason));
+        self.reply_to_request(id, PacketKind::Suback, subscribe.packet_id, &reasons);
         reasons.clear();
         self.reasons = reasons;
+        // After the SUBACK: some clients throw away what comes for a subscription not yet confirmed.
+        for (request, granted) in subscribe.requests.into_iter().zip(granted) {
+            if granted.streams {
+                self.start_stream(session_id, request.filter, grant_of(&request, subscription_id));
+            }
+        }
         self.refill(session_id);
     }
 
     /// Makes or replaces one subscription [MQTT-3.8.4-3]; its code in the SUBACK [MQTT-3.8.4-5].
-    fn grant(&mut self, session_id: SessionId, request: &SubscriptionRequest<'_>) -> ReasonCode {
+    fn grant(
+        &mut self,
+        session_id: SessionId,
+        request: &SubscriptionRequest<'_>,
+        subscription_id: Option<NonZeroU32>,
+    ) -> Granted {
+        let refused = |reason| Granted { reason, streams: false };
         let subscriber = session_id.subscriber();
-        let Ok(filter) = TopicFilter::parse(request.filter, self.options.topic_levels_max) else {
-            return ReasonCode::UnspecifiedError;
+        let Ok(filter) = SubscriptionFilter::parse(request.filter, self.options.topic_levels_max) else {
+            return refused(ReasonCode::TopicFilterInvalid);
         };
-        if filter.as_str().starts_with("$share/") {
-            // Shared subscriptions are not served: a refusal is honest, a filter that never matches is not.
-            return ReasonCode::UnspecifiedError;
-        }
-        if self.subscriptions.subscription_count(subscriber) >= self.options.subscriptions_max
-            && !self.subscriptions.contains(subscriber, request.filter)
-        {
+        let is_new = if filter.share_name.is_some() {
+            !self.is_in_group(session_id, request.filter)
+        } else {
+            !self.subscriptions.contains(subscriber, request.filter)
+        };
+        if is_new && self.subscription_count(session_id) >= self.options.subscriptions_max {
             self.outputs.metrics.subscriptions_refused += 1;
             let session = self.sessions.find_mut(session_id).expect("its SUBSCRIBE is being handled");
             if !session.subscriptions_full_logged {
@@ -63,45 +77,112 @@ impl Broker {
                 let value = u64::from(self.options.subscriptions_max);
                 self.outputs.limit_reached(Limit::Subscriptions, Some(&session.client_id), value);
             }
-            return ReasonCode::QuotaExceeded;
+            return refused(ReasonCode::QuotaExceeded);
         }
-        self.subscriptions.subscribe(subscriber, filter, request.qos);
-        match request.qos {
+        let grant = grant_of(request, subscription_id);
+        if filter.share_name.is_some() {
+            self.join_group(session_id, request.filter, filter, grant);
+        } else {
+            self.subscriptions.subscribe(subscriber, filter.filter, grant);
+        }
+        let reason = match request.options.qos {
             QoS::AtMostOnce => ReasonCode::Success,
             QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
             QoS::ExactlyOnce => ReasonCode::GrantedQoS2,
-        }
+        };
+        let wanted = match request.options.retain_handling {
+            RetainHandling::Send => true,        // [MQTT5-3.3.1-9]
+            RetainHandling::SendIfNew => is_new, // [MQTT5-3.3.1-10]
+            RetainHandling::DoNotSend => false,  // [MQTT5-3.3.1-11]
+        };
+        // A group is sent nothing that is retained: every member that comes would get it [B-012].
+        Granted { reason, streams: wanted && filter.share_name.is_none() }
     }
 
     pub(super) fn unsubscribe(
         &mut self,
-        now: Instant,
         id: ConnectionId,
         session_id: SessionId,
         unsubscribe: &Unsubscribe<'_>,
     ) {
         for filter in unsubscribe.filters {
-            if let Some(error) = self.fatal_filter_error(filter) {
-                return self.close(now, id, CloseReason::TopicFilter(error));
+            if let Some(reason) = self.fatal_filter_error(id, filter) {
+                return self.close(id, reason);
             }
         }
+        let mut reasons = std::mem::take(&mut self.reasons);
         for filter in unsubscribe.filters {
-            // What waits in the queue stays: it was accepted while the subscription stood [MQTT-3.10.4-3].
-            if self.subscriptions.unsubscribe(session_id.subscriber(), filter) {
-                self.stop_stream(session_id, filter);
-            }
+            reasons.push(self.remove_subscription(session_id, filter));
         }
-        let packet_id = unsubscribe.packet_id;
-        self.reply(now, id, PacketKind::Unsuback, Some(packet_id), |bytes| {
-            encode::unsuback(bytes, packet_id);
-        });
+        self.reply_to_request(id, PacketKind::Unsuback, unsubscribe.packet_id, &reasons);
+        reasons.clear();
+        self.reasons = reasons;
     }
 
-    /// What is wrong with a filter so that its sender is closed. Too many levels is our limit, not its fault.
-    fn fatal_filter_error(&self, filter: &str) -> Option<TopicError> {
-        match TopicFilter::parse(filter, self.options.topic_levels_max) {
-            Ok(_) | Err(TopicError::TooManyLevels) => None,
-            Err(error) => Some(error),
+    /// Ends one subscription. What waits in the queue stays: it was accepted while the subscription stood
+    /// [MQTT-3.10.4-3].
+    fn remove_subscription(&mut self, session_id: SessionId, filter: &str) -> ReasonCode {
+        let existed = match SubscriptionFilter::parse(filter, self.options.topic_levels_max) {
+            Err(_) => return ReasonCode::TopicFilterInvalid,
+            Ok(SubscriptionFilter { share_name: Some(_), .. }) => self.leave_group(session_id, filter),
+            Ok(_) => {
+                self.stop_stream(session_id, filter);
+                self.subscriptions.unsubscribe(session_id.subscriber(), filter)
+            }
+        };
+        if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted }
+    }
+
+    /// SUBACK or UNSUBACK.
+    fn reply_to_request(
+        &mut self,
+        id: ConnectionId,
+        kind: PacketKind,
+        packet_id: crate::codec::PacketId,
+        reasons: &[ReasonCode],
+    ) {
+        let Some(protocol) = self.links.find(id).map(|link| link.protocol) else { return };
+        let write = if kind == PacketKind::Suback { encode::suback } else { encode::unsuback };
+        self.reply(id, kind, Some(packet_id), |bytes| write(bytes, protocol, packet_id, reasons));
+    }
+
+    /// Subscriptions and memberships of a session.
+    pub(super) fn subscription_count(&self, session_id: SessionId) -> u32 {
+        let memberships = self.sessions.find(session_id).map_or(0, |session| session.memberships.len());
+        self.subscriptions.subscription_count(session_id.subscriber()) + memberships as u32
+    }
+
+    /// What is wrong with a request so that its sender is closed.
+    fn fatal_request_error(
+        &self,
+        id: ConnectionId,
+        request: &SubscriptionRequest<'_>,
+    ) -> Option<CloseReason> {
+        if request.options.no_local && request.filter.starts_with("$share/") {
+            return Some(CloseReason::NoLocalOnShared); // [MQTT5-3.8.3-4]
         }
+        self.fatal_filter_error(id, request.filter)
+    }
+
+    /// What is wrong with a filter so that its sender is closed, because it cannot be told. Too many levels is our limit
+    /// and not its fault.
+    fn fatal_filter_error(&self, id: ConnectionId, filter: &str) -> Option<CloseReason> {
+        if self.has_reasons(id) {
+            return None;
+        }
+        match SubscriptionFilter::parse(filter, self.options.topic_levels_max) {
+            Ok(_) | Err(TopicError::TooManyLevels) => None,
+            Err(error) => Some(CloseReason::TopicFilter(error)),
+        }
+    }
+}
+
+fn grant_of(request: &SubscriptionRequest<'_>, subscription_id: Option<NonZeroU32>) -> Grant {
+    let options = request.options;
+    Grant {
+        qos: options.qos,
+        no_local: options.no_local,
+        retain_as_published: options.retain_as_published,
+        subscription_id,
     }
 }

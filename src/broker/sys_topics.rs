@@ -35,8 +35,8 @@ const TOPICS: &[(&str, Value)] = &[
     ("messages/stored", stored_messages),
     ("store/messages/bytes", |broker| broker.messages.bytes()),
     ("retained messages/count", |broker| broker.retained.len() as u64),
-    ("subscriptions/count", |broker| broker.subscriptions.len() as u64),
-    ("shared_subscriptions/count", |_| 0),
+    ("subscriptions/count", |broker| (broker.subscriptions.len() + broker.shared.len()) as u64),
+    ("shared_subscriptions/count", |broker| broker.shared.len() as u64),
     ("packet/out/count", |broker| broker.metrics().outbox_packets),
     ("packet/out/bytes", |broker| broker.metrics().outbox_bytes),
 ];
@@ -60,17 +60,17 @@ impl SysTopics {
 
 impl Broker {
     /// Publishes what never changes, and sets the rhythm for the rest.
-    pub(super) fn start_sys_topics(&mut self, now: Instant) {
+    pub(super) fn start_sys_topics(&mut self) {
         if self.options.sys_interval.is_some() {
             self.publish_sys_topic("$SYS/broker/version", VERSION);
-            self.publish_sys_topics(now);
+            self.publish_sys_topics();
         }
     }
 
-    pub(super) fn publish_sys_topics(&mut self, now: Instant) {
+    pub(super) fn publish_sys_topics(&mut self) {
         let Some(interval) = self.options.sys_interval else { return };
-        self.wheel.insert(now + interval.max(Duration(1)), Deadline::SysTopics);
-        let uptime = now.since(self.sys_topics.started_at).as_secs();
+        self.wheel.insert(self.now + interval.max(Duration(1)), Deadline::SysTopics);
+        let uptime = self.now.since(self.sys_topics.started_at).as_secs();
         self.publish_sys_topic("$SYS/broker/uptime", &format!("{uptime} seconds"));
         for (at, (name, value)) in TOPICS.iter().enumerate() {
             let value = value(self);

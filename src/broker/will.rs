@@ -1,13 +1,16 @@
 //! Wills: what a client left to be published should its connection end badly.
 
-use crate::codec::{QoS, packet};
+use crate::clock::{Duration, Instant};
+use crate::codec::property::PropertyList;
+use crate::codec::{Property, QoS, packet};
 use crate::metrics::DropReason;
-use crate::topics::TopicName;
+use crate::topics::{SubscriberId, TopicName};
 
 use super::Broker;
+use super::close_reason::CloseReason;
 use super::deliver::Routing;
-use super::message::{Gauge, Message};
-use super::receive::is_reserved;
+use super::message::{Content, Message};
+use super::receive::{has_wildcard, is_reserved, is_text};
 
 /// A will, kept with the session from CONNECT [MQTT-3.1.2-8] until it is published or the client disconnects
 /// [MQTT-3.1.2-10].
@@ -16,24 +19,56 @@ pub(super) struct Will {
     message: Message,
     qos: QoS,
     retain: bool,
-}
-
-impl Will {
-    pub(super) fn new(will: &packet::Will<'_>, gauge: &Gauge) -> Self {
-        Self { message: Message::new(will.topic, will.payload, gauge), qos: will.qos, retain: will.retain }
-    }
+    /// How long the message is of use once it is published.
+    expiry: Option<Duration>,
+    /// From the end of the connection.
+    pub(super) delay: Duration,
+    /// When it is to be published; known once its connection has ended.
+    pub(super) due_at: Option<Instant>,
 }
 
 impl Broker {
+    /// The will in a CONNECT, or why it cannot be one.
+    pub(super) fn read_will(&self, will: &packet::Will<'_>) -> Result<Will, CloseReason> {
+        TopicName::parse(will.topic, self.options.topic_levels_max).map_err(CloseReason::WillTopic)?;
+        let mut forwarded = PropertyList::default();
+        let (mut expiry, mut delay) = (None, Duration(0));
+        for property in will.properties {
+            match property {
+                Property::WillDelaySecs(secs) => delay = Duration::from_secs(secs.into()),
+                Property::MessageExpirySecs(secs) => expiry = Some(Duration::from_secs(secs.into())),
+                Property::ResponseTopic(topic) if has_wildcard(topic) => {
+                    return Err(CloseReason::ResponseTopic);
+                }
+                property => forwarded.push(&property), // [MQTT5-3.1.3-10]
+            }
+        }
+        if self.options.check_payload_format && !is_text(will.properties, will.payload) {
+            return Err(CloseReason::PayloadFormat);
+        }
+        let content = Content {
+            topic: will.topic,
+            properties: forwarded.as_properties(),
+            payload: will.payload,
+            expires_at: None,
+        };
+        let message = Message::new(&content, &self.messages);
+        Ok(Will { message, qos: will.qos, retain: will.retain, expiry, delay, due_at: None })
+    }
+
     /// Publishes a will like any message [MQTT-3.1.2-16] [MQTT-3.1.2-17]. Nobody is there to be refused, so what
     /// cannot be taken is counted.
-    pub(super) fn publish_will(&mut self, will: &Will) {
+    pub(super) fn publish_will(&mut self, publisher: SubscriberId, will: &Will) {
         let topic = match TopicName::parse(will.message.topic(), self.options.topic_levels_max) {
             Ok(topic) if !is_reserved(topic.as_str()) => topic,
             _ => return self.outputs.metrics.drop_message(DropReason::ReservedTopic),
         };
         let payload = will.message.payload();
         let mut routing = Routing::new(topic, payload, will.qos, will.retain);
+        routing.properties = will.message.properties();
+        // Its time begins now, and not at CONNECT [B-031].
+        routing.expires_at = will.expiry.map(|expiry| self.now + expiry);
+        routing.publisher = Some(publisher);
         self.route(&mut routing);
         if will.retain {
             if self.has_retained_room(topic.as_str(), payload) {

@@ -3,56 +3,92 @@
 use super::error::DecodeError;
 use super::frame::Frame;
 use super::packet::{
-    Ack, Connack, Connect, Disconnect, Packet, Protocol, Publish, QoS, Suback, Subscribe,
-    SubscriptionRequest, SubscriptionRequests, TopicFilters, Unsuback, Unsubscribe, Will,
+    Ack, Auth, Connack, Connect, Disconnect, Packet, Protocol, Publish, QoS, RetainHandling, Suback,
+    Subscribe, SubscriptionOptions, SubscriptionRequest, SubscriptionRequests, TopicFilters, Unsuback,
+    Unsubscribe, Will,
 };
 use super::primitive::Reader;
+use super::property::{Place, Properties};
 use super::reason::ReasonCode;
 
-/// Decodes a packet of either direction.
+/// Decodes a packet of either direction. `protocol` is that of the connection; a CONNECT says its own.
 ///
 /// # Errors
 ///
 /// The first thing that is wrong with the bytes. The syntax of topics is not looked at.
 #[inline]
-pub fn decode(frame: Frame<'_>) -> Result<Packet<'_>, DecodeError> {
+pub fn decode(frame: Frame<'_>, protocol: Protocol) -> Result<Packet<'_>, DecodeError> {
     let Frame { header, body } = frame;
     let mut reader = Reader::new(body);
+    let reader = &mut reader;
     if header.packet_type() == 3 {
-        return publish(header.flags(), reader).map(Packet::Publish);
+        return publish(header.flags(), *reader, protocol).map(Packet::Publish);
     }
     let packet = match header.packet_type() {
-        1 => Packet::Connect(connect(&mut reader)?),
-        2 => Packet::Connack(connack(&mut reader)?),
-        4 => Packet::Puback(ack(&mut reader)?),
-        5 => Packet::Pubrec(ack(&mut reader)?),
-        6 => Packet::Pubrel(ack(&mut reader)?),
-        7 => Packet::Pubcomp(ack(&mut reader)?),
-        8 => return subscribe(reader).map(Packet::Subscribe),
-        9 => return suback(reader).map(Packet::Suback),
-        10 => return unsubscribe(reader).map(Packet::Unsubscribe),
-        11 => Packet::Unsuback(Unsuback { packet_id: reader.packet_id()? }),
+        1 => Packet::Connect(connect(reader)?),
+        2 => Packet::Connack(connack(reader, protocol)?),
+        4 => Packet::Puback(ack(reader, ReasonCode::is_of_receipt, protocol)?),
+        5 => Packet::Pubrec(ack(reader, ReasonCode::is_of_receipt, protocol)?),
+        6 => Packet::Pubrel(ack(reader, ReasonCode::is_of_release, protocol)?),
+        7 => Packet::Pubcomp(ack(reader, ReasonCode::is_of_release, protocol)?),
+        8 => return subscribe(*reader, protocol).map(Packet::Subscribe),
+        9 => return suback(*reader, protocol).map(Packet::Suback),
+        10 => return unsubscribe(*reader, protocol).map(Packet::Unsubscribe),
+        11 => return unsuback(*reader, protocol).map(Packet::Unsuback),
         12 => Packet::Pingreq,
         13 => Packet::Pingresp,
-        14 => Packet::Disconnect(Disconnect { reason: ReasonCode::Success }),
+        14 => Packet::Disconnect(disconnect(reader, protocol)?),
+        15 if protocol.has_properties() => Packet::Auth(auth(reader)?),
         _ => return Err(DecodeError::ReservedPacketType),
     };
     reader.finish()?;
     Ok(packet)
 }
 
+/// The properties of a packet; none before 5.0.
 #[inline]
-fn publish(flags: u8, mut reader: Reader<'_>) -> Result<Publish<'_>, DecodeError> {
+fn properties<'a>(
+    reader: &mut Reader<'a>,
+    place: Place,
+    protocol: Protocol,
+) -> Result<Properties<'a>, DecodeError> {
+    if protocol.has_properties() { reader.properties(place) } else { Ok(Properties::NONE) }
+}
+
+/// A reason code that a packet may have.
+fn reason(reader: &mut Reader<'_>, is_allowed: fn(ReasonCode) -> bool) -> Result<ReasonCode, DecodeError> {
+    let number = reader.byte()?;
+    ReasonCode::new(number).filter(|reason| is_allowed(*reason)).ok_or(DecodeError::UnknownReasonCode(number))
+}
+
+/// A reason code and properties, of which the end may be left out if it says nothing.
+fn outcome<'a>(
+    reader: &mut Reader<'a>,
+    is_allowed: fn(ReasonCode) -> bool,
+    place: Place,
+) -> Result<(ReasonCode, Properties<'a>), DecodeError> {
+    if reader.is_empty() {
+        return Ok((ReasonCode::Success, Properties::NONE));
+    }
+    let reason = reason(reader, is_allowed)?;
+    let properties = if reader.is_empty() { Properties::NONE } else { reader.properties(place)? };
+    Ok((reason, properties))
+}
+
+#[inline]
+fn publish(flags: u8, mut reader: Reader<'_>, protocol: Protocol) -> Result<Publish<'_>, DecodeError> {
     let qos = QoS::new(flags >> 1 & 0x03).ok_or(DecodeError::ReservedQoS)?;
     let topic = reader.text()?; // [MQTT-3.3.2-1]
     // [MQTT-2.3.1-5]
     let packet_id = if qos == QoS::AtMostOnce { None } else { Some(reader.packet_id()?) };
+    let properties = properties(&mut reader, Place::Publish, protocol)?;
     Ok(Publish {
         dup: flags & 0x08 != 0,
         qos,
         retain: flags & 0x01 != 0,
         topic,
         packet_id,
+        properties,
         payload: reader.rest(),
     })
 }
@@ -60,6 +96,7 @@ fn publish(flags: u8, mut reader: Reader<'_>) -> Result<Publish<'_>, DecodeError
 fn connect<'a>(reader: &mut Reader<'a>) -> Result<Connect<'a>, DecodeError> {
     let protocol = match (reader.binary()?, reader.byte()?) {
         (b"MQTT", 4) => Protocol::Mqtt311,
+        (b"MQTT", 5) => Protocol::Mqtt5,
         (b"MQIsdp", 3) => Protocol::Mqtt31,
         // What follows may have another form, so nothing else is looked at [MQTT-3.1.2-2].
         (b"MQTT" | b"MQIsdp", level) => return Err(DecodeError::UnsupportedProtocolLevel(level)),
@@ -81,72 +118,132 @@ fn connect<'a>(reader: &mut Reader<'a>) -> Result<Connect<'a>, DecodeError> {
         return Err(DecodeError::WillFlags); // [MQTT-3.1.2-14]
     }
     let (has_password, has_username) = (flags & 0x40 != 0, flags & 0x80 != 0);
-    if has_password && !has_username {
+    if has_password && !has_username && protocol != Protocol::Mqtt5 {
         return Err(DecodeError::PasswordWithoutUsername); // [MQTT-3.1.2-22]
     }
     let keep_alive_secs = reader.short()?;
+    let connect_properties = properties(reader, Place::Connect, protocol)?;
     // In this order [MQTT-3.1.3-1].
     let client_id = reader.text()?;
     let will = match will_qos {
         Some(qos) if has_will => {
+            let properties = properties(reader, Place::Will, protocol)?;
             let (topic, payload) = (reader.text()?, reader.binary()?);
-            Some(Will { topic, payload, qos, retain: flags & 0x20 != 0 })
+            Some(Will { topic, payload, qos, retain: flags & 0x20 != 0, properties })
         }
         _ => None,
     };
     let is_missing = |reader: &Reader<'_>| is_lenient && reader.is_empty();
     let username = if has_username && !is_missing(reader) { Some(reader.text()?) } else { None };
     let password = if has_password && !is_missing(reader) { Some(reader.binary()?) } else { None };
-    let clean_start = flags & 0x02 != 0;
-    Ok(Connect { protocol, clean_start, keep_alive_secs, client_id, will, username, password })
+    Ok(Connect {
+        protocol,
+        clean_start: flags & 0x02 != 0,
+        keep_alive_secs,
+        properties: connect_properties,
+        client_id,
+        will,
+        username,
+        password,
+    })
 }
 
-fn connack(reader: &mut Reader<'_>) -> Result<Connack, DecodeError> {
-    let (flags, code) = (reader.byte()?, reader.byte()?);
+fn connack<'a>(reader: &mut Reader<'a>, protocol: Protocol) -> Result<Connack<'a>, DecodeError> {
+    let flags = reader.byte()?;
     if flags > 1 {
         return Err(DecodeError::ConnackFlags);
     }
-    let reason = ReasonCode::from_connect_return_code(code).ok_or(DecodeError::UnknownReasonCode(code))?;
-    Ok(Connack { session_present: flags == 1, reason })
+    let reason = if protocol.has_properties() {
+        reason(reader, ReasonCode::is_of_connack)?
+    } else {
+        let code = reader.byte()?;
+        ReasonCode::from_connect_return_code(code).ok_or(DecodeError::UnknownReasonCode(code))?
+    };
+    let properties = properties(reader, Place::Connack, protocol)?;
+    Ok(Connack { session_present: flags == 1, reason, properties })
 }
 
 #[inline]
-fn ack(reader: &mut Reader<'_>) -> Result<Ack, DecodeError> {
-    Ok(Ack { packet_id: reader.packet_id()?, reason: ReasonCode::Success })
+fn ack<'a>(
+    reader: &mut Reader<'a>,
+    is_allowed: fn(ReasonCode) -> bool,
+    protocol: Protocol,
+) -> Result<Ack<'a>, DecodeError> {
+    let packet_id = reader.packet_id()?;
+    if reader.is_empty() || !protocol.has_properties() {
+        return Ok(Ack::success(packet_id));
+    }
+    let (reason, properties) = outcome(reader, is_allowed, Place::Ack)?;
+    Ok(Ack { packet_id, reason, properties })
 }
 
-fn subscribe(mut reader: Reader<'_>) -> Result<Subscribe<'_>, DecodeError> {
+fn disconnect<'a>(reader: &mut Reader<'a>, protocol: Protocol) -> Result<Disconnect<'a>, DecodeError> {
+    if !protocol.has_properties() {
+        return Ok(Disconnect::NORMAL);
+    }
+    let (reason, properties) = outcome(reader, ReasonCode::is_of_disconnect, Place::Disconnect)?;
+    Ok(Disconnect { reason, properties })
+}
+
+fn auth<'a>(reader: &mut Reader<'a>) -> Result<Auth<'a>, DecodeError> {
+    let (reason, properties) = outcome(reader, ReasonCode::is_of_auth, Place::Auth)?;
+    Ok(Auth { reason, properties })
+}
+
+fn subscribe(mut reader: Reader<'_>, protocol: Protocol) -> Result<Subscribe<'_>, DecodeError> {
     let packet_id = reader.packet_id()?;
+    let properties = properties(&mut reader, Place::Subscribe, protocol)?;
     if reader.is_empty() {
         return Err(DecodeError::NoTopicFilter); // [MQTT-3.8.3-3]
     }
     let requests = SubscriptionRequests(reader.rest());
     while !reader.is_empty() {
-        subscription_request(&mut reader)?;
+        let request = subscription_request(&mut reader)?;
+        if !protocol.has_properties() && request.options.byte() > 2 {
+            return Err(DecodeError::SubscriptionOptions); // [MQTT-3.8.3-4]
+        }
     }
-    Ok(Subscribe { packet_id, requests })
+    Ok(Subscribe { packet_id, properties, requests })
 }
 
 fn subscription_request<'a>(reader: &mut Reader<'a>) -> Result<SubscriptionRequest<'a>, DecodeError> {
     let filter = reader.text()?; // [MQTT-3.8.3-1]
-    let qos = QoS::new(reader.byte()?).ok_or(DecodeError::SubscriptionOptions)?; // [MQTT-3.8.3-4]
-    Ok(SubscriptionRequest { filter, qos })
+    let byte = reader.byte()?;
+    if byte & 0xC0 != 0 {
+        return Err(DecodeError::SubscriptionOptions); // [MQTT5-3.8.3-5]
+    }
+    let qos = QoS::new(byte & 0x03).ok_or(DecodeError::SubscriptionOptionValue)?;
+    let retain_handling = match byte >> 4 & 0x03 {
+        0 => RetainHandling::Send,
+        1 => RetainHandling::SendIfNew,
+        2 => RetainHandling::DoNotSend,
+        _ => return Err(DecodeError::SubscriptionOptionValue),
+    };
+    let (no_local, retain_as_published) = (byte & 0x04 != 0, byte & 0x08 != 0);
+    let options = SubscriptionOptions { qos, no_local, retain_as_published, retain_handling };
+    Ok(SubscriptionRequest { filter, options })
 }
 
-fn suback(mut reader: Reader<'_>) -> Result<Suback<'_>, DecodeError> {
+fn suback(mut reader: Reader<'_>, protocol: Protocol) -> Result<Suback<'_>, DecodeError> {
     let packet_id = reader.packet_id()?;
+    let properties = properties(&mut reader, Place::Suback, protocol)?;
     let reasons = reader.rest();
     if reasons.is_empty() {
         return Err(DecodeError::Truncated);
     }
-    match reasons.iter().find(|code| !matches!(code, 0..=2 | 0x80)) {
+    let is_allowed = |code: u8| match protocol {
+        Protocol::Mqtt5 => ReasonCode::new(code).is_some_and(ReasonCode::is_of_suback),
+        _ => matches!(code, 0..=2 | 0x80),
+    };
+    match reasons.iter().find(|code| !is_allowed(**code)) {
         Some(code) => Err(DecodeError::UnknownReasonCode(*code)), // [MQTT-3.9.3-2]
-        None => Ok(Suback { packet_id, reasons }),
+        None => Ok(Suback { packet_id, properties, reasons }),
     }
 }
 
-fn unsubscribe(mut reader: Reader<'_>) -> Result<Unsubscribe<'_>, DecodeError> {
+fn unsubscribe(mut reader: Reader<'_>, protocol: Protocol) -> Result<Unsubscribe<'_>, DecodeError> {
     let packet_id = reader.packet_id()?;
+    let properties = properties(&mut reader, Place::Unsubscribe, protocol)?;
     if reader.is_empty() {
         return Err(DecodeError::NoTopicFilter); // [MQTT-3.10.3-2]
     }
@@ -154,7 +251,24 @@ fn unsubscribe(mut reader: Reader<'_>) -> Result<Unsubscribe<'_>, DecodeError> {
     while !reader.is_empty() {
         reader.text()?; // [MQTT-3.10.3-1]
     }
-    Ok(Unsubscribe { packet_id, filters })
+    Ok(Unsubscribe { packet_id, properties, filters })
+}
+
+fn unsuback(mut reader: Reader<'_>, protocol: Protocol) -> Result<Unsuback<'_>, DecodeError> {
+    let packet_id = reader.packet_id()?;
+    if !protocol.has_properties() {
+        reader.finish()?;
+        return Ok(Unsuback { packet_id, properties: Properties::NONE, reasons: &[] });
+    }
+    let properties = reader.properties(Place::Unsuback)?;
+    let reasons = reader.rest();
+    if reasons.is_empty() {
+        return Err(DecodeError::Truncated);
+    }
+    match reasons.iter().find(|code| !ReasonCode::new(**code).is_some_and(ReasonCode::is_of_unsuback)) {
+        Some(code) => Err(DecodeError::UnknownReasonCode(*code)),
+        None => Ok(Unsuback { packet_id, properties, reasons }),
+    }
 }
 
 impl<'a> Iterator for SubscriptionRequests<'a> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::reason::ReasonCode;
+
 /// Why bytes are not an MQTT packet. Wrong behaviour in well-formed packets is `broker::CloseReason`, not this.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DecodeError {
@@ -39,12 +41,44 @@ pub enum DecodeError {
     PasswordWithoutUsername,
     /// A SUBSCRIBE or UNSUBSCRIBE without a filter [MQTT-3.8.3-3] [MQTT-3.10.3-2].
     NoTopicFilter,
-    /// Reserved bits in a subscription's options, or QoS 3 [MQTT-3.8.3-4].
+    /// Reserved bits in a subscription's options [MQTT-3.8.3-4] [MQTT5-3.8.3-5].
     SubscriptionOptions,
+    /// QoS 3 or a retain handling of 3 in a subscription's options.
+    SubscriptionOptionValue,
+    /// A variable byte integer of more bytes than it needs, or than it may have [MQTT5-1.5.5-1].
+    OverlongInteger,
+    /// A property that the standard does not have.
+    UnknownProperty(u8),
+    /// A property that this packet cannot have.
+    MisplacedProperty(u8),
+    /// A property that stands twice and may stand once.
+    RepeatedProperty(u8),
+    /// A value that this property cannot have.
+    PropertyValue(u8),
+    /// A topic alias of 0 [MQTT5-3.3.2-8].
+    TopicAliasZero,
     /// Reserved bits of a CONNACK are set.
     ConnackFlags,
-    /// A return code that this packet does not have.
+    /// A return code or reason code that this packet does not have.
     UnknownReasonCode(u8),
+}
+
+impl DecodeError {
+    /// What a server of 5.0 says before it closes [MQTT5-4.13.1-1].
+    pub const fn reason(self) -> ReasonCode {
+        match self {
+            Self::UnsupportedProtocolLevel(_) => ReasonCode::UnsupportedProtocolVersion,
+            Self::PacketTooLarge => ReasonCode::PacketTooLarge,
+            Self::TopicAliasZero => ReasonCode::TopicAliasInvalid,
+            Self::PacketIdZero
+            | Self::NoTopicFilter
+            | Self::SubscriptionOptionValue
+            | Self::RepeatedProperty(_)
+            | Self::PropertyValue(_)
+            | Self::UnknownReasonCode(_) => ReasonCode::ProtocolError,
+            _ => ReasonCode::MalformedPacket,
+        }
+    }
 }
 
 impl fmt::Display for DecodeError {
@@ -70,8 +104,21 @@ impl fmt::Display for DecodeError {
             Self::PasswordWithoutUsername => "password without user name",
             Self::NoTopicFilter => "no topic filter",
             Self::SubscriptionOptions => "reserved bits in subscription options",
+            Self::SubscriptionOptionValue => "QoS 3 or retain handling 3 in subscription options",
+            Self::OverlongInteger => "a variable byte integer of more bytes than it needs",
+            Self::UnknownProperty(id) => return write!(f, "unknown property {id:#04x}"),
+            Self::MisplacedProperty(id) => {
+                return write!(f, "property {id:#04x} in a packet that cannot have it");
+            }
+            Self::RepeatedProperty(id) => return write!(f, "property {id:#04x} twice"),
+            Self::PropertyValue(id) => {
+                return write!(f, "property {id:#04x} with a value that it cannot have");
+            }
+            Self::TopicAliasZero => "topic alias 0",
             Self::ConnackFlags => "reserved bits in CONNACK flags",
-            Self::UnknownReasonCode(code) => return write!(f, "unknown return code {code:#04x}"),
+            Self::UnknownReasonCode(code) => {
+                return write!(f, "code {code:#04x}, which this packet does not have");
+            }
         })
     }
 }

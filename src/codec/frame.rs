@@ -3,13 +3,11 @@
 //! A frame is judged as early as its bytes allow: the first byte as soon as it is there, the length as soon as it is
 //! known. That bytes are missing is no error.
 //!
-//! A remaining length that is not in its shortest form is accepted: 3.1.1 has no rule against it.
+//! A remaining length that is not in its shortest form is accepted before 5.0: 3.1.1 has no rule against it.
 
 use super::error::DecodeError;
 use super::packet::Protocol;
-
-/// The fourth byte of a remaining length is its last.
-const REMAINING_LENGTH_BYTES_MAX: usize = 4;
+use super::primitive::{Reader, VARIABLE_INTEGER_BYTES_MAX};
 
 /// The fixed header of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +19,7 @@ pub struct FixedHeader {
 }
 
 impl FixedHeader {
-    /// The packet type, 1 to 14.
+    /// The packet type, 1 to 15.
     pub const fn packet_type(self) -> u8 {
         self.first >> 4
     }
@@ -39,6 +37,24 @@ pub struct Frame<'a> {
     pub header: FixedHeader,
     /// The bytes behind the fixed header.
     pub body: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// The protocol that a CONNECT says to speak, even if the rest of it is malformed: it decides in which form it is
+    /// refused. `None` for other packets and for protocols that are not served. A level above ours is answered in the
+    /// form of the last one.
+    pub fn claimed_protocol(self) -> Option<Protocol> {
+        if self.header.packet_type() != 1 {
+            return None;
+        }
+        let mut reader = Reader::new(self.body);
+        match (reader.binary(), reader.byte()) {
+            (Ok(b"MQTT"), Ok(5..0x80)) => Some(Protocol::Mqtt5),
+            (Ok(b"MQTT"), Ok(4)) => Some(Protocol::Mqtt311),
+            (Ok(b"MQIsdp"), Ok(3)) => Some(Protocol::Mqtt31),
+            _ => None,
+        }
+    }
 }
 
 /// What stands at the beginning of a stretch of bytes.
@@ -74,6 +90,7 @@ static FIRST_BYTES: [bool; 256] = {
 const fn check_first(first: u8, protocol: Protocol) -> Result<(), DecodeError> {
     let flags = first & 0x0F;
     let expected = match first >> 4 {
+        15 if protocol.has_properties() => 0x00, // [MQTT5-3.15.1-1]
         0 | 15 => return Err(DecodeError::ReservedPacketType),
         3 => {
             return match flags & 0x0E {
@@ -108,8 +125,8 @@ pub fn split(bytes: &[u8], protocol: Protocol, packet_size_max: u32) -> Result<S
     }
     let (remaining_length, header_length) = match *bytes {
         [_, low, ..] if low < 0x80 => (u32::from(low), 2),
-        [_, low, high, ..] if high < 0x80 => (u32::from(low & 0x7F) | u32::from(high) << 7, 3),
-        _ => match long_remaining_length(bytes)? {
+        [_, low, high @ 1..0x80, ..] => (u32::from(low & 0x7F) | u32::from(high) << 7, 3),
+        _ => match long_remaining_length(bytes, protocol)? {
             Some(found) => found,
             None => return Ok(Split::Partial { needed: bytes.len() + 1 }),
         },
@@ -129,13 +146,16 @@ pub fn split(bytes: &[u8], protocol: Protocol, packet_size_max: u32) -> Result<S
 
 /// A remaining length of any form, with the length of the fixed header it ends; `None` while it is unfinished.
 #[cold]
-fn long_remaining_length(bytes: &[u8]) -> Result<Option<(u32, usize)>, DecodeError> {
+fn long_remaining_length(bytes: &[u8], protocol: Protocol) -> Result<Option<(u32, usize)>, DecodeError> {
     let mut remaining_length = 0;
-    for (index, byte) in bytes.iter().enumerate().skip(1).take(REMAINING_LENGTH_BYTES_MAX) {
+    for (index, byte) in bytes.iter().enumerate().skip(1).take(VARIABLE_INTEGER_BYTES_MAX) {
         remaining_length |= u32::from(byte & 0x7F) << (7 * (index - 1));
         if *byte < 0x80 {
+            if *byte == 0 && index > 1 && protocol.has_properties() {
+                return Err(DecodeError::OverlongInteger); // [MQTT5-1.5.5-1]
+            }
             return Ok(Some((remaining_length, index + 1)));
         }
     }
-    if bytes.len() > REMAINING_LENGTH_BYTES_MAX { Err(DecodeError::RemainingLengthTooLong) } else { Ok(None) }
+    if bytes.len() > VARIABLE_INTEGER_BYTES_MAX { Err(DecodeError::RemainingLengthTooLong) } else { Ok(None) }
 }

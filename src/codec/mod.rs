@@ -13,10 +13,12 @@ pub mod frame;
 pub mod inbox;
 pub mod packet;
 mod primitive;
+pub mod property;
 pub mod reason;
 
 pub use error::DecodeError;
 pub use frame::Frame;
 pub use inbox::Inbox;
 pub use packet::{Packet, PacketId, Protocol, QoS};
+pub use property::{Properties, Property};
 pub use reason::ReasonCode;

@@ -1,11 +1,13 @@
 //! The packets, in the shape of MQTT 5.0.
 //!
-//! Packets of 3.1.1 and 3.1 decode into the same types, so nothing above the codec asks which version it serves.
+//! Packets of 3.1.1 and 3.1 decode into the same types, without properties and with the codes that they imply, so
+//! nothing above the codec asks which version it serves.
 //! Everything borrows from the frame: decoding allocates nothing.
 
 use std::fmt;
 use std::num::NonZeroU16;
 
+use super::property::Properties;
 use super::reason::ReasonCode;
 
 /// The largest packet MQTT can express, fixed header included: 268,435,455 bytes behind a header of 5.
@@ -85,6 +87,16 @@ pub enum Protocol {
     /// MQTT 3.1.1: name `MQTT`, level 4. Also what an unidentified connection is read as.
     #[default]
     Mqtt311,
+    /// MQTT 5.0: name `MQTT`, level 5.
+    Mqtt5,
+}
+
+impl Protocol {
+    /// Whether its packets have properties and reason codes.
+    #[inline]
+    pub const fn has_properties(self) -> bool {
+        matches!(self, Self::Mqtt5)
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -92,6 +104,7 @@ impl fmt::Display for Protocol {
         f.write_str(match self {
             Self::Mqtt31 => "3.1",
             Self::Mqtt311 => "3.1.1",
+            Self::Mqtt5 => "5.0",
         })
     }
 }
@@ -101,19 +114,20 @@ impl fmt::Display for Protocol {
 #[allow(missing_docs)] // Each variant is the packet of its name; the types say the rest.
 pub enum Packet<'a> {
     Connect(Connect<'a>),
-    Connack(Connack),
+    Connack(Connack<'a>),
     Publish(Publish<'a>),
-    Puback(Ack),
-    Pubrec(Ack),
-    Pubrel(Ack),
-    Pubcomp(Ack),
+    Puback(Ack<'a>),
+    Pubrec(Ack<'a>),
+    Pubrel(Ack<'a>),
+    Pubcomp(Ack<'a>),
     Subscribe(Subscribe<'a>),
     Suback(Suback<'a>),
     Unsubscribe(Unsubscribe<'a>),
-    Unsuback(Unsuback),
+    Unsuback(Unsuback<'a>),
     Pingreq,
     Pingresp,
-    Disconnect(Disconnect),
+    Disconnect(Disconnect<'a>),
+    Auth(Auth<'a>),
 }
 
 /// CONNECT.
@@ -126,6 +140,9 @@ pub struct Connect<'a> {
     pub clean_start: bool,
     /// Seconds between packets that the client promises; 0 is no promise.
     pub keep_alive_secs: u16,
+    /// Session expiry, receive maximum, maximum packet size, topic alias maximum, request response information, request
+    /// problem information, user properties, authentication.
+    pub properties: Properties<'a>,
     /// The client identifier; empty asks the server for one.
     pub client_id: &'a str,
     /// What to publish when the connection ends badly.
@@ -147,15 +164,19 @@ pub struct Will<'a> {
     pub qos: QoS,
     /// Whether to retain it.
     pub retain: bool,
+    /// Will delay, and what its PUBLISH will have.
+    pub properties: Properties<'a>,
 }
 
 /// CONNACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Connack {
+pub struct Connack<'a> {
     /// Whether the server goes on with a stored session.
     pub session_present: bool,
     /// Success, or why not.
     pub reason: ReasonCode,
+    /// What the server grants and wants.
+    pub properties: Properties<'a>,
 }
 
 /// PUBLISH.
@@ -167,21 +188,33 @@ pub struct Publish<'a> {
     pub qos: QoS,
     /// Retain: from a client "keep this", from a server "this was kept".
     pub retain: bool,
-    /// Topic name, as sent.
+    /// Topic name, as sent. May be empty with a topic alias.
     pub topic: &'a str,
     /// Present exactly when `qos` is above 0.
     pub packet_id: Option<PacketId>,
+    /// Payload format, message expiry, topic alias, response topic, correlation data, user properties, subscription
+    /// identifiers, content type.
+    pub properties: Properties<'a>,
     /// The application's bytes.
     pub payload: &'a [u8],
 }
 
 /// PUBACK, PUBREC, PUBREL or PUBCOMP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ack {
+pub struct Ack<'a> {
     /// The identifier of the PUBLISH it belongs to.
     pub packet_id: PacketId,
     /// Always `Success` before 5.0.
     pub reason: ReasonCode,
+    /// Reason string, user properties.
+    pub properties: Properties<'a>,
+}
+
+impl Ack<'_> {
+    /// Says success and nothing else.
+    pub const fn success(packet_id: PacketId) -> Self {
+        Self { packet_id, reason: ReasonCode::Success, properties: Properties::NONE }
+    }
 }
 
 /// SUBSCRIBE.
@@ -189,6 +222,8 @@ pub struct Ack {
 pub struct Subscribe<'a> {
     /// Repeated by the SUBACK.
     pub packet_id: PacketId,
+    /// Subscription identifier, user properties.
+    pub properties: Properties<'a>,
     /// The subscriptions asked for: at least one.
     pub requests: SubscriptionRequests<'a>,
 }
@@ -198,8 +233,51 @@ pub struct Subscribe<'a> {
 pub struct SubscriptionRequest<'a> {
     /// The filter as sent: valid UTF-8, but its syntax is unchecked.
     pub filter: &'a str,
-    /// The QoS asked for.
+    /// How the messages are wanted.
+    pub options: SubscriptionOptions,
+}
+
+/// How a subscriber wants its messages.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct SubscriptionOptions {
+    /// The highest QoS of a delivery.
     pub qos: QoS,
+    /// Whether the subscriber's own messages are left out. Never before 5.0.
+    pub no_local: bool,
+    /// Whether the publisher's retain flag is passed on. Never before 5.0.
+    pub retain_as_published: bool,
+    /// Which retained messages SUBSCRIBE itself brings. Always all before 5.0.
+    pub retain_handling: RetainHandling,
+}
+
+/// Which retained messages a SUBSCRIBE brings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum RetainHandling {
+    /// All that match, every time.
+    #[default]
+    Send = 0,
+    /// All that match, if the subscription is new.
+    SendIfNew = 1,
+    /// None.
+    DoNotSend = 2,
+}
+
+impl From<QoS> for SubscriptionOptions {
+    /// What a SUBSCRIBE of 3.1.1 asks for.
+    fn from(qos: QoS) -> Self {
+        Self { qos, ..Self::default() }
+    }
+}
+
+impl SubscriptionOptions {
+    /// The byte on the wire.
+    pub const fn byte(self) -> u8 {
+        self.qos as u8
+            | (self.no_local as u8) << 2
+            | (self.retain_as_published as u8) << 3
+            | (self.retain_handling as u8) << 4
+    }
 }
 
 /// SUBACK.
@@ -207,6 +285,8 @@ pub struct SubscriptionRequest<'a> {
 pub struct Suback<'a> {
     /// The identifier of the SUBSCRIBE.
     pub packet_id: PacketId,
+    /// Reason string, user properties.
+    pub properties: Properties<'a>,
     /// One byte per filter: the granted QoS or a failure of 0x80 and above.
     pub reasons: &'a [u8],
 }
@@ -216,22 +296,44 @@ pub struct Suback<'a> {
 pub struct Unsubscribe<'a> {
     /// Repeated by the UNSUBACK.
     pub packet_id: PacketId,
+    /// User properties.
+    pub properties: Properties<'a>,
     /// The filters to remove: at least one.
     pub filters: TopicFilters<'a>,
 }
 
-/// UNSUBACK. Has no payload before 5.0.
+/// UNSUBACK.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unsuback {
+pub struct Unsuback<'a> {
     /// The identifier of the UNSUBSCRIBE.
     pub packet_id: PacketId,
+    /// Reason string, user properties.
+    pub properties: Properties<'a>,
+    /// One byte per filter; none before 5.0.
+    pub reasons: &'a [u8],
 }
 
 /// DISCONNECT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Disconnect {
+pub struct Disconnect<'a> {
     /// Always `Success` before 5.0.
     pub reason: ReasonCode,
+    /// Session expiry, reason string, user properties, server reference.
+    pub properties: Properties<'a>,
+}
+
+impl Disconnect<'_> {
+    /// The normal end.
+    pub const NORMAL: Self = Self { reason: ReasonCode::Success, properties: Properties::NONE };
+}
+
+/// AUTH. Does not exist before 5.0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Auth<'a> {
+    /// Success, continue, or begin again.
+    pub reason: ReasonCode,
+    /// Method, data, reason string, user properties.
+    pub properties: Properties<'a>,
 }
 
 /// The filters of a SUBSCRIBE: an iterator over bytes that decoding has checked.

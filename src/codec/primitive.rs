@@ -1,4 +1,4 @@
-//! The data types of the wire: integers, text, binary data and the remaining length.
+//! The data types of the wire: integers of fixed and of variable length, text and binary data.
 //!
 //! Deliberately not here: which of them a packet has.
 
@@ -6,6 +6,10 @@ use bytes::BufMut;
 
 use super::error::DecodeError;
 use super::packet::PacketId;
+use super::property::{Place, Properties};
+
+/// The fourth byte of a variable byte integer is its last.
+pub(super) const VARIABLE_INTEGER_BYTES_MAX: usize = 4;
 
 /// A cursor over the body of a packet. Every step checks that the bytes are there.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +18,7 @@ pub(super) struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(body: &'a [u8]) -> Self {
+    pub(super) const fn new(body: &'a [u8]) -> Self {
         Self { rest: body }
     }
 
@@ -31,6 +35,38 @@ impl<'a> Reader<'a> {
         let (bytes, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
         self.rest = rest;
         Ok(u16::from_be_bytes(*bytes))
+    }
+
+    /// A four-byte integer, the high byte first.
+    #[inline]
+    pub(super) fn long(&mut self) -> Result<u32, DecodeError> {
+        let (bytes, rest) = self.rest.split_first_chunk().ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(u32::from_be_bytes(*bytes))
+    }
+
+    /// A variable byte integer of at most four bytes, in its shortest form [MQTT5-1.5.5-1].
+    #[inline]
+    pub(super) fn variable_integer(&mut self) -> Result<u32, DecodeError> {
+        let mut value = 0;
+        for index in 0..VARIABLE_INTEGER_BYTES_MAX {
+            let byte = self.byte()?;
+            value |= u32::from(byte & 0x7F) << (7 * index);
+            if byte < 0x80 {
+                let is_shortest = byte != 0 || index == 0;
+                return if is_shortest { Ok(value) } else { Err(DecodeError::OverlongInteger) };
+            }
+        }
+        Err(DecodeError::OverlongInteger)
+    }
+
+    /// Properties behind their length.
+    #[inline]
+    pub(super) fn properties(&mut self, place: Place) -> Result<Properties<'a>, DecodeError> {
+        let length = self.variable_integer()? as usize;
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        if bytes.is_empty() { Ok(Properties::NONE) } else { Properties::check(bytes, place) }
     }
 
     /// A packet identifier [MQTT-2.3.1-1].
@@ -53,18 +89,19 @@ impl<'a> Reader<'a> {
     #[inline]
     pub(super) fn text(&mut self) -> Result<&'a str, DecodeError> {
         let text = std::str::from_utf8(self.binary()?).map_err(|_| DecodeError::InvalidUtf8)?;
-        if text.as_bytes().contains(&0) {
+        // Without an early exit, which would keep the loop from taking many bytes at once.
+        if text.bytes().fold(false, |found, byte| found | (byte == 0)) {
             return Err(DecodeError::NulCharacter); // [MQTT-1.5.3-2]
         }
         Ok(text)
     }
 
     /// All that is left.
-    pub(super) fn rest(self) -> &'a [u8] {
+    pub(super) const fn rest(self) -> &'a [u8] {
         self.rest
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(super) const fn is_empty(&self) -> bool {
         self.rest.is_empty()
     }
 
@@ -85,12 +122,36 @@ pub(super) fn put_binary(out: &mut Vec<u8>, data: &[u8]) {
     out.put_slice(data);
 }
 
-/// Writes the remaining length: seven bits a byte, the low ones first, in as few bytes as possible.
+/// Writes a variable byte integer, such as the remaining length: seven bits a byte, the low ones first, in as few
+/// bytes as possible.
 #[inline]
-pub(super) fn put_remaining_length(out: &mut Vec<u8>, mut length: usize) {
-    while length >= 0x80 {
-        out.put_u8(length as u8 | 0x80);
-        length >>= 7;
+pub(super) fn put_variable_integer(out: &mut Vec<u8>, mut value: usize) {
+    while value >= 0x80 {
+        out.put_u8(value as u8 | 0x80);
+        value >>= 7;
     }
-    out.put_u8(length as u8);
+    out.put_u8(value as u8);
+}
+
+/// How many bytes a variable byte integer takes.
+#[inline]
+pub(super) const fn variable_integer_length(value: usize) -> usize {
+    match value {
+        0..=0x7F => 1,
+        0x80..=0x3FFF => 2,
+        0x4000..=0x1F_FFFF => 3,
+        _ => 4,
+    }
+}
+
+/// Writes properties behind their length.
+pub(super) fn put_properties(out: &mut Vec<u8>, properties: Properties<'_>) {
+    put_variable_integer(out, properties.as_bytes().len());
+    out.put_slice(properties.as_bytes());
+}
+
+/// How many bytes properties take with their length.
+pub(super) const fn properties_length(properties: Properties<'_>) -> usize {
+    let length = properties.as_bytes().len();
+    variable_integer_length(length) + length
 }

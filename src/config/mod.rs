@@ -9,9 +9,14 @@ use std::ffi::OsString;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
 
+use crate::access::Verifiers;
+use crate::broker::options::Redirect;
 use crate::server;
 
 use settings::{SETTINGS, Setting};
+
+/// What is sent to clients in one field.
+const TEXT_BYTES_MAX: usize = 4_096;
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -20,6 +25,8 @@ pub enum Command {
     Run(Box<Config>),
     /// Print this text and end.
     Print(String),
+    /// Read a password from standard input, print the line of a SCRAM file for this user, and end.
+    MakeVerifier(String),
 }
 
 /// Everything that `main` needs.
@@ -27,6 +34,8 @@ pub enum Command {
 pub struct Config {
     /// For the server.
     pub server: server::Options,
+    /// The users of SCRAM-SHA-256, if it is wanted.
+    pub scram: Option<Verifiers>,
     /// How much to log.
     pub verbosity: log::LevelFilter,
 }
@@ -56,6 +65,10 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
     if arguments.contains("--version") {
         return Ok(Command::Print(format!("broker {}", env!("CARGO_PKG_VERSION"))));
     }
+    if let Some(name) = value(&mut arguments, &["--scram-verifier"])? {
+        no_more(arguments)?;
+        return Ok(Command::MakeVerifier(name));
+    }
     let host = value(&mut arguments, &["-h", "--host"])?.unwrap_or_else(|| "0.0.0.0".to_owned());
     let port = match value(&mut arguments, &["-p", "--port"])? {
         Some(text) => text.parse::<u16>().map_err(|_| {
@@ -71,9 +84,21 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
             setting.apply(&mut options, &text).map_err(UsageError)?;
         }
     }
-    if let Some(unknown) = arguments.finish().first() {
-        return Err(UsageError(format!("unknown argument '{}'", unknown.to_string_lossy().escape_debug())));
+    options.broker.check_payload_format = arguments.contains("--check-payload-format");
+    options.broker.response_information =
+        text(&mut arguments, "--response-information")?.map(String::into_boxed_str);
+    let server_reference = text(&mut arguments, "--redirect-to")?;
+    let permanently = arguments.contains("--redirect-permanently");
+    if permanently && server_reference.is_none() {
+        return Err(UsageError("--redirect-permanently needs --redirect-to".to_owned()));
     }
+    options.broker.redirect = server_reference
+        .map(|server_reference| Redirect { server_reference: server_reference.into(), permanently });
+    let scram = match value(&mut arguments, &["--scram-file"])? {
+        Some(path) => Some(read_verifiers(&path)?),
+        None => None,
+    };
+    no_more(arguments)?;
     options.addresses = resolve(&host, port)?;
     options.broker.trace_packets = verbose;
     let verbosity = match (verbose, quiet) {
@@ -82,7 +107,7 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
         (false, true) => log::LevelFilter::Warn,
         (false, false) => log::LevelFilter::Info,
     };
-    Ok(Command::Run(Box::new(Config { server: options, verbosity })))
+    Ok(Command::Run(Box::new(Config { server: options, scram, verbosity })))
 }
 
 /// The value of an option that may be given once, under any of its names.
@@ -100,6 +125,33 @@ fn value(arguments: &mut pico_args::Arguments, names: &[&'static str]) -> Result
     Ok(found)
 }
 
+/// A text that is sent to clients as it is.
+fn text(arguments: &mut pico_args::Arguments, name: &'static str) -> Result<Option<String>, UsageError> {
+    let text = value(arguments, &[name])?;
+    match &text {
+        Some(text) if text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0') => {
+            Err(UsageError(format!("{name}: a text of 1 to {TEXT_BYTES_MAX} bytes is wanted")))
+        }
+        _ => Ok(text),
+    }
+}
+
+fn no_more(arguments: pico_args::Arguments) -> Result<(), UsageError> {
+    match arguments.finish().first() {
+        Some(unknown) => {
+            Err(UsageError(format!("unknown argument '{}'", unknown.to_string_lossy().escape_debug())))
+        }
+        None => Ok(()),
+    }
+}
+
+fn read_verifiers(path: &str) -> Result<Verifiers, UsageError> {
+    let problem =
+        |problem: &dyn fmt::Display| UsageError(format!("--scram-file: {}: {problem}", path.escape_debug()));
+    let text = std::fs::read_to_string(path).map_err(|error| problem(&error))?;
+    Verifiers::parse(&text).map_err(|error| problem(&error))
+}
+
 /// All addresses of a host: a name may have several, and the broker listens on each.
 fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, UsageError> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -114,7 +166,7 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, UsageError> {
 
 fn help() -> String {
     let mut text = String::from(
-        "broker: an MQTT 3.1.1 broker\n\n\
+        "broker: an MQTT 5.0 and 3.1.1 broker\n\n\
          Usage: broker [OPTIONS]\n\n\
          Options:\n",
     );
@@ -123,6 +175,12 @@ fn help() -> String {
         ("-h, --host HOST", "address or name to listen on [0.0.0.0]"),
         ("-v", "log every packet"),
         ("-q", "log warnings and errors only"),
+        ("--check-payload-format", "refuse payloads that say to be UTF-8 and are not"),
+        ("--response-information TEXT", "what 5.0 clients that ask are told to build response topics from"),
+        ("--redirect-to TEXT", "the server that 5.0 clients are sent to by SIGUSR1"),
+        ("--redirect-permanently", "SIGUSR1 sends them there for good"),
+        ("--scram-file FILE", "5.0 clients may authenticate by SCRAM-SHA-256 as a user of this file"),
+        ("--scram-verifier NAME", "read a password, print a line for that file, and end"),
         ("--help", "print this text"),
         ("--version", "print the version"),
     ];
@@ -139,7 +197,7 @@ fn help() -> String {
     }
     text.push_str(
         "\nBYTES may end in K, M or G (powers of 1024), TIME in s, m, h or d (plain numbers are seconds).\n\
-         SIGINT and SIGTERM stop the broker in order, SIGUSR2 logs every client.\n\
+         SIGINT and SIGTERM stop the broker in order, SIGUSR1 sends its clients to another server, SIGUSR2 logs them.\n\
          Exit status: 0 after an orderly stop, 3 for a wrong command line, 1 for any other failure.\n",
     );
     text
@@ -160,7 +218,7 @@ mod tests {
     fn run(arguments: &[&str]) -> Result<Config, String> {
         match parse(arguments.iter().map(OsString::from).collect()) {
             Ok(Command::Run(config)) => Ok(*config),
-            Ok(Command::Print(text)) => Err(text),
+            Ok(Command::Print(text) | Command::MakeVerifier(text)) => Err(text),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -219,6 +277,10 @@ mod tests {
             (&["--in-flight-max", "many"], "many"),
             (&["--session-expiry", "5x"], "5x"),
             (&["-h", "no such host"], "no such host"),
+            (&["--redirect-permanently"], "--redirect-to"),
+            (&["--redirect-to", ""], "--redirect-to"),
+            (&["--scram-file", "/no/such/file"], "/no/such/file"),
+            (&["--scram-verifier", "me", "--nonsense"], "--nonsense"),
         ] {
             let error = run(arguments).unwrap_err();
             assert!(error.contains(word) && error.contains("--help"), "{arguments:?}: {error}");

@@ -7,7 +7,7 @@
 //! 3. signals and requests to stop
 //! 4. accept, a bounded number
 //! 5. read from connections that have something, one buffer each; who has more keeps its place for the next turn
-//! 6. what is due by the clock
+//! 6. steps of authentication, and what is due by the clock
 //! 7. flush every outbox with new bytes: one vectored write each
 //! 8. events to log lines, while the connections they speak of still have an address
 //! 9. free what ended: never earlier, so nothing frees what another step uses
@@ -21,11 +21,12 @@ use mio::event::Event;
 use mio::net::TcpStream;
 use mio::{Events, Poll, Token};
 
-use crate::broker::{Broker, ConnectionId};
+use crate::broker::{Broker, ConnectionId, Verdict};
 use crate::clock::{Clock, Duration, Instant};
-use crate::codec::{Packet, decode};
+use crate::codec::{Packet, ReasonCode, decode};
 use crate::transport::Transport;
 
+use super::authenticator::Authenticator;
 use super::connection::{Connections, connection_id, token};
 use super::listener::Listener;
 use super::signals::{Request, SignalSource};
@@ -57,6 +58,7 @@ pub(super) struct EventLoop {
     ready: VecDeque<ConnectionId>,
     read_buffer: Box<[u8]>,
     signals: Option<SignalSource>,
+    authenticator: Option<Box<dyn Authenticator>>,
     handle: Handle,
     status_interval: Option<Duration>,
     status_due: Option<Instant>,
@@ -67,7 +69,7 @@ pub(super) struct EventLoop {
 
 impl EventLoop {
     pub(super) fn new(server: Server) -> Self {
-        let Server { poll, listeners, signals, handle, broker, status_interval } = server;
+        let Server { poll, listeners, signals, authenticator, handle, broker, status_interval } = server;
         let clock = Clock::new();
         let now = clock.now();
         Self {
@@ -79,6 +81,7 @@ impl EventLoop {
             ready: VecDeque::new(),
             read_buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
             signals,
+            authenticator,
             handle,
             status_interval,
             status_due: status_interval.map(|interval| now + interval),
@@ -100,6 +103,7 @@ impl EventLoop {
             self.note_events(now, &events);
             self.accept(now);
             self.read(now);
+            self.authenticate(now);
             self.broker.handle_timeout(now);
             self.flush(now);
             self.log_events();
@@ -136,6 +140,7 @@ impl EventLoop {
                         match request {
                             Request::Stop => self.handle.stop.store(true, Ordering::Release),
                             Request::LogClients => self.log_clients(now),
+                            Request::Drain => self.handle.drain.store(true, Ordering::Release),
                         }
                     }
                 }
@@ -144,6 +149,9 @@ impl EventLoop {
                 }
                 other => self.note_connection_event(now, connection_id(other), event),
             }
+        }
+        if self.handle.drain.swap(false, Ordering::AcqRel) {
+            self.drain(now);
         }
         if self.stopping.is_none() && self.handle.stop.load(Ordering::Acquire) {
             self.begin_to_stop(now);
@@ -249,20 +257,36 @@ impl EventLoop {
         loop {
             match connection.inbox.next(&mut input, protocol, packet_size_max) {
                 Ok(None) => return,
-                Ok(Some(frame)) => match decode::decode(frame) {
+                Ok(Some(frame)) => match decode::decode(frame, protocol) {
                     Ok(packet) => {
                         broker.handle_packet(now, id, packet);
                         if matches!(packet, Packet::Connect(_)) {
                             (protocol, packet_size_max) = broker.reading_terms(id);
                         }
                     }
-                    Err(error) => return broker.handle_malformed(now, id, error),
+                    Err(error) => {
+                        return broker.handle_malformed(now, id, error, frame.claimed_protocol());
+                    }
                 },
-                Err(error) => return broker.handle_malformed(now, id, error),
+                Err(error) => return broker.handle_malformed(now, id, error, None),
             }
             if !broker.wants_input(id) {
                 return connection.inbox.stash(input);
             }
+        }
+    }
+
+    /// Has the steps of authentication answered.
+    fn authenticate(&mut self, now: Instant) {
+        while let Some(step) = self.broker.poll_authentication() {
+            let id = step.connection;
+            let verdict = match &mut self.authenticator {
+                Some(authenticator) => authenticator.step(&step),
+                // The core asks about methods that it was told of, and those came from an authenticator.
+                None => Verdict::Refuse(ReasonCode::BadAuthenticationMethod),
+            };
+            self.broker.handle_verdict(now, id, verdict);
+            self.resume_reading(id);
         }
     }
 
@@ -299,7 +323,7 @@ impl EventLoop {
         }
     }
 
-    /// The outbox has drained: what waited in the socket or was put off can be read.
+    /// The outbox has drained, or a verdict has come: what waited in the socket or was put off can be read.
     fn resume_reading(&mut self, id: ConnectionId) {
         let waiting = self
             .connections
@@ -333,7 +357,7 @@ impl EventLoop {
 
     /// Frees the connections that the core has ended; while stopping, those whose last bytes have left.
     fn free_ended(&mut self) {
-        let Self { broker, connections, poll, listeners, .. } = self;
+        let Self { broker, connections, poll, listeners, authenticator, .. } = self;
         let mut unflushed = Vec::new();
         while let Some(id) = broker.poll_close() {
             if self.stopping.is_some() && broker.outbox(id).is_some_and(|outbox| !outbox.is_empty()) {
@@ -342,6 +366,9 @@ impl EventLoop {
             }
             if let Some(connection) = connections.remove(id) {
                 connection.transport.close(poll.registry());
+            }
+            if let Some(authenticator) = authenticator {
+                authenticator.forget(id);
             }
             broker.handle_closed(id);
             for listener in &mut *listeners {
@@ -360,6 +387,14 @@ impl EventLoop {
         }
         self.broker.handle_shutdown(now);
         self.stopping = Some(now + SHUTDOWN_FLUSH);
+    }
+
+    fn drain(&mut self, now: Instant) {
+        if self.broker.handle_drain(now) {
+            log::info!(target: LOG_TARGET, "draining: {} connections sent to another server", self.connections.len());
+        } else {
+            log::warn!(target: LOG_TARGET, "cannot drain: no other server is named (--redirect-to)");
+        }
     }
 
     fn log_status(&mut self, now: Instant) {

@@ -14,11 +14,18 @@ use super::LOG_TARGET;
 /// One line for one event. `address` is that of the connection it is about, where there is one.
 pub(super) fn log_event(event: &Event, address: impl Display) {
     match event {
-        Event::Connected { client_id, protocol, clean_start, keep_alive_secs, session_present, .. } => {
+        Event::Connected {
+            client_id,
+            protocol,
+            ends_with_connection,
+            keep_alive_secs,
+            session_present,
+            ..
+        } => {
             log::info!(
                 target: LOG_TARGET, "client {client_id:?} connected from {address}: MQTT {protocol}, keep-alive {keep_alive_secs} s, \
                  {}, {}",
-                if *clean_start { "clean" } else { "persistent" },
+                if *ends_with_connection { "clean" } else { "persistent" },
                 if *session_present { "session resumed" } else { "new session" },
             );
         }
@@ -72,6 +79,9 @@ fn advice(reason: CloseReason) -> &'static str {
         CloseReason::OutboxFull => " (--outbox-bytes-max)",
         CloseReason::TooManyConnections => " (--connections-max)",
         CloseReason::TooManySessions => " (--sessions-max)",
+        CloseReason::ReceiveMaximum => " (--receive-max)",
+        CloseReason::TopicAlias => " (--topic-alias-max)",
+        CloseReason::AuthenticationMethod => " (--scram-file)",
         CloseReason::BrokerFull => " (--queued-bytes-total-max)",
         CloseReason::RetainedFull => " (--retained-messages-max, --retained-bytes-max)",
         CloseReason::Malformed(crate::codec::DecodeError::PacketTooLarge) => " (--packet-size-max)",

@@ -5,6 +5,7 @@
 //!
 //! Deliberately not here: decisions. A connection is closed only because the core said so or the system did.
 
+mod authenticator;
 mod connection;
 mod descriptors;
 mod event_loop;
@@ -22,6 +23,7 @@ use mio::{Poll, Token, Waker};
 use crate::broker;
 use crate::clock::Duration;
 
+pub use authenticator::{Authenticator, Scram};
 pub use descriptors::raise_descriptor_limit;
 
 use event_loop::EventLoop;
@@ -45,8 +47,8 @@ pub struct Options {
     pub broker: broker::Options,
     /// Between two status blocks in the log; `None` is never.
     pub status_interval: Option<Duration>,
-    /// Whether SIGINT and SIGTERM stop this server and SIGUSR2 logs its clients. At most one server of a process
-    /// should.
+    /// Whether SIGINT and SIGTERM stop this server, SIGUSR1 drains it and SIGUSR2 logs its clients. At most one server
+    /// of a process should.
     pub signals: bool,
 }
 
@@ -66,12 +68,24 @@ impl Default for Options {
 pub struct Handle {
     waker: Arc<Waker>,
     stop: Arc<AtomicBool>,
+    drain: Arc<AtomicBool>,
 }
 
 impl Handle {
     /// Has the server stop in order: no more accepts, wills published, outboxes flushed for two seconds at most.
     pub fn stop(&self) {
         self.stop.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Has the server send its clients to another one, if its options name it: who is connected is closed, and who
+    /// comes is refused.
+    pub fn drain(&self) {
+        self.drain.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    fn wake(&self) {
         // Fails only if the loop is gone, and then it has stopped.
         let _ = self.waker.wake();
     }
@@ -83,6 +97,7 @@ pub struct Server {
     poll: Poll,
     listeners: Vec<Listener>,
     signals: Option<SignalSource>,
+    authenticator: Option<Box<dyn Authenticator>>,
     handle: Handle,
     broker: broker::Options,
     status_interval: Option<Duration>,
@@ -107,12 +122,21 @@ impl Server {
             listeners.push(listener);
         }
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let handle = Handle { waker, stop: Arc::new(AtomicBool::new(false)) };
+        let handle = Handle { waker, stop: Arc::default(), drain: Arc::default() };
         let mut broker = options.broker;
         if broker.seed == 0 {
             broker.seed = random_seed();
         }
-        Ok(Self { poll, listeners, signals, handle, broker, status_interval: options.status_interval })
+        let status_interval = options.status_interval;
+        Ok(Self { poll, listeners, signals, authenticator: None, handle, broker, status_interval })
+    }
+
+    /// Has clients of 5.0 authenticate by the methods that this knows, if they want to.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: Box<dyn Authenticator>) -> Self {
+        self.broker.authentication_methods = authenticator.methods();
+        self.authenticator = Some(authenticator);
+        self
     }
 
     /// Where the server listens, in the order of its options.

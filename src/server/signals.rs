@@ -3,7 +3,7 @@
 use std::io;
 
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR2};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook_mio::v1_0::Signals;
 
 /// What a signal asks for.
@@ -11,6 +11,8 @@ use signal_hook_mio::v1_0::Signals;
 pub(super) enum Request {
     /// SIGINT or SIGTERM: stop in order.
     Stop,
+    /// SIGUSR1: send the clients to another server.
+    Drain,
     /// SIGUSR2: log every client.
     LogClients,
 }
@@ -26,7 +28,7 @@ impl std::fmt::Debug for SignalSource {
 
 impl SignalSource {
     pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
-        let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR2])?;
+        let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2])?;
         registry.register(&mut signals, token, Interest::READABLE)?;
         Ok(Self(signals))
     }
@@ -35,7 +37,11 @@ impl SignalSource {
     pub(super) fn pending(&mut self) -> Vec<Request> {
         self.0
             .pending()
-            .map(|signal| if signal == SIGUSR2 { Request::LogClients } else { Request::Stop })
+            .map(|signal| match signal {
+                SIGUSR1 => Request::Drain,
+                SIGUSR2 => Request::LogClients,
+                _ => Request::Stop,
+            })
             .collect()
     }
 }

@@ -14,7 +14,7 @@
 //! Deliberately not here: how a topic is resolved (see `subscription_tree`).
 
 use super::name::has_wildcard;
-use super::subscription_tree::Subscriber;
+use super::subscription_tree::{Grant, Subscriber};
 
 /// Places of one set.
 const WAYS: usize = 4;
@@ -28,7 +28,7 @@ const TOPIC_BYTES_MAX: usize = 512;
 /// Longer lists are resolved every time: that costs little beside delivering to all of them.
 const LIST_MAX: usize = 100_000;
 
-/// Subscribers for which all lists together have room: 8 MiB.
+/// Subscribers and details for which all lists together have room: 16 MiB at most.
 const KEPT_MAX: usize = 1 << 20;
 
 /// Entries that may lose their lists to make room for a new one.
@@ -49,7 +49,7 @@ const NONE: u32 = u32::MAX;
 /// [`SubscriptionTree::put_back`]: super::SubscriptionTree::put_back
 #[derive(Debug)]
 pub struct Matches {
-    pub(super) subscribers: Vec<Subscriber>,
+    pub(super) list: List,
     /// Where the list belongs, and which lending of the entry this is.
     entry: u32,
     lending: u64,
@@ -58,17 +58,62 @@ pub struct Matches {
 impl Matches {
     /// Every subscriber once, with the highest QoS among its matching subscriptions [MQTT-3.3.5-1].
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Subscriber> {
-        self.subscribers.iter().copied()
+        self.list.subscribers.iter().copied()
+    }
+
+    /// The grants of all matching subscriptions of a subscriber that is detailed; those without a subscription
+    /// identifier and without No Local may be merged.
+    pub fn grants(&self, subscriber: Subscriber) -> impl Iterator<Item = Grant> {
+        let last = subscriber.detail;
+        let details = self.list.details();
+        let mut next = details.get(last as usize).map(|detail| detail.next);
+        std::iter::from_fn(move || {
+            let at = next?;
+            let detail = details[at as usize];
+            next = (at != last).then_some(detail.next);
+            Some(detail.grant)
+        })
     }
 
     /// How many they are.
     pub const fn len(&self) -> usize {
-        self.subscribers.len()
+        self.list.subscribers.len()
     }
 
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
-        self.subscribers.is_empty()
+        self.list.subscribers.is_empty()
+    }
+}
+
+/// What one matching subscription of a detailed subscriber grants. Those of a subscriber form a ring.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Detail {
+    pub(super) grant: Grant,
+    pub(super) next: u32,
+}
+
+/// The subscribers of a topic.
+#[derive(Debug, Default)]
+pub(super) struct List {
+    pub(super) subscribers: Vec<Subscriber>,
+    /// Only of those for whom the sum of their subscriptions does not say everything. Behind one pointer, because most
+    /// topics have none and a list is moved for every message.
+    pub(super) details: Option<Box<Details>>,
+}
+
+/// Grants of subscribers, in rings.
+#[derive(Debug)]
+pub(super) struct Details(pub(super) Box<[Detail]>);
+
+impl List {
+    fn details(&self) -> &[Detail] {
+        self.details.as_ref().map_or(&[], |details| &details.0)
+    }
+
+    /// What it takes of `KEPT_MAX`.
+    fn room(&self) -> usize {
+        self.subscribers.capacity() + self.details().len()
     }
 }
 
@@ -82,7 +127,7 @@ struct Place {
 struct Entry {
     topic: Vec<u8>,
     /// `None` while it is lent, and after it was given up.
-    subscribers: Option<Vec<Subscriber>>,
+    list: Option<List>,
     generation: u64,
     /// Changes whenever a list that is lent must not come back.
     lending: u64,
@@ -96,7 +141,7 @@ pub(super) struct MatchCache {
     entries: Vec<Entry>,
     generation: u64,
     lendings: u64,
-    /// Sum of the capacities of the lists in entries.
+    /// Sum of the room of the lists in entries.
     kept: usize,
     /// The entry whose list is given up next when there is no room.
     evicted_next: usize,
@@ -118,7 +163,7 @@ impl MatchCache {
     }
 
     /// Lends the list of a topic. If it is not known, it is empty, and the second value is false: it has to be filled.
-    #[inline]
+    #[inline(always)]
     pub(super) fn lend(&mut self, hash: u32, topic: &[u8]) -> (Matches, bool) {
         let set = set_of(hash);
         if let Some(way) = self.find(hash, topic) {
@@ -128,15 +173,16 @@ impl MatchCache {
             let index = self.places[set].entry;
             let entry = &mut self.entries[index as usize];
             if entry.generation == self.generation
-                && let Some(subscribers) = entry.subscribers.take()
+                && let Some(list) = entry.list.take()
             {
-                self.kept -= subscribers.capacity();
-                return (Matches { subscribers, entry: index, lending: entry.lending }, true);
+                self.kept -= list.room();
+                return (Matches { list, entry: index, lending: entry.lending }, true);
             }
         } else if topic.len() > TOPIC_BYTES_MAX {
             let mut subscribers = std::mem::take(&mut self.spare);
             subscribers.clear();
-            return (Matches { subscribers, entry: NONE, lending: 0 }, false);
+            let list = List { subscribers, ..List::default() };
+            return (Matches { list, entry: NONE, lending: 0 }, false);
         } else {
             self.replace(hash, topic);
         }
@@ -144,24 +190,25 @@ impl MatchCache {
     }
 
     /// Takes a list back.
-    #[inline]
+    #[inline(always)]
     pub(super) fn put_back(&mut self, matches: Matches) {
-        let Matches { mut subscribers, entry: index, lending } = matches;
+        let Matches { mut list, entry: index, lending } = matches;
         let is_current = self
             .entries
             .get(index as usize)
             .is_some_and(|entry| entry.lending == lending && entry.generation == self.generation);
-        if !is_current || subscribers.len() > LIST_MAX {
-            return self.recycle(subscribers);
+        if !is_current || list.subscribers.len() + list.details().len() > LIST_MAX {
+            return self.recycle(list);
         }
+        let subscribers = &mut list.subscribers;
         if subscribers.capacity() > SMALL_LIST.max(subscribers.len() * USED_MIN_DIVISOR) {
             subscribers.shrink_to_fit();
         }
-        if self.kept + subscribers.capacity() > KEPT_MAX && !self.make_room(subscribers.capacity()) {
-            return self.recycle(subscribers);
+        if self.kept + list.room() > KEPT_MAX && !self.make_room(list.room()) {
+            return self.recycle(list);
         }
-        self.kept += subscribers.capacity();
-        self.entries[index as usize].subscribers = Some(subscribers);
+        self.kept += list.room();
+        self.entries[index as usize].list = Some(list);
     }
 
     /// The subscriptions of a filter changed.
@@ -189,7 +236,7 @@ impl MatchCache {
         let way = set.iter().position(|place| place.entry == NONE).unwrap_or(WAYS - 1);
         if set[way].entry == NONE {
             set[way].entry = self.entries.len() as u32;
-            let entry = Entry { topic: Vec::new(), subscribers: None, generation: 0, lending: 0 };
+            let entry = Entry { topic: Vec::new(), list: None, generation: 0, lending: 0 };
             self.entries.push(entry);
         }
         set[way].hash = hash;
@@ -202,10 +249,10 @@ impl MatchCache {
     /// Begins an entry anew and lends its buffer, or the spare one.
     fn lend_empty(&mut self, index: u32) -> Matches {
         let entry = &mut self.entries[index as usize];
-        let mut subscribers = match entry.subscribers.take() {
-            Some(subscribers) => {
-                self.kept -= subscribers.capacity();
-                subscribers
+        let mut subscribers = match entry.list.take() {
+            Some(list) => {
+                self.kept -= list.room();
+                list.subscribers
             }
             None => std::mem::take(&mut self.spare),
         };
@@ -213,16 +260,17 @@ impl MatchCache {
         self.lendings += 1;
         entry.lending = self.lendings;
         entry.generation = self.generation;
-        Matches { subscribers, entry: index, lending: entry.lending }
+        let list = List { subscribers, ..List::default() };
+        Matches { list, entry: index, lending: entry.lending }
     }
 
     fn give_up(&mut self, index: usize) {
         let entry = &mut self.entries[index];
         self.lendings += 1;
         entry.lending = self.lendings;
-        if let Some(subscribers) = entry.subscribers.take() {
-            self.kept -= subscribers.capacity();
-            self.recycle(subscribers);
+        if let Some(list) = entry.list.take() {
+            self.kept -= list.room();
+            self.recycle(list);
         }
     }
 
@@ -230,8 +278,8 @@ impl MatchCache {
     fn make_room(&mut self, capacity: usize) -> bool {
         for _ in 0..EVICTIONS_MAX.min(self.entries.len()) {
             self.evicted_next = (self.evicted_next + 1) % self.entries.len();
-            let subscribers = self.entries[self.evicted_next].subscribers.take();
-            self.kept -= subscribers.map_or(0, |subscribers| subscribers.capacity());
+            let list = self.entries[self.evicted_next].list.take();
+            self.kept -= list.map_or(0, |list| list.room());
             if self.kept + capacity <= KEPT_MAX {
                 return true;
             }
@@ -239,7 +287,8 @@ impl MatchCache {
         false
     }
 
-    fn recycle(&mut self, subscribers: Vec<Subscriber>) {
+    fn recycle(&mut self, list: List) {
+        let subscribers = list.subscribers;
         if subscribers.capacity() > self.spare.capacity() && subscribers.capacity() <= KEPT_MAX {
             self.spare = subscribers;
         }
@@ -247,8 +296,7 @@ impl MatchCache {
 
     /// Asserts that the lists are counted and that every topic has one entry, where it is looked for.
     pub(super) fn check_invariants(&self, hash_of: impl Fn(&[u8]) -> u32) {
-        let kept: usize =
-            self.entries.iter().filter_map(|entry| entry.subscribers.as_ref()).map(Vec::capacity).sum();
+        let kept: usize = self.entries.iter().filter_map(|entry| entry.list.as_ref()).map(List::room).sum();
         assert_eq!(self.kept, kept);
         assert!(kept <= KEPT_MAX);
         let mut places = 0;

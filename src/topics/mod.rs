@@ -11,6 +11,6 @@ pub mod name;
 pub mod retained_tree;
 pub mod subscription_tree;
 
-pub use name::{TopicError, TopicFilter, TopicName};
+pub use name::{SubscriptionFilter, TopicError, TopicFilter, TopicName};
 pub use retained_tree::RetainedTree;
-pub use subscription_tree::{Subscriber, SubscriberId, SubscriptionTree};
+pub use subscription_tree::{Grant, Subscriber, SubscriberId, SubscriptionTree};

@@ -17,6 +17,9 @@ pub enum TopicError {
     TooManyLevels,
     /// A topic name with `+` or `#` [MQTT-3.3.2-2].
     WildcardInName,
+    /// A shared subscription without a name, with a wildcard in its name, or without a filter [MQTT5-4.8.2-1]
+    /// [MQTT5-4.8.2-2].
+    ShareName,
     /// A filter whose `+` is not alone in its level, or whose `#` is not alone in the last one [MQTT-4.7.1-2]
     /// [MQTT-4.7.1-3].
     MisplacedWildcard,
@@ -28,6 +31,7 @@ impl fmt::Display for TopicError {
             Self::Empty => "it is empty",
             Self::TooManyLevels => "it has too many levels (--topic-levels-max)",
             Self::WildcardInName => "it contains a wildcard",
+            Self::ShareName => "a shared subscription is $share/NAME/FILTER, with no wildcard in the name",
             Self::MisplacedWildcard => "a wildcard does not stand alone in its level",
         })
     }
@@ -51,15 +55,14 @@ impl<'a> TopicName<'a> {
             return Err(TopicError::Empty);
         }
         // Without an early exit, which would keep the loop from taking many bytes at once.
-        let (mut slashes, mut wildcards) = (0_usize, 0_usize);
-        for byte in text.bytes() {
-            slashes += usize::from(byte == b'/');
-            wildcards += usize::from(is_wildcard(byte));
-        }
-        if wildcards > 0 {
+        if text.bytes().fold(false, |found, byte| found | is_wildcard(byte)) {
             return Err(TopicError::WildcardInName); // [MQTT-4.7.1-1]
         }
-        if slashes >= levels_max as usize { Err(TopicError::TooManyLevels) } else { Ok(Self(text)) }
+        // A text has no more slashes than bytes, so most need not be counted.
+        let levels_max = levels_max as usize;
+        let is_too_deep =
+            text.len() >= levels_max && text.bytes().filter(|byte| *byte == b'/').count() >= levels_max;
+        if is_too_deep { Err(TopicError::TooManyLevels) } else { Ok(Self(text)) }
     }
 
     /// The text.
@@ -133,6 +136,33 @@ const fn is_wildcard(byte: u8) -> bool {
 /// Whether a text has a wildcard character anywhere.
 pub(super) fn has_wildcard(text: &[u8]) -> bool {
     text.iter().any(|byte| is_wildcard(*byte))
+}
+
+/// What a SUBSCRIBE names: a topic filter, alone or for a group that shares its messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SubscriptionFilter<'a> {
+    /// The name of the group; the group is this name and the filter.
+    pub share_name: Option<&'a str>,
+    /// What its messages match.
+    pub filter: TopicFilter<'a>,
+}
+
+impl<'a> SubscriptionFilter<'a> {
+    /// Checks a text. `$share` alone, or with more letters behind it, is a level like any other.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`TopicFilter::parse`], and [`TopicError::ShareName`].
+    pub fn parse(text: &'a str, levels_max: u32) -> Result<Self, TopicError> {
+        let Some(shared) = text.strip_prefix("$share/") else {
+            return Ok(Self { share_name: None, filter: TopicFilter::parse(text, levels_max)? });
+        };
+        let (name, filter) = shared.split_once('/').ok_or(TopicError::ShareName)?;
+        if name.is_empty() || name.contains(['+', '#']) || filter.is_empty() {
+            return Err(TopicError::ShareName);
+        }
+        Ok(Self { share_name: Some(name), filter: TopicFilter::parse(filter, levels_max)? })
+    }
 }
 
 /// Whether a filter, known to be valid, matches a name: one pass over both.
@@ -248,5 +278,58 @@ mod tests {
                 assert_eq!(TopicFilter(filter).matches(TopicName(name)), filter == name, "{filter} {name}");
             }
         }
+    }
+
+    /// What a SUBSCRIBE with this filter names: the group, and the filter of its messages.
+    fn shared(text: &str) -> Result<(Option<&str>, &str), TopicError> {
+        let SubscriptionFilter { share_name, filter } = SubscriptionFilter::parse(text, 9)?;
+        Ok((share_name, filter.as_str()))
+    }
+
+    #[test]
+    fn a_shared_subscription_has_a_name_and_a_filter() {
+        // [MQTT5-4.8.2-1] [MQTT5-4.8.2-2] [B-068]
+        assert_eq!(shared("$share/g/a"), Ok((Some("g"), "a")));
+        assert_eq!(shared("$share/g/a/+/#"), Ok((Some("g"), "a/+/#")));
+        assert_eq!(shared("$share/g/#"), Ok((Some("g"), "#")));
+        assert_eq!(shared("$share/g//a"), Ok((Some("g"), "/a")));
+        assert_eq!(shared("$share/g//"), Ok((Some("g"), "/")));
+        assert_eq!(shared("$share/$share/$share/g/a"), Ok((Some("$share"), "$share/g/a")));
+        assert_eq!(shared("$share/\u{e9} $/a"), Ok((Some("\u{e9} $"), "a")));
+        for bad in [
+            "$share/",
+            "$share//",
+            "$share//a",
+            "$share/g",
+            "$share/g/",
+            "$share/g+/a",
+            "$share/+/a",
+            "$share/#/a",
+        ] {
+            assert_eq!(shared(bad), Err(TopicError::ShareName), "{bad}");
+        }
+        for bad in ["$share/g/a#", "$share/g/#/a", "$share/g/a+/b"] {
+            assert_eq!(shared(bad), Err(TopicError::MisplacedWildcard), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_only_looks_like_a_shared_subscription_is_a_filter() {
+        // [MQTT5-4.8.2-1] [B-068]
+        for text in
+            ["$share", "$sharex/g/a", "$SHARE/g/a", "$Share/g/a", "/$share/g/a", "$share+", "share/g/a", "$"]
+        {
+            let expected = TopicFilter::parse(text, 9).map(|filter| (None, filter.as_str()));
+            assert_eq!(shared(text), expected, "{text}");
+        }
+        assert_eq!(shared(""), Err(TopicError::Empty));
+        assert_eq!(shared("$share+"), Err(TopicError::MisplacedWildcard));
+    }
+
+    #[test]
+    fn levels_are_counted_behind_the_name_of_a_group() {
+        assert!(SubscriptionFilter::parse("$share/g/a/b", 2).is_ok());
+        assert_eq!(SubscriptionFilter::parse("$share/g/a/b/c", 2), Err(TopicError::TooManyLevels));
+        assert_eq!(SubscriptionFilter::parse("a/b/c", 2), Err(TopicError::TooManyLevels));
     }
 }

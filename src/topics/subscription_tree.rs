@@ -27,7 +27,7 @@ use hashbrown::HashTable;
 use crate::codec::QoS;
 use crate::hash::{HashSeed, hash_bytes, seeded};
 
-use super::match_cache::{MatchCache, Matches};
+use super::match_cache::{Detail, Details, List, MatchCache, Matches};
 use super::name::{TopicFilter, TopicName, filter_matches, has_wildcard};
 use pool::{NONE, Pool};
 use shapes::{Shapes, hash_with_wildcards};
@@ -41,6 +41,32 @@ const INDEXED_MIN: u32 = 17;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SubscriberId(pub u32);
 
+/// What a subscription grants its subscriber.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// The highest QoS of a delivery.
+    pub qos: QoS,
+    /// Not what the subscriber published itself.
+    pub no_local: bool,
+    /// With the publisher's retain flag.
+    pub retain_as_published: bool,
+    /// To be named in a delivery.
+    pub subscription_id: Option<NonZeroU32>,
+}
+
+impl From<QoS> for Grant {
+    fn from(qos: QoS) -> Self {
+        Self { qos, ..Self::default() }
+    }
+}
+
+impl Grant {
+    /// Whether nothing is lost if it is merged with others of its kind.
+    const fn is_plain(self) -> bool {
+        !self.no_local && self.subscription_id.is_none()
+    }
+}
+
 /// A subscriber of a topic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Subscriber {
@@ -48,6 +74,18 @@ pub struct Subscriber {
     pub id: SubscriberId,
     /// The highest QoS among its matching subscriptions [MQTT-3.3.5-1].
     pub qos: QoS,
+    /// Whether one of them wants the publisher's retain flag.
+    pub retain_as_published: bool,
+    /// The last of its details, or `NONE`.
+    pub(super) detail: u32,
+}
+
+impl Subscriber {
+    /// Whether its subscriptions have to be looked at one by one, with [`Matches::grants`].
+    #[inline]
+    pub const fn is_detailed(self) -> bool {
+        self.detail != NONE
+    }
 }
 
 /// A filter that somebody subscribed to.
@@ -86,7 +124,7 @@ struct Subscription {
     filter: u32,
     in_filter: Links,
     in_subscriber: Links,
-    qos: QoS,
+    grant: Grant,
 }
 
 /// The subscriptions of one subscriber, which form a ring.
@@ -123,6 +161,8 @@ pub struct SubscriptionTree {
     cache: MatchCache,
     /// The filters that match a topic, while it is resolved.
     found: Vec<u32>,
+    /// The details of its subscribers, while it is resolved.
+    details: Vec<Detail>,
 }
 
 /// What the table of filters takes for a hash: spread over all bits again.
@@ -160,6 +200,7 @@ impl SubscriptionTree {
             epoch: 0,
             cache: MatchCache::new(),
             found: Vec::new(),
+            details: Vec::new(),
         }
     }
 
@@ -178,15 +219,15 @@ impl SubscriptionTree {
         self.rings.get(subscriber.0 as usize).map_or(0, |ring| ring.count)
     }
 
-    /// The filters of one subscriber with their QoS, in the order of subscribing.
-    pub fn subscriptions(&self, subscriber: SubscriberId) -> impl Iterator<Item = (&str, QoS)> {
+    /// The filters of one subscriber with their grants, in the order of subscribing.
+    pub fn subscriptions(&self, subscriber: SubscriberId) -> impl Iterator<Item = (&str, Grant)> {
         let ring = self.rings.get(subscriber.0 as usize).copied().unwrap_or(Ring { last: NONE, count: 0 });
         let mut at = ring.last;
         (0..ring.count).map(move |_| {
             at = self.subscriptions[at].in_subscriber.next;
-            let Subscription { filter, qos, .. } = self.subscriptions[at];
+            let Subscription { filter, grant, .. } = self.subscriptions[at];
             let text = self.texts.text(self.filters[filter].text);
-            (std::str::from_utf8(text).expect("it was stored as a str"), qos)
+            (std::str::from_utf8(text).expect("it was stored as a str"), grant)
         })
     }
 
@@ -195,25 +236,31 @@ impl SubscriptionTree {
         self.find(subscriber.0, filter.as_bytes()).is_some()
     }
 
-    /// Makes a subscription, or changes the QoS of the one that is there; returns the QoS it had then
+    /// Makes a subscription, or changes what the one that is there grants; returns what it granted before
     /// [MQTT-3.8.4-3].
-    pub fn subscribe(&mut self, subscriber: SubscriberId, filter: TopicFilter<'_>, qos: QoS) -> Option<QoS> {
+    pub fn subscribe(
+        &mut self,
+        subscriber: SubscriberId,
+        filter: TopicFilter<'_>,
+        grant: impl Into<Grant>,
+    ) -> Option<Grant> {
+        let grant = grant.into();
         let text = filter.as_str().as_bytes();
         let hash = hash_filter(&self.seed, text);
         let Some(filter) = self.find_filter(hash, text) else {
-            self.add_first(subscriber.0, hash, text, qos);
+            self.add_first(subscriber.0, hash, text, grant);
             self.cache.filter_changed(hash, text);
             return None;
         };
         let previous = match self.find_subscription(subscriber.0, filter) {
-            Some(found) => Some(std::mem::replace(&mut self.subscriptions[found].qos, qos)),
+            Some(found) => Some(std::mem::replace(&mut self.subscriptions[found].grant, grant)),
             None => {
-                self.add_further(subscriber.0, filter, qos);
+                self.add_further(subscriber.0, filter, grant);
                 None
             }
         };
         // Clients subscribe anew whenever they connect, to what is there: no reason to forget any match.
-        if previous != Some(qos) {
+        if previous != Some(grant) {
             self.cache.filter_changed(hash, text);
         }
         previous
@@ -245,24 +292,24 @@ impl SubscriptionTree {
     }
 
     /// Everybody who gets this topic, each once [MQTT-3.3.5-1]. To be given back with [`SubscriptionTree::put_back`].
-    #[inline]
+    #[inline(always)]
     pub fn matches(&mut self, topic: TopicName<'_>) -> Matches {
         let text = topic.as_str().as_bytes();
         let hash = shorten(hash_bytes(&self.seed, text));
         let (mut matches, is_filled) = self.cache.lend(hash, text);
         if !is_filled {
-            self.resolve(hash, topic, &mut matches.subscribers);
+            self.resolve(hash, topic, &mut matches.list);
         }
         matches
     }
 
     /// Takes back what [`SubscriptionTree::matches`] lent.
-    #[inline]
+    #[inline(always)]
     pub fn put_back(&mut self, matches: Matches) {
         self.cache.put_back(matches);
     }
 
-    fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut Vec<Subscriber>) {
+    fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut List) {
         let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         let mut look_up = |hash: u32| {
@@ -277,25 +324,61 @@ impl SubscriptionTree {
         });
         let mut found = std::mem::take(found);
         if let [filter] = *found {
-            self.list(filter, matched);
+            self.list(filter, &mut matched.subscribers);
         } else if !found.is_empty() {
             self.begin_epoch();
-            found.iter().for_each(|filter| self.merge(*filter, matched));
+            found.iter().for_each(|filter| self.merge(*filter, &mut matched.subscribers));
         }
         found.clear();
         self.found = found;
+        if !self.details.is_empty() {
+            matched.details = Some(Box::new(Details(self.details.as_slice().into())));
+            self.details.clear();
+        }
     }
 
     /// Lists the subscribers of the only filter that matches.
-    fn list(&self, filter: u32, matched: &mut Vec<Subscriber>) {
+    fn list(&mut self, filter: u32, matched: &mut Vec<Subscriber>) {
         let Filter { last, count, .. } = self.filters[filter];
         matched.reserve(count.get() as usize);
         let mut at = last;
         for _ in 0..count.get() {
             at = self.subscriptions[at].in_filter.next;
-            let Subscription { subscriber, qos, .. } = self.subscriptions[at];
-            matched.push(Subscriber { id: SubscriberId(subscriber), qos });
+            let Subscription { subscriber, grant, .. } = self.subscriptions[at];
+            matched.push(self.first_grant(subscriber, grant));
         }
+    }
+
+    /// A subscriber with one matching subscription.
+    fn first_grant(&mut self, subscriber: u32, grant: Grant) -> Subscriber {
+        let detail = if grant.is_plain() { NONE } else { self.add_detail(NONE, grant) };
+        let Grant { qos, retain_as_published, .. } = grant;
+        Subscriber { id: SubscriberId(subscriber), qos, retain_as_published, detail }
+    }
+
+    /// Another matching subscription of a subscriber that is listed already.
+    fn further_grant(&mut self, listed: &mut Subscriber, grant: Grant) {
+        if listed.is_detailed() || !grant.is_plain() {
+            if !listed.is_detailed() {
+                let Subscriber { qos, retain_as_published, .. } = *listed;
+                let merged = Grant { qos, retain_as_published, ..Grant::default() };
+                listed.detail = self.add_detail(NONE, merged);
+            }
+            listed.detail = self.add_detail(listed.detail, grant);
+        }
+        listed.qos = listed.qos.max(grant.qos);
+        listed.retain_as_published |= grant.retain_as_published;
+    }
+
+    /// Puts a detail behind the last one of its ring; returns the last one, which it is now.
+    fn add_detail(&mut self, last: u32, grant: Grant) -> u32 {
+        let at = self.details.len() as u32;
+        let next = match self.details.get_mut(last as usize) {
+            Some(last) => std::mem::replace(&mut last.next, at),
+            None => at,
+        };
+        self.details.push(Detail { grant, next });
+        at
     }
 
     /// Adds the subscribers of a filter; those who are listed already may rise in QoS.
@@ -304,14 +387,14 @@ impl SubscriptionTree {
         let mut at = last;
         for _ in 0..count.get() {
             at = self.subscriptions[at].in_filter.next;
-            let Subscription { subscriber, qos, .. } = self.subscriptions[at];
+            let Subscription { subscriber, grant, .. } = self.subscriptions[at];
             let stamp = &mut self.stamps[subscriber as usize];
             if stamp.epoch == self.epoch {
-                let listed = &mut matched[stamp.position as usize];
-                listed.qos = listed.qos.max(qos);
+                let position = stamp.position as usize;
+                self.further_grant(&mut matched[position], grant);
             } else {
                 *stamp = Stamp { epoch: self.epoch, position: matched.len() as u32 };
-                matched.push(Subscriber { id: SubscriberId(subscriber), qos });
+                matched.push(self.first_grant(subscriber, grant));
             }
         }
     }
@@ -356,7 +439,7 @@ impl SubscriptionTree {
     }
 
     /// Makes a filter with its first subscription.
-    fn add_first(&mut self, subscriber: u32, hash: u32, text: &[u8], qos: QoS) {
+    fn add_first(&mut self, subscriber: u32, hash: u32, text: &[u8], grant: Grant) {
         let filter = Filter { text: texts::Place::default(), last: NONE, count: NonZeroU32::MIN };
         let filter = self.filters.insert(filter);
         let Self { filters, texts, by_hash, shapes, seed, .. } = self;
@@ -365,13 +448,13 @@ impl SubscriptionTree {
         if has_wildcard(text) {
             shapes.insert(seed, text);
         }
-        let subscription = self.add(subscriber, filter, qos);
+        let subscription = self.add(subscriber, filter, grant);
         self.filters[filter].last = link(&mut self.subscriptions, in_filter, NONE, subscription);
     }
 
     /// Adds a subscription to a filter that others subscribed to.
-    fn add_further(&mut self, subscriber: u32, filter: u32, qos: QoS) {
-        let subscription = self.add(subscriber, filter, qos);
+    fn add_further(&mut self, subscriber: u32, filter: u32, grant: Grant) {
+        let subscription = self.add(subscriber, filter, grant);
         let Self { filters, subscriptions, by_owner, seed, .. } = self;
         let filter = &mut filters[filter];
         filter.last = link(subscriptions, in_filter, filter.last, subscription);
@@ -393,7 +476,7 @@ impl SubscriptionTree {
     }
 
     /// Makes a subscription that is in the list of its subscriber, but not yet in that of its filter.
-    fn add(&mut self, subscriber: u32, filter: u32, qos: QoS) -> u32 {
+    fn add(&mut self, subscriber: u32, filter: u32, grant: Grant) -> u32 {
         let len = subscriber as usize + 1;
         if self.rings.len() < len {
             self.rings.resize(len, Ring { last: NONE, count: 0 });
@@ -401,7 +484,7 @@ impl SubscriptionTree {
         }
         let unlinked = Links { previous: NONE, next: NONE };
         let subscription =
-            Subscription { subscriber, filter, in_filter: unlinked, in_subscriber: unlinked, qos };
+            Subscription { subscriber, filter, in_filter: unlinked, in_subscriber: unlinked, grant };
         let subscription = self.subscriptions.insert(subscription);
         let ring = &mut self.rings[subscriber as usize];
         ring.last = link(&mut self.subscriptions, in_subscriber, ring.last, subscription);

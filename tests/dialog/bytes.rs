@@ -1,5 +1,5 @@
-//! The notation for bytes: hexadecimal pairs, `'text'`, `s'text'` with its two-byte length, `( ... )` with the
-//! remaining length of a fixed header in front, and `*n` to repeat the element before it.
+//! The notation for bytes: hexadecimal pairs, `'text'`, `s'text'` with its two-byte length, `( ... )` with its length
+//! as a variable byte integer in front, and `*n` to repeat the element before it.
 
 /// Reads the notation.
 ///
@@ -27,7 +27,7 @@ fn sequence(characters: &mut Characters<'_>, nested: bool) -> Result<Vec<u8>, St
             ')' if nested => return Ok(bytes),
             '(' => {
                 let body = sequence(characters, true)?;
-                remaining_length(&mut bytes, body.len());
+                variable_integer(&mut bytes, body.len());
                 bytes.extend(body);
             }
             '\'' => bytes.extend(text(characters)?),
@@ -73,12 +73,13 @@ fn text(characters: &mut Characters<'_>) -> Result<Vec<u8>, String> {
     }
 }
 
-fn remaining_length(bytes: &mut Vec<u8>, mut length: usize) {
-    while length >= 0x80 {
-        bytes.push(length as u8 | 0x80);
-        length >>= 7;
+/// Appends a variable byte integer.
+pub(super) fn variable_integer(bytes: &mut Vec<u8>, mut value: usize) {
+    while value >= 0x80 {
+        bytes.push(value as u8 | 0x80);
+        value >>= 7;
     }
-    bytes.push(length as u8);
+    bytes.push(value as u8);
 }
 
 /// Shows bytes: the beginning of them in hexadecimal and as text.

@@ -17,7 +17,7 @@ pub(crate) fn configuration(options: &[String]) -> Config {
     arguments.extend(options.iter().map(OsString::from));
     match config::parse(arguments) {
         Ok(Command::Run(config)) => *config,
-        Ok(Command::Print(_)) => panic!("a dialog runs a broker"),
+        Ok(Command::Print(_) | Command::MakeVerifier(_)) => panic!("a dialog runs a broker"),
         Err(error) => panic!("the options of a dialog: {error}"),
     }
 }
@@ -102,16 +102,16 @@ impl World for CoreWorld {
         while broker.wants_input(id) {
             match inbox.next(&mut input, protocol, packet_size_max) {
                 Ok(None) => break,
-                Ok(Some(frame)) => match decode::decode(frame) {
+                Ok(Some(frame)) => match decode::decode(frame, protocol) {
                     Ok(packet) => {
                         broker.handle_packet(now, id, packet);
                         if matches!(packet, Packet::Connect(_)) {
                             (protocol, packet_size_max) = broker.reading_terms(id);
                         }
                     }
-                    Err(error) => broker.handle_malformed(now, id, error),
+                    Err(error) => broker.handle_malformed(now, id, error, frame.claimed_protocol()),
                 },
-                Err(error) => broker.handle_malformed(now, id, error),
+                Err(error) => broker.handle_malformed(now, id, error, None),
             }
         }
         self.settle();

@@ -3,4 +3,5 @@
 pub(crate) mod bytes;
 pub(crate) mod core_world;
 pub(crate) mod script;
+mod steps5;
 pub(crate) mod tcp_world;

@@ -1,8 +1,10 @@
 //! Reading dialogs, and walking through one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::bytes::{parse, show};
+use super::steps5;
 
 /// Where a dialog happens. Actors are named by a word and exist from their first use.
 pub(crate) trait World {
@@ -28,6 +30,9 @@ pub(crate) struct Dialog {
     pub(crate) options: Vec<String>,
     steps: Vec<(usize, String)>,
 }
+
+/// The client identifiers that the server chose, by the actors that were given them.
+pub(super) type Assigned = BTreeMap<String, String>;
 
 /// All dialogs of a folder, in order.
 pub(crate) fn read_dialogs(folder: &Path) -> Vec<Dialog> {
@@ -71,8 +76,12 @@ impl Dialog {
     ///
     /// The first step that went another way.
     pub(crate) fn run(&self, world: &mut dyn World) -> Result<(), String> {
+        let mut assigned = Assigned::new();
         for (line, step) in &self.steps {
-            run_step(world, step).map_err(|error| {
+            let written_out = assigned
+                .iter()
+                .fold(step.clone(), |step, (actor, client_id)| step.replace(&format!("@{actor}"), client_id));
+            run_step(world, &mut assigned, &written_out).map_err(|error| {
                 format!("{} (line {line}: {step}): {error}\n    in: {}", self.place, self.title)
             })?;
         }
@@ -80,7 +89,7 @@ impl Dialog {
     }
 }
 
-fn run_step(world: &mut dyn World, step: &str) -> Result<(), String> {
+fn run_step(world: &mut dyn World, assigned: &mut Assigned, step: &str) -> Result<(), String> {
     if let Some(seconds) = step.strip_prefix("wait ") {
         let seconds: f64 = seconds.parse().map_err(|_| "wait how many seconds?".to_owned())?;
         world.wait((seconds * 1_000.0) as u64);
@@ -158,7 +167,7 @@ fn run_step(world: &mut dyn World, step: &str) -> Result<(), String> {
             world.cut(actor);
             if closed { Ok(()) } else { Err("it is not closed after DISCONNECT".to_owned()) }
         }
-        _ => Err(format!("no such action: {action} {rest}")),
+        _ => steps5::run(world, assigned, actor, action, rest),
     }
 }
 
@@ -197,7 +206,8 @@ fn publish(
     Ok(())
 }
 
-fn expect(world: &mut dyn World, actor: &str, notation: &str) -> Result<(), String> {
+/// Exactly these bytes come next.
+pub(super) fn expect(world: &mut dyn World, actor: &str, notation: &str) -> Result<(), String> {
     let expected = parse(notation)?;
     let received = world.receive(actor, expected.len());
     if received == expected {

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use broker::codec::packet::{Ack, Packet, Publish};
+use broker::codec::property::Properties;
 use broker::codec::{Inbox, PacketId, Protocol, QoS, ReasonCode, decode, encode};
 
 /// A PUBLISH of the client's own that is not finally acknowledged.
@@ -80,7 +81,7 @@ impl Ear {
         while let Some(frame) =
             self.inbox.next(&mut bytes, Protocol::Mqtt311, u32::MAX).expect("the broker sends packets")
         {
-            heard.push(match decode::decode(frame).expect("the broker sends packets") {
+            heard.push(match decode::decode(frame, Protocol::Mqtt311).expect("the broker sends packets") {
                 Packet::Connack(connack) => {
                     Heard::Connack { session_present: connack.session_present, reason: connack.reason }
                 }
@@ -109,13 +110,13 @@ impl Ear {
 /// The bytes of a packet.
 pub(crate) fn bytes_of(packet: &Packet<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode::encode(packet, &mut bytes).expect("a client sends what can be sent");
+    encode::encode(packet, Protocol::Mqtt311, &mut bytes).expect("a client sends what can be sent");
     bytes
 }
 
 /// An acknowledgement.
-pub(crate) fn ack(packet_id: PacketId) -> Ack {
-    Ack { packet_id, reason: ReasonCode::Success }
+pub(crate) fn ack(packet_id: PacketId) -> Ack<'static> {
+    Ack::success(packet_id)
 }
 
 /// The bytes of a PUBLISH.
@@ -126,6 +127,7 @@ pub(crate) fn publish_bytes(packet_id: Option<PacketId>, publish: &Unacknowledge
         retain: publish.retain,
         topic: &publish.topic,
         packet_id,
+        properties: Properties::NONE,
         payload: publish.payload.as_bytes(),
     }))
 }

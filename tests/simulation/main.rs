@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Packet, Protocol, Will};
-use broker::codec::{PacketId, QoS, decode, encode, frame};
+use broker::codec::{PacketId, Properties, QoS, decode, encode, frame};
 
 use client::{Ear, Heard, Unacknowledged, ack, bytes_of, publish_bytes};
 use model::Coverage;
@@ -117,13 +117,20 @@ fn packet_identifiers_run_out_and_go_round() {
         protocol: Protocol::Mqtt311,
         clean_start: true,
         keep_alive_secs: 0,
+        properties: Properties::NONE,
         client_id: "c",
         will: None,
         username: None,
         password: None,
     };
-    encode::encode(&Packet::Connect(connect), &mut say).expect("a CONNECT");
-    encode::subscribe(&mut say, PacketId::FIRST, &[("t", QoS::AtLeastOnce)]);
+    encode::encode(&Packet::Connect(connect), Protocol::Mqtt311, &mut say).expect("a CONNECT");
+    encode::subscribe(
+        &mut say,
+        Protocol::Mqtt311,
+        PacketId::FIRST,
+        Properties::NONE,
+        &[("t", QoS::AtLeastOnce.into())],
+    );
     let mut ear = Ear::default();
     let mut published = 0;
     let mut heard_next = 0;
@@ -133,7 +140,7 @@ fn packet_identifiers_run_out_and_go_round() {
         let mut bytes = say.as_slice();
         while let Ok(frame::Split::Complete { frame, length }) = frame::split(bytes, Protocol::Mqtt311, 1_000)
         {
-            broker.handle_packet(now, id, decode::decode(frame).expect("a packet"));
+            broker.handle_packet(now, id, decode::decode(frame, Protocol::Mqtt311).expect("a packet"));
             bytes = &bytes[length..];
         }
         assert!(bytes.is_empty());
@@ -206,7 +213,13 @@ fn nothing_is_left_of_ten_thousand_clients() {
         let now = Instant(u64::from(number));
         let client_id = format!("{:x}-{number}", random.below(1 << 30));
         broker.handle_open(now, id);
-        let will = Will { topic: "w", payload: client_id.as_bytes(), qos: QoS::AtLeastOnce, retain: false };
+        let will = Will {
+            topic: "w",
+            payload: client_id.as_bytes(),
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            properties: Properties::NONE,
+        };
         broker.handle_packet(
             now,
             id,
@@ -214,6 +227,7 @@ fn nothing_is_left_of_ten_thousand_clients() {
                 protocol: Protocol::Mqtt311,
                 clean_start: true,
                 keep_alive_secs: 60,
+                properties: Properties::NONE,
                 client_id: &client_id,
                 will: Some(will),
                 username: None,
@@ -222,23 +236,17 @@ fn nothing_is_left_of_ten_thousand_clients() {
         );
         let mut bytes = Vec::new();
         let filters = [format!("{number}/+"), format!("a/{number}"), "w".to_owned()];
-        let requests: Vec<(&str, QoS)> =
-            filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce)).collect();
-        encode::subscribe(&mut bytes, PacketId::FIRST, &requests);
+        let requests: Vec<_> =
+            filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce.into())).collect();
+        encode::subscribe(&mut bytes, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, &requests);
         let Ok(frame::Split::Complete { frame, .. }) = frame::split(&bytes, Protocol::Mqtt311, 1_000) else {
             panic!("a SUBSCRIBE");
         };
-        broker.handle_packet(now, id, decode::decode(frame).expect("a SUBSCRIBE"));
+        broker.handle_packet(now, id, decode::decode(frame, Protocol::Mqtt311).expect("a SUBSCRIBE"));
         if number % 2 == 0 {
             broker.handle_lost(now, id, false);
         } else {
-            broker.handle_packet(
-                now,
-                id,
-                Packet::Disconnect(broker::codec::packet::Disconnect {
-                    reason: broker::codec::ReasonCode::Success,
-                }),
-            );
+            broker.handle_packet(now, id, Packet::Disconnect(broker::codec::packet::Disconnect::NORMAL));
         }
         while let Some(id) = broker.poll_close() {
             broker.handle_closed(id);

@@ -202,7 +202,7 @@ impl Model {
         }
         // Any end but the client's DISCONNECT [MQTT-3.1.2-8] [MQTT-3.14.4-3].
         if let Some(will) = will
-            && reason != CloseReason::Disconnected
+            && !reason.is_disconnect()
         {
             self.coverage.see("will");
             self.route(&will);

@@ -9,7 +9,7 @@ use std::io::IoSlice;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Disconnect, Packet, Protocol, Will};
-use broker::codec::{Inbox, PacketId, QoS, ReasonCode, decode, encode};
+use broker::codec::{Inbox, PacketId, Properties, QoS, ReasonCode, decode, encode};
 use broker::metrics::DropReason;
 
 use super::client::{Ear, Heard, Memory, Unacknowledged, ack, bytes_of, publish_bytes};
@@ -155,7 +155,13 @@ impl World {
             55..=59 => {
                 let filter = *self.random.pick(&FILTERS);
                 let mut bytes = Vec::new();
-                encode::unsubscribe(&mut bytes, PacketId::FIRST, &[filter]);
+                encode::unsubscribe(
+                    &mut bytes,
+                    Protocol::Mqtt311,
+                    PacketId::FIRST,
+                    Properties::NONE,
+                    &[filter],
+                );
                 self.say(id, &bytes);
             }
             60..=79 => self.answer(id),
@@ -168,7 +174,7 @@ impl World {
                 *stalled = !*stalled;
             }
             88..=90 => {
-                self.say(id, &bytes_of(&Packet::Disconnect(Disconnect { reason: ReasonCode::Success })));
+                self.say(id, &bytes_of(&Packet::Disconnect(Disconnect::NORMAL)));
                 self.connection(id).misbehaved = true;
             }
             91..=93 => self.cut(client, id),
@@ -233,11 +239,12 @@ impl World {
         client.messages += 1;
         client.open.push(id);
         let payload = format!("w{} {}", client.id, client.messages);
-        let will = Will { topic, payload: payload.as_bytes(), qos, retain };
+        let will = Will { topic, payload: payload.as_bytes(), qos, retain, properties: Properties::NONE };
         let connect = Connect {
             protocol: Protocol::Mqtt311,
             clean_start,
             keep_alive_secs,
+            properties: Properties::NONE,
             client_id: &client.id.clone(),
             will: has_will.then_some(will),
             username: None,
@@ -286,10 +293,10 @@ impl World {
         let mut requests = Vec::new();
         for _ in 0..1 + self.random.below(3) {
             let qos = QoS::new(self.random.below(3) as u8).expect("below 3");
-            requests.push((*self.random.pick(&FILTERS), qos));
+            requests.push((*self.random.pick(&FILTERS), qos.into()));
         }
         let mut bytes = Vec::new();
-        encode::subscribe(&mut bytes, PacketId::FIRST, &requests);
+        encode::subscribe(&mut bytes, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, &requests);
         self.say(id, &bytes);
     }
 
@@ -367,7 +374,7 @@ impl World {
             let Some(connection) = self.connections.get_mut(&id) else { return };
             let mut inbox = std::mem::take(&mut connection.inbox);
             let next = match inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(Some(frame)) => decode::decode(frame).map(Some),
+                Ok(Some(frame)) => decode::decode(frame, Protocol::Mqtt311).map(Some),
                 Ok(None) => Ok(None),
                 Err(error) => Err(error),
             };
@@ -380,7 +387,7 @@ impl World {
                 Err(error) => {
                     let misbehaved = self.connections.get(&id).is_none_or(|connection| connection.misbehaved);
                     assert!(misbehaved, "a good packet is not malformed: {error}");
-                    self.broker.handle_malformed(self.now, id, error);
+                    self.broker.handle_malformed(self.now, id, error, None);
                     self.after_input(None, &[id]);
                     false
                 }
@@ -428,7 +435,7 @@ impl World {
             Packet::Pubrel(ack) => self.model.release(id, ack.packet_id),
             Packet::Subscribe(subscribe) => {
                 for request in subscribe.requests {
-                    self.model.subscribe(id, request.filter, request.qos);
+                    self.model.subscribe(id, request.filter, request.options.qos);
                 }
             }
             Packet::Unsubscribe(unsubscribe) => {
@@ -657,6 +664,7 @@ impl World {
             protocol: Protocol::Mqtt311,
             clean_start,
             keep_alive_secs: 0,
+            properties: Properties::NONE,
             client_id: &client_id,
             will: None,
             username: None,
@@ -700,7 +708,13 @@ impl World {
         self.come_back(client);
         let id = *self.clients[client].open.last().expect("just opened");
         let mut bytes = Vec::new();
-        encode::subscribe(&mut bytes, PacketId::FIRST, &[("#", QoS::ExactlyOnce)]);
+        encode::subscribe(
+            &mut bytes,
+            Protocol::Mqtt311,
+            PacketId::FIRST,
+            Properties::NONE,
+            &[("#", QoS::ExactlyOnce.into())],
+        );
         self.say(id, &bytes);
         let mut found = BTreeMap::new();
         for _ in 0..10_000 {
@@ -730,7 +744,7 @@ impl World {
     fn leave(mut self) -> Coverage {
         let open: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in open {
-            self.say(id, &bytes_of(&Packet::Disconnect(Disconnect { reason: ReasonCode::Success })));
+            self.say(id, &bytes_of(&Packet::Disconnect(Disconnect::NORMAL)));
             self.feed(id, usize::MAX);
         }
         self.now = self.now + Duration(100_000);

@@ -22,6 +22,20 @@ impl Random {
         QoS::new(self.below(3) as u8).unwrap()
     }
 
+    /// Half of the grants are what 3.1.1 asks for; identifiers are few, so that they repeat.
+    fn grant(&mut self) -> Grant {
+        let plain = Grant::from(self.qos());
+        if self.below(2) == 0 {
+            return plain;
+        }
+        Grant {
+            no_local: self.below(3) == 0,
+            retain_as_published: self.below(3) == 0,
+            subscription_id: NonZeroU32::new(self.below(4) as u32),
+            ..plain
+        }
+    }
+
     fn pick<'a>(&mut self, texts: &'a [String]) -> &'a str {
         &texts[self.below(texts.len())]
     }
@@ -64,24 +78,69 @@ fn matched_in_order(tree: &mut SubscriptionTree, topic: &str) -> Vec<(u32, QoS)>
     found
 }
 
-fn matched(tree: &mut SubscriptionTree, topic: &str) -> BTreeMap<u32, QoS> {
-    let list = matched_in_order(tree, topic);
-    let found: BTreeMap<u32, QoS> = list.iter().copied().collect();
-    assert_eq!(found.len(), list.len(), "each subscriber once");
-    found
+/// What all matching subscriptions of one subscriber grant together.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Found {
+    qos: QoS,
+    retain_as_published: bool,
+    /// Whether one of them is plain.
+    plain: bool,
+    /// Those that are not, sorted.
+    others: Vec<(Option<NonZeroU32>, bool, QoS, bool)>,
+}
+
+impl Found {
+    fn of(grants: impl IntoIterator<Item = Grant>) -> Self {
+        let mut found = Self::default();
+        for grant in grants {
+            let Grant { qos, no_local, retain_as_published, subscription_id } = grant;
+            found.qos = found.qos.max(qos);
+            found.retain_as_published |= retain_as_published;
+            if grant.is_plain() {
+                found.plain = true;
+            } else {
+                found.others.push((subscription_id, no_local, qos, retain_as_published));
+            }
+        }
+        found.others.sort_unstable();
+        found
+    }
+}
+
+/// What a subscriber of a match was granted: one by one, or merged.
+fn grants(matches: &Matches, subscriber: Subscriber) -> Vec<Grant> {
+    if subscriber.is_detailed() {
+        return matches.grants(subscriber).collect();
+    }
+    let Subscriber { qos, retain_as_published, .. } = subscriber;
+    vec![Grant { qos, retain_as_published, ..Grant::default() }]
+}
+
+fn matched(tree: &mut SubscriptionTree, topic: &str) -> BTreeMap<u32, Found> {
+    let matches = tree.matches(name(topic));
+    let mut all = BTreeMap::new();
+    for subscriber in matches.iter() {
+        let found = Found::of(grants(&matches, subscriber));
+        assert_eq!(found.qos, subscriber.qos);
+        assert_eq!(found.retain_as_published, subscriber.retain_as_published);
+        assert!(all.insert(subscriber.id.0, found).is_none(), "each subscriber once");
+    }
+    tree.put_back(matches);
+    all
 }
 
 /// Subscribers, each with its subscriptions in order.
 #[derive(Default)]
-struct Model(BTreeMap<u32, Vec<(String, QoS)>>);
+struct Model(BTreeMap<u32, Vec<(String, Grant)>>);
 
 impl Model {
-    fn subscribe(&mut self, subscriber: u32, filter: &str, qos: QoS) -> Option<QoS> {
+    fn subscribe(&mut self, subscriber: u32, filter: &str, grant: impl Into<Grant>) -> Option<Grant> {
+        let grant = grant.into();
         let list = self.0.entry(subscriber).or_default();
         if let Some((_, present)) = list.iter_mut().find(|(text, _)| text == filter) {
-            return Some(std::mem::replace(present, qos));
+            return Some(std::mem::replace(present, grant));
         }
-        list.push((filter.to_owned(), qos));
+        list.push((filter.to_owned(), grant));
         None
     }
 
@@ -98,12 +157,13 @@ impl Model {
         list.is_empty()
     }
 
-    fn matched(&self, topic: &str) -> BTreeMap<u32, QoS> {
-        let highest = |list: &[(String, QoS)]| {
+    fn matched(&self, topic: &str) -> BTreeMap<u32, Found> {
+        let matching = |list: &[(String, Grant)]| -> Vec<Grant> {
             let matching = list.iter().filter(|(text, _)| filter(text).matches(name(topic)));
-            matching.map(|(_, qos)| *qos).max()
+            matching.map(|(_, grant)| *grant).collect()
         };
-        self.0.iter().filter_map(|(id, list)| Some((*id, highest(list)?))).collect()
+        let all = self.0.iter().map(|(id, list)| (*id, matching(list)));
+        all.filter(|(_, grants)| !grants.is_empty()).map(|(id, grants)| (id, Found::of(grants))).collect()
     }
 
     fn check(&self, tree: &SubscriptionTree) {
@@ -111,8 +171,8 @@ impl Model {
         assert_eq!(tree.len(), self.0.values().map(Vec::len).sum());
         for (id, list) in &self.0 {
             let id = SubscriberId(*id);
-            let in_tree: Vec<(String, QoS)> =
-                tree.subscriptions(id).map(|(text, qos)| (text.to_owned(), qos)).collect();
+            let in_tree: Vec<(String, Grant)> =
+                tree.subscriptions(id).map(|(text, grant)| (text.to_owned(), grant)).collect();
             assert_eq!(in_tree, *list, "in the order of subscribing");
             assert_eq!(tree.subscription_count(id) as usize, list.len());
         }
@@ -121,7 +181,8 @@ impl Model {
 
 #[test]
 fn records_are_small() {
-    assert_eq!(size_of::<Option<Subscription>>(), 28);
+    assert_eq!(size_of::<Option<Subscription>>(), 32);
+    assert_eq!(size_of::<Subscriber>(), 12);
     assert_eq!(size_of::<Option<Filter>>(), 16);
     assert_eq!(size_of::<Hashed>(), 8);
 }
@@ -162,8 +223,9 @@ fn random_changes_never_leave_a_stale_match() {
             let text = random.pick(&filters);
             match random.below(20) {
                 0..=13 => {
-                    let qos = random.qos();
-                    assert_eq!(tree.subscribe(id, filter(text), qos), model.subscribe(subscriber, text, qos));
+                    let grant = random.grant();
+                    let previous = tree.subscribe(id, filter(text), grant);
+                    assert_eq!(previous, model.subscribe(subscriber, text, grant));
                     assert!(tree.contains(id, text));
                 }
                 14..=17 => {
@@ -204,19 +266,21 @@ fn random_changes_never_leave_a_stale_match() {
 
 #[test]
 fn the_order_of_a_match_does_not_depend_on_the_seed() {
-    let lists: Vec<Vec<(u32, QoS)>> = (0..20)
+    let lists: Vec<Vec<(u32, Vec<Grant>)>> = (0..20)
         .map(|seed| {
             let mut tree = SubscriptionTree::new(seed);
             let mut random = Random(7);
             for text in filters(&["a", "b", "+", "#"], 3) {
                 for _ in 0..3 {
-                    tree.subscribe(SubscriberId(random.below(200) as u32), filter(&text), random.qos());
+                    tree.subscribe(SubscriberId(random.below(50) as u32), filter(&text), random.grant());
                 }
             }
-            matched_in_order(&mut tree, "a/b/a")
+            let matches = tree.matches(name("a/b/a"));
+            matches.iter().map(|subscriber| (subscriber.id.0, grants(&matches, subscriber))).collect()
         })
         .collect();
     assert!(lists[0].len() > 20);
+    assert!(lists[0].iter().any(|(_, grants)| grants.len() > 2));
     assert!(lists.iter().all(|list| *list == lists[0]));
 }
 
@@ -247,9 +311,9 @@ fn a_long_list_comes_and_goes() {
             model.unsubscribe(subscriber, "news/all");
             tree.unsubscribe(SubscriberId(subscriber), "news/all");
         } else {
-            let qos = random.qos();
-            let previous = tree.subscribe(SubscriberId(subscriber), filter("news/all"), qos);
-            assert_eq!(previous, model.subscribe(subscriber, "news/all", qos));
+            let grant = random.grant();
+            let previous = tree.subscribe(SubscriberId(subscriber), filter("news/all"), grant);
+            assert_eq!(previous, model.subscribe(subscriber, "news/all", grant));
         }
         if step % 50 == 0 {
             model.check(&tree);
@@ -306,6 +370,145 @@ fn a_list_lent_during_a_change_is_not_kept() {
     tree.check_invariants();
 }
 
+/// A grant at QoS 1 that names its subscription.
+fn named(subscription_id: u32) -> Grant {
+    Grant { subscription_id: NonZeroU32::new(subscription_id), ..Grant::from(QoS::AtLeastOnce) }
+}
+
+fn no_local(qos: QoS) -> Grant {
+    Grant { no_local: true, ..Grant::from(qos) }
+}
+
+/// The grants of one subscriber for a topic, in the order in which the match has them.
+fn granted(tree: &mut SubscriptionTree, topic: &str, subscriber: u32) -> Vec<Grant> {
+    let matches = tree.matches(name(topic));
+    let found = matches.iter().find(|found| found.id == SubscriberId(subscriber));
+    let granted = grants(&matches, found.expect("it matches"));
+    tree.put_back(matches);
+    granted
+}
+
+#[test]
+fn a_grant_is_replaced_in_its_place() {
+    // [MQTT5-3.8.4-3]
+    let mut tree = SubscriptionTree::new(1);
+    let id = SubscriberId(1);
+    for (text, grant) in [("a/b", named(1)), ("a/+", named(2)), ("c", named(3))] {
+        assert_eq!(tree.subscribe(id, filter(text), grant), None);
+    }
+    let mut before = named(1);
+    for after in [
+        named(4),
+        no_local(QoS::ExactlyOnce),
+        Grant { retain_as_published: true, ..Grant::from(QoS::AtMostOnce) },
+        Grant::from(QoS::AtMostOnce),
+        Grant::from(QoS::AtLeastOnce),
+        named(1),
+    ] {
+        assert_eq!(tree.subscribe(id, filter("a/b"), after), Some(before));
+        assert_eq!(granted(&mut tree, "a/b", 1), [after, named(2)]);
+        assert_eq!(granted(&mut tree, "a/c", 1), [named(2)]);
+        let all: Vec<(&str, Grant)> = tree.subscriptions(id).collect();
+        assert_eq!(all, [("a/b", after), ("a/+", named(2)), ("c", named(3))]);
+        tree.check_invariants();
+        before = after;
+    }
+    assert_eq!(tree.subscribe(id, filter("a/b"), named(1)), Some(named(1)));
+    assert_eq!(tree.subscription_count(id), 3);
+}
+
+#[test]
+fn every_matching_subscription_is_named_and_no_other() {
+    // [MQTT5-3.3.4-3] [MQTT5-3.3.4-4]
+    let mut tree = SubscriptionTree::new(1);
+    // The same identifiers in another order, so that those of one client never stand for those of the other.
+    let texts = ["#", "a/#", "a/+", "+/b", "+/+", "a/b", "b/#", "a", "a/b/c", "+"];
+    for (number, text) in (1..).zip(texts) {
+        tree.subscribe(SubscriberId(0), filter(text), named(number));
+        tree.subscribe(SubscriberId(1), filter(text), named(100 - number));
+    }
+    tree.subscribe(SubscriberId(2), filter("a/b"), named(7));
+    tree.subscribe(SubscriberId(2), filter("#"), named(7));
+    for _ in 0..2 {
+        for subscriber in 0..2 {
+            let granted = granted(&mut tree, "a/b", subscriber);
+            let mut ids: Vec<u32> = granted
+                .iter()
+                .map(|grant| grant.subscription_id.map_or(0, NonZeroU32::get))
+                .map(|number| if subscriber == 0 { number } else { 100 - number })
+                .collect();
+            assert_eq!(ids[0], 6, "that of the exact filter comes first");
+            ids.sort_unstable();
+            assert_eq!(ids, [1, 2, 3, 4, 5, 6]);
+        }
+        assert_eq!(granted(&mut tree, "a/b", 2), [named(7), named(7)], "one identifier for two");
+    }
+    tree.unsubscribe(SubscriberId(0), "a/b");
+    tree.unsubscribe(SubscriberId(0), "#");
+    assert_eq!(granted(&mut tree, "a/b", 0).len(), 4);
+}
+
+#[test]
+fn grants_without_names_may_be_merged_and_those_with_no_local_are_not() {
+    // [MQTT5-3.8.3-3]
+    let mut tree = SubscriptionTree::new(1);
+    let as_published = Grant { retain_as_published: true, ..Grant::default() };
+    for (text, grant) in [
+        ("a/b", Grant::from(QoS::AtLeastOnce)),
+        ("a/+", as_published),
+        ("a/#", no_local(QoS::ExactlyOnce)),
+        ("c/+", as_published),
+        ("c/#", Grant::from(QoS::ExactlyOnce)),
+        ("d", no_local(QoS::AtLeastOnce)),
+    ] {
+        tree.subscribe(SubscriberId(0), filter(text), grant);
+    }
+    for _ in 0..2 {
+        let found = Found::of(granted(&mut tree, "a/b", 0));
+        assert_eq!((found.qos, found.retain_as_published, found.plain), (QoS::ExactlyOnce, true, true));
+        assert_eq!(found.others, [(None, true, QoS::ExactlyOnce, false)]);
+        // What its own messages come to.
+        let plain = granted(&mut tree, "a/b", 0).into_iter().filter(|grant| !grant.no_local);
+        assert_eq!(Found::of(plain).qos, QoS::AtLeastOnce);
+
+        let matches = tree.matches(name("c/d"));
+        let subscriber = matches.iter().next().unwrap();
+        assert!(!subscriber.is_detailed(), "the sum says everything");
+        assert_eq!((subscriber.qos, subscriber.retain_as_published), (QoS::ExactlyOnce, true));
+        tree.put_back(matches);
+
+        assert_eq!(granted(&mut tree, "d", 0), [no_local(QoS::AtLeastOnce)]);
+    }
+}
+
+#[test]
+fn a_change_of_nothing_but_options_is_seen_at_once() {
+    let mut tree = SubscriptionTree::new(1);
+    let mut model = Model::default();
+    let mut random = Random(13);
+    for text in ["a/b", "a/+", "#"] {
+        for subscriber in 0..3 {
+            tree.subscribe(SubscriberId(subscriber), filter(text), QoS::AtMostOnce);
+            model.subscribe(subscriber, text, QoS::AtMostOnce);
+        }
+    }
+    for step in 0..500 {
+        let (subscriber, text) = (random.below(3) as u32, ["a/b", "a/+", "#"][random.below(3)]);
+        let grant = random.grant();
+        // Every other time the list is lent meanwhile.
+        let lent = (step % 2 == 0).then(|| tree.matches(name("a/b")));
+        let previous = tree.subscribe(SubscriberId(subscriber), filter(text), grant);
+        assert_eq!(previous, model.subscribe(subscriber, text, grant));
+        if let Some(lent) = lent {
+            tree.put_back(lent);
+        }
+        for topic in ["a/b", "a/c", "b"] {
+            assert_eq!(matched(&mut tree, topic), model.matched(topic), "{topic} after {text} in {step}");
+        }
+    }
+    tree.check_invariants();
+}
+
 #[test]
 fn a_topic_may_be_matched_while_its_list_is_lent() {
     let mut tree = SubscriptionTree::new(1);
@@ -335,6 +538,18 @@ fn the_cache_is_bounded() {
         let topic = format!("none/{topic}");
         assert_eq!(matched(&mut tree, &topic).len(), 0);
     }
+    // Details take room as well.
+    for number in 0..200 {
+        for text in ["+", "#"] {
+            tree.subscribe(SubscriberId(number), filter(&format!("detailed/{text}")), named(number + 1));
+        }
+    }
+    for topic in 0..6_000 {
+        let matches = tree.matches(name(&format!("detailed/{}", topic % 3_000)));
+        assert!(matches.iter().all(|found| matches.grants(found).eq([named(found.id.0 + 1); 2])));
+        tree.put_back(matches);
+    }
+    tree.check_invariants();
     // More than fits, twice.
     for topic in 0..1_200 {
         let topic = format!("many/{}", topic % 600);

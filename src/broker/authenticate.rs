@@ -1,0 +1,238 @@
+//! Enhanced authentication: the exchange of AUTH packets, before CONNACK and again while connected.
+//!
+//! ```text
+//!  CONNECT with a method ──> (server's turn) ──continue: AUTH 0x18──> (client's turn)
+//!                              │      ^                                  │
+//!                              │      └────────────── AUTH 0x18 ─────────┘
+//!                              ├──accept──> CONNACK 0, or AUTH 0 when it was begun anew by AUTH 0x19
+//!                              └──refuse──> CONNACK, or DISCONNECT when connected
+//! ```
+//!
+//! The core hands each step out and is told the verdict, at once or later. Before CONNACK a client is not read while its
+//! verdict is awaited, so what it sends ahead waits in its socket.
+//!
+//! Deliberately not here: the methods. Who runs the core knows them, and names them in its options.
+
+use crate::clock::Instant;
+use crate::codec::packet::{Auth, Connect};
+use crate::codec::property::PropertyList;
+use crate::codec::{Packet, Properties, Property, ReasonCode, decode, encode, frame};
+
+use super::Broker;
+use super::close_reason::CloseReason;
+use super::event::PacketKind;
+use super::link::{ConnectionId, LinkState};
+
+/// One step of an exchange, for whoever knows the method.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthenticationStep {
+    /// Whose exchange.
+    pub connection: ConnectionId,
+    /// The client identifier in CONNECT; may be empty.
+    pub client_id: Box<str>,
+    /// One of the methods in the core's options.
+    pub method: Box<str>,
+    /// What the client says.
+    pub data: Box<[u8]>,
+    /// Whether the exchange begins here.
+    pub is_first: bool,
+}
+
+/// The answer to a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The client is who it says, and may be told this.
+    Accept(Option<Box<[u8]>>),
+    /// The exchange goes on with this.
+    Continue(Box<[u8]>),
+    /// The client is refused, with a code of 0x80 or above that both CONNACK and DISCONNECT have.
+    Refuse(ReasonCode),
+}
+
+/// Whose turn it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Server,
+    Client,
+    /// Nobody's: the last exchange was accepted.
+    Done,
+}
+
+/// An exchange of a connection.
+#[derive(Debug)]
+pub(super) struct Authentication {
+    method: Box<str>,
+    client_id: Box<str>,
+    /// The CONNECT that waits for it, as a packet.
+    connect: Option<Box<[u8]>>,
+    turn: Turn,
+}
+
+impl Authentication {
+    /// Whether what the client sends has to wait.
+    pub(super) fn is_pending(&self) -> bool {
+        self.turn == Turn::Server && self.connect.is_some()
+    }
+}
+
+/// The method and the data in the properties of a packet.
+fn method_and_data<'a>(properties: Properties<'a>) -> (Option<&'a str>, Option<&'a [u8]>) {
+    let (mut method, mut data) = (None, None);
+    for property in properties {
+        match property {
+            Property::AuthenticationMethod(name) => method = Some(name),
+            Property::AuthenticationData(bytes) => data = Some(bytes),
+            _ => {}
+        }
+    }
+    (method, data)
+}
+
+impl Broker {
+    /// Begins an exchange if the CONNECT wants one. False if it does not, and can be judged now.
+    pub(super) fn begin_authentication(
+        &mut self,
+        id: ConnectionId,
+        connect: &Connect<'_>,
+    ) -> Result<bool, CloseReason> {
+        let (method, data) = method_and_data(connect.properties);
+        let Some(method) = method else {
+            return if data.is_none() { Ok(false) } else { Err(CloseReason::AuthenticationUnexpected) };
+        };
+        if !self.options.authentication_methods.iter().any(|known| **known == *method) {
+            return Err(CloseReason::AuthenticationMethod); // [MQTT5-4.12.0-1]
+        }
+        let mut bytes = Vec::new();
+        encode::encode(&Packet::Connect(*connect), connect.protocol, &mut bytes)
+            .expect("what was decoded can be encoded");
+        let link = self.links.find_mut(id).expect("its CONNECT is being handled");
+        link.state = LinkState::Authenticating;
+        link.protocol = connect.protocol;
+        link.extras_mut().authentication = Some(Authentication {
+            method: method.into(),
+            client_id: connect.client_id.into(),
+            connect: Some(bytes.into()),
+            turn: Turn::Server,
+        });
+        self.hand_out_step(id, data, true);
+        Ok(true)
+    }
+
+    fn hand_out_step(&mut self, id: ConnectionId, data: Option<&[u8]>, is_first: bool) {
+        let Some(link) = self.links.find_mut(id) else { return };
+        let Some(authentication) = link.authentication_mut() else { return };
+        authentication.turn = Turn::Server;
+        self.outputs.authentication.push_back(AuthenticationStep {
+            connection: id,
+            client_id: authentication.client_id.clone(),
+            method: authentication.method.clone(),
+            data: data.unwrap_or_default().into(),
+            is_first,
+        });
+    }
+
+    /// AUTH.
+    pub(super) fn auth(&mut self, id: ConnectionId, auth: &Auth<'_>) {
+        let (method, data) = method_and_data(auth.properties);
+        let Some(link) = self.links.find_mut(id) else { return };
+        let is_connected = link.session().is_some();
+        let expected = link.authentication_mut().map(|authentication| {
+            let is_same_method = method == Some(&*authentication.method); // [MQTT5-4.12.0-5] [MQTT5-4.12.1-1]
+            (is_same_method, authentication.turn)
+        });
+        match (expected, auth.reason) {
+            (Some((true, Turn::Client)), ReasonCode::ContinueAuthentication) => {
+                self.hand_out_step(id, data, false);
+            }
+            (Some((true, Turn::Done)), ReasonCode::Reauthenticate) if is_connected => {
+                self.hand_out_step(id, data, true);
+            }
+            _ => self.end(id, CloseReason::AuthenticationUnexpected), // [MQTT5-4.12.0-7]
+        }
+    }
+
+    /// What became of the step of this connection that was handed out last. It may come late: a connection that is gone
+    /// needs none.
+    pub fn handle_verdict(&mut self, now: Instant, id: ConnectionId, verdict: Verdict) {
+        self.now = now;
+        let Some(link) = self.links.find_mut(id) else { return };
+        if link.state == LinkState::Closing {
+            return;
+        }
+        if link.authentication().is_some_and(Authentication::is_pending) {
+            // Its packets waited in the socket for our sake.
+            link.last_received = now;
+        }
+        let Some(authentication) = link.authentication_mut() else { return };
+        if authentication.turn != Turn::Server {
+            return;
+        }
+        match verdict {
+            Verdict::Continue(data) => {
+                authentication.turn = Turn::Client;
+                self.send_auth(id, ReasonCode::ContinueAuthentication, Some(&data));
+            }
+            Verdict::Accept(data) => {
+                authentication.turn = Turn::Done;
+                match authentication.connect.take() {
+                    Some(connect) => self.connect_again(id, &connect, data.as_deref()),
+                    None => self.send_auth(id, ReasonCode::Success, data.as_deref()),
+                }
+            }
+            Verdict::Refuse(reason) => self.end(id, CloseReason::AuthenticationRefused(reason)),
+        }
+    }
+
+    /// Ends a connection in the way of its state: before CONNACK with one that says no [MQTT5-3.14.0-1].
+    fn end(&mut self, id: ConnectionId, reason: CloseReason) {
+        match self.links.find(id).map(|link| (link.state, link.protocol)) {
+            Some((LinkState::Authenticating, protocol)) => self.refuse(id, reason, Some(protocol)),
+            _ => self.close(id, reason),
+        }
+    }
+
+    /// Goes on with the CONNECT that has waited.
+    fn connect_again(&mut self, id: ConnectionId, connect: &[u8], data: Option<&[u8]>) {
+        let Some(link) = self.links.find(id) else { return };
+        let Ok(frame::Split::Complete { frame, .. }) = frame::split(connect, link.protocol, u32::MAX) else {
+            unreachable!("it was encoded as a packet");
+        };
+        if let Ok(Packet::Connect(connect)) = decode::decode(frame, link.protocol) {
+            self.judge_connect(id, &connect, data);
+        }
+    }
+
+    /// The properties that name the method of a connection, with what is said to the client.
+    pub(super) fn push_authentication(
+        &mut self,
+        id: ConnectionId,
+        data: Option<&[u8]>,
+        properties: &mut PropertyList,
+    ) {
+        let link = self.links.find_mut(id);
+        if let Some(authentication) = link.and_then(|link| link.authentication_mut()) {
+            properties.push(&Property::AuthenticationMethod(&authentication.method)); // [MQTT5-4.12.0-5]
+            if let Some(data) = data {
+                properties.push(&Property::AuthenticationData(data));
+            }
+        }
+    }
+
+    fn send_auth(&mut self, id: ConnectionId, reason: ReasonCode, data: Option<&[u8]>) {
+        let mut properties = PropertyList::default();
+        self.push_authentication(id, data, &mut properties);
+        let auth = Auth { reason, properties: properties.as_properties() };
+        self.reply(id, PacketKind::Auth, None, |bytes| encode::auth(bytes, &auth));
+    }
+
+    /// The next step of an exchange that waits for a verdict. None is of a connection that has ended: whoever judges it
+    /// has forgotten that one, or is about to.
+    pub fn poll_authentication(&mut self) -> Option<AuthenticationStep> {
+        while let Some(step) = self.outputs.authentication.pop_front() {
+            if self.links.find(step.connection).is_some_and(|link| link.state != LinkState::Closing) {
+                return Some(step);
+            }
+        }
+        None
+    }
+}
