@@ -17,7 +17,7 @@ pub enum DropReason {
     QueueBytesFull,
     /// A QoS 0 message for a stored session without a connection: such sessions keep QoS 1 and 2 only.
     AbsentAtQoS0,
-    /// The session ended while messages waited in it.
+    /// The session, or the last one of a group, ended while messages waited.
     SessionEnded,
     /// A client published to a topic that belongs to the broker.
     ReservedTopic,
@@ -92,7 +92,7 @@ pub struct Metrics {
     pub publish_repeated: u64,
     /// Messages not delivered or not taken, by [`DropReason`].
     pub dropped: [u64; DropReason::ALL.len()],
-    /// Gauge: messages waiting in queues of sessions.
+    /// Gauge: messages waiting in queues, of sessions and of groups.
     pub queued_messages: u64,
     /// Gauge: messages sent and not finally acknowledged.
     pub in_flight_messages: u64,

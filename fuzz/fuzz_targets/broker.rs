@@ -54,7 +54,7 @@ impl<'a> Input<'a> {
     }
 
     fn topic(&mut self) -> &'static str {
-        self.pick(&["a", "a/b", "b", "a/b/c", "a/b/longer", "a/c/longer", "c", "$share/a"])
+        self.pick(&["a", "a/b", "b", "a/b/c", "a/b/longer", "a/c/longer", "$t", "$share/a"])
     }
 
     /// Some of the properties, in their order.
@@ -85,6 +85,8 @@ struct Peer {
     aliases: BTreeSet<u16>,
     /// Messages at QoS 1 and 2 that it has read and not finally acknowledged.
     open: BTreeSet<PacketId>,
+    /// What it acknowledged before it read it, or for nothing.
+    acknowledged_early: BTreeSet<PacketId>,
     /// What it would answer to all it has read.
     answers: Vec<u8>,
 }
@@ -112,13 +114,15 @@ impl Peer {
                     }
                 }
             }
-            Packet::Puback(ack) | Packet::Pubcomp(ack) => {
-                self.open.remove(&ack.packet_id);
-            }
-            Packet::Pubrec(ack) if ack.reason.is_error() => {
-                self.open.remove(&ack.packet_id);
-            }
+            Packet::Puback(ack) | Packet::Pubcomp(ack) => self.finishes(ack.packet_id),
+            Packet::Pubrec(ack) if ack.reason.is_error() => self.finishes(ack.packet_id),
             _ => {}
+        }
+    }
+
+    fn finishes(&mut self, packet_id: PacketId) {
+        if !self.open.remove(&packet_id) {
+            self.acknowledged_early.insert(packet_id);
         }
     }
 
@@ -179,9 +183,10 @@ impl Peer {
             self.aliases.extend(alias);
         }
         if let Some(packet_id) = publish.packet_id {
-            let is_new = self.open.insert(packet_id);
-            assert!(is_new, "no identifier has two uses");
-            assert!(self.open.len() <= self.window, "the receive maximum is kept");
+            if !self.acknowledged_early.remove(&packet_id) {
+                assert!(self.open.insert(packet_id), "no identifier has two uses");
+                assert!(self.open.len() <= self.window, "the receive maximum is kept");
+            }
             if publish.qos == QoS::AtLeastOnce {
                 encode::puback(&mut self.answers, packet_id, ReasonCode::Success);
             } else {
@@ -336,19 +341,34 @@ impl World {
         let present = self.connections[slot].as_ref().map(|connection| connection.id);
         let Some(id) = step.or(present) else { return };
         let verdict = match input.byte() % 8 {
-            0..=2 => Verdict::Accept(None),
-            3 => Verdict::Accept(Some([1, 2].into())),
+            0 => Verdict::Accept { user: None, data: None },
+            1 | 2 => Verdict::Accept { user: Some("user".into()), data: Some([1, 2].into()) },
+            3 => Verdict::Accept { user: Some("another".into()), data: None },
             4..=6 => Verdict::Continue([3].into()),
-            _ => Verdict::Refuse(ReasonCode::NotAuthorized),
+            _ => Verdict::Refuse(input.pick(&[
+                ReasonCode::NotAuthorized,
+                ReasonCode::BadUserNameOrPassword,
+                ReasonCode::Success,
+            ])),
         };
         self.broker.handle_verdict(self.now, id, verdict);
     }
 
     fn operate(&mut self, operation: u8, input: &mut Input<'_>) {
         let slot = usize::from(operation >> 6);
+        let operation = operation & 0x3F;
+        // Most packets of strangers only show that CONNECT comes first.
+        if self.connections[slot].is_none() && (5..=40).contains(&operation) {
+            self.send(slot, &connect(input));
+        }
         let protocol = self.protocol(slot);
-        match operation & 0x3F {
-            0..=4 => self.send(slot, &connect(input)),
+        match operation {
+            0..=2 => {
+                self.lose(slot, false);
+                self.turn(usize::MAX);
+                self.send(slot, &connect(input));
+            }
+            3 | 4 => self.send(slot, &connect(input)),
             5..=9 => self.send(slot, &subscribe(input, protocol)),
             10 | 11 => self.send(slot, &unsubscribe(input, protocol)),
             12..=29 => self.send(slot, &publish(input, protocol)),
@@ -583,12 +603,16 @@ fuzz_target!(|bytes: &[u8]| {
     }
     world.broker.handle_shutdown(world.now);
     world.turn(usize::MAX);
-    // Longer than any session waits for its client.
-    world.now = world.now + Duration::from_secs(60);
-    world.turn(usize::MAX);
+    // Longer than any session waits for its client, and until no retained message can expire any more.
+    for _ in 0..20 {
+        world.now = world.now + Duration::from_secs(60);
+        world.turn(usize::MAX);
+    }
+    assert_eq!(world.broker.timers_armed(), 0);
     let status = world.broker.status();
     assert_eq!((status.sessions, status.subscriptions, world.broker.connections()), (0, 0, 0));
     assert_eq!(status.message_bytes, status.retained_bytes);
     let metrics = world.broker.metrics();
-    assert_eq!((metrics.queued_messages, metrics.in_flight_messages, metrics.outbox_bytes), (0, 0, 0));
+    assert_eq!((metrics.queued_messages, metrics.in_flight_messages), (0, 0));
+    assert_eq!((metrics.outbox_bytes, metrics.outbox_packets), (0, 0));
 });

@@ -20,8 +20,9 @@ use crate::codec::{Packet, Properties, Property, ReasonCode, decode, encode, fra
 
 use super::Broker;
 use super::close_reason::CloseReason;
+use super::connect::Identity;
 use super::event::PacketKind;
-use super::link::{ConnectionId, LinkState};
+use super::link::{ConnectionId, Link, LinkState};
 
 /// One step of an exchange, for whoever knows the method.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,11 +42,17 @@ pub struct AuthenticationStep {
 /// The answer to a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The client is who it says, and may be told this.
-    Accept(Option<Box<[u8]>>),
-    /// The exchange goes on with this.
+    /// The client is who it says.
+    Accept {
+        /// Who that is. A session belongs to the user that made it, and goes on with nobody else.
+        user: Option<Box<str>>,
+        /// What the client is told: at most 65,535 bytes.
+        data: Option<Box<[u8]>>,
+    },
+    /// The exchange goes on with this: at most 65,535 bytes.
     Continue(Box<[u8]>),
-    /// The client is refused, with a code of 0x80 or above that both CONNACK and DISCONNECT have.
+    /// The client is refused, with a code that both CONNACK and DISCONNECT have; another one is replaced by "not
+    /// authorized".
     Refuse(ReasonCode),
 }
 
@@ -147,7 +154,7 @@ impl Broker {
             (Some((true, Turn::Done)), ReasonCode::Reauthenticate) if is_connected => {
                 self.hand_out_step(id, data, true);
             }
-            _ => self.end(id, CloseReason::AuthenticationUnexpected), // [MQTT5-4.12.0-7]
+            _ => self.close(id, CloseReason::AuthenticationUnexpected), // [MQTT5-4.12.0-7]
         }
     }
 
@@ -172,45 +179,51 @@ impl Broker {
                 authentication.turn = Turn::Client;
                 self.send_auth(id, ReasonCode::ContinueAuthentication, Some(&data));
             }
-            Verdict::Accept(data) => {
+            Verdict::Accept { user, data } => {
                 authentication.turn = Turn::Done;
-                match authentication.connect.take() {
-                    Some(connect) => self.connect_again(id, &connect, data.as_deref()),
-                    None => self.send_auth(id, ReasonCode::Success, data.as_deref()),
+                let connect = authentication.connect.take();
+                let identity = Identity { user: user.as_deref(), data: data.as_deref() };
+                match connect {
+                    Some(connect) => self.connect_again(id, &connect, identity),
+                    None if self.is_same_user(id, identity.user) => {
+                        self.send_auth(id, ReasonCode::Success, identity.data);
+                    }
+                    None => self.close(id, CloseReason::AuthenticationRefused(ReasonCode::NotAuthorized)),
                 }
             }
-            Verdict::Refuse(reason) => self.end(id, CloseReason::AuthenticationRefused(reason)),
+            Verdict::Refuse(reason) => {
+                let can_be_said = reason.is_error() && reason.is_of_connack() && reason.is_of_disconnect();
+                let reason = if can_be_said { reason } else { ReasonCode::NotAuthorized };
+                self.close(id, CloseReason::AuthenticationRefused(reason));
+            }
         }
     }
 
-    /// Ends a connection in the way of its state: before CONNACK with one that says no [MQTT5-3.14.0-1].
-    fn end(&mut self, id: ConnectionId, reason: CloseReason) {
-        match self.links.find(id).map(|link| (link.state, link.protocol)) {
-            Some((LinkState::Authenticating, protocol)) => self.refuse(id, reason, Some(protocol)),
-            _ => self.close(id, reason),
-        }
+    /// Whether a client that is connected is still the one that its session belongs to.
+    fn is_same_user(&self, id: ConnectionId, user: Option<&str>) -> bool {
+        let session = self.links.find(id).and_then(|link| self.sessions.find(link.session()?));
+        session.is_some_and(|session| session.user.as_deref() == user)
     }
 
     /// Goes on with the CONNECT that has waited.
-    fn connect_again(&mut self, id: ConnectionId, connect: &[u8], data: Option<&[u8]>) {
+    fn connect_again(&mut self, id: ConnectionId, connect: &[u8], identity: Identity<'_>) {
         let Some(link) = self.links.find(id) else { return };
         let Ok(frame::Split::Complete { frame, .. }) = frame::split(connect, link.protocol, u32::MAX) else {
             unreachable!("it was encoded as a packet");
         };
         if let Ok(Packet::Connect(connect)) = decode::decode(frame, link.protocol) {
-            self.judge_connect(id, &connect, data);
+            self.judge_connect(id, &connect, identity);
         }
     }
 
     /// The properties that name the method of a connection, with what is said to the client.
     pub(super) fn push_authentication(
-        &mut self,
+        &self,
         id: ConnectionId,
         data: Option<&[u8]>,
         properties: &mut PropertyList,
     ) {
-        let link = self.links.find_mut(id);
-        if let Some(authentication) = link.and_then(|link| link.authentication_mut()) {
+        if let Some(authentication) = self.links.find(id).and_then(Link::authentication) {
             properties.push(&Property::AuthenticationMethod(&authentication.method)); // [MQTT5-4.12.0-5]
             if let Some(data) = data {
                 properties.push(&Property::AuthenticationData(data));

@@ -180,16 +180,27 @@ impl CloseReason {
 
     /// What a CONNACK says when a CONNECT ends so, or `None` where the standard wants a bare close [MQTT-3.1.4-1]: before
     /// 5.0 that is so for everything that a return code would not help to mend.
-    pub const fn connack(self, protocol: Protocol) -> Option<ReasonCode> {
-        match self {
+    pub fn connack(self, protocol: Protocol) -> Option<ReasonCode> {
+        let is_told_to_all = matches!(
+            self,
             Self::Malformed(DecodeError::UnsupportedProtocolLevel(_))
-            | Self::ClientIdRefused
-            | Self::TooManyConnections
-            | Self::TooManySessions
-            | Self::Redirected { .. }
-            | Self::AuthenticationRefused(_) => self.code(),
-            _ if protocol.has_properties() => self.code(),
-            _ => None,
+                | Self::ClientIdRefused
+                | Self::TooManyConnections
+                | Self::TooManySessions
+                | Self::Redirected { .. }
+                | Self::AuthenticationRefused(_)
+        );
+        self.code().filter(|code| code.is_of_connack() && (is_told_to_all || protocol.has_properties()))
+    }
+
+    /// What a DISCONNECT says when a connection ends so.
+    pub fn disconnect(self) -> Option<ReasonCode> {
+        match self {
+            // A second CONNECT, whatever else is wrong with it.
+            Self::Malformed(DecodeError::UnsupportedProtocolLevel(_) | DecodeError::WrongProtocolName) => {
+                Some(ReasonCode::ProtocolError)
+            }
+            _ => self.code().filter(|code| code.is_of_disconnect()),
         }
     }
 }

@@ -11,9 +11,9 @@ use super::link::ConnectionId;
 pub enum Limit {
     /// Connected clients.
     Connections,
-    /// Messages in one session's queue.
+    /// Messages in one queue, of a session or of a group.
     QueuedMessages,
-    /// Bytes in one session's queue.
+    /// Bytes in one queue, of a session or of a group.
     QueuedBytes,
     /// Message bytes in the whole broker.
     QueuedBytesTotal,
@@ -101,8 +101,8 @@ pub enum Event {
     LimitReached {
         /// Which.
         limit: Limit,
-        /// For whom, where it is one client's.
-        client_id: Option<Box<str>>,
+        /// Whose it is, where it is not the broker's: a client id, or the filter of a shared subscription.
+        owner: Option<Box<str>>,
         /// Its value.
         value: u64,
     },

@@ -5,6 +5,7 @@
 
 use crate::clock::Instant;
 use crate::codec::Protocol;
+use crate::codec::packet::PACKET_SIZE_MAX;
 use crate::wheel::TimerId;
 
 use super::authenticate::Authentication;
@@ -39,14 +40,13 @@ pub(super) enum LinkState {
 pub(super) struct Link {
     pub(super) id: ConnectionId,
     pub(super) state: LinkState,
+    /// What its CONNECT says to speak; before that, the default.
     pub(super) protocol: Protocol,
     pub(super) keep_alive_secs: u16,
     /// Messages at QoS 1 and 2 that may be under way to the client.
     pub(super) window: u16,
     /// The largest packet that the client takes, in bytes.
     pub(super) packet_size_max: u32,
-    /// CONNACK was sent: from here on it may be followed by DISCONNECT [MQTT5-3.14.0-1].
-    pub(super) welcomed: bool,
     /// What only clients of 5.0 may have.
     pub(super) extras: Option<Box<LinkExtras>>,
     /// In the list of links with bytes to flush.
@@ -127,8 +127,7 @@ impl Links {
             protocol: Protocol::default(),
             keep_alive_secs: 0,
             window: 0,
-            packet_size_max: u32::MAX,
-            welcomed: false,
+            packet_size_max: PACKET_SIZE_MAX,
             extras: None,
             dirty: false,
             blocked: false,

@@ -16,7 +16,7 @@ use crate::topics::retained_tree::Retained;
 /// Bytes that one message costs beside its topic, properties and payload: the two allocations and their bookkeeping.
 const OVERHEAD_BYTES: u64 = 72;
 
-/// The bytes of all living messages.
+/// The bytes of all living messages, and of what else is kept for each of their receivers.
 #[derive(Clone, Debug, Default)]
 pub struct Gauge(Rc<Cell<u64>>);
 
@@ -24,6 +24,14 @@ impl Gauge {
     /// Bytes of all living messages, bookkeeping included.
     pub fn bytes(&self) -> u64 {
         self.0.get()
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        self.0.set(self.0.get() + bytes);
+    }
+
+    pub(super) fn subtract(&self, bytes: u64) {
+        self.0.set(self.0.get() - bytes);
     }
 }
 
@@ -71,7 +79,7 @@ impl Message {
             expires_at,
             gauge: gauge.clone(),
         };
-        gauge.0.set(gauge.0.get() + body.size());
+        gauge.add(body.size());
         Self(Rc::new(body))
     }
 
@@ -95,6 +103,12 @@ impl Message {
         &self.0.block[self.0.payload_at as usize..]
     }
 
+    /// The end of the message that can be sent as it is: the payload, and the properties before it if they are wanted.
+    pub fn tail(&self, with_properties: bool) -> &[u8] {
+        let from = if with_properties { self.0.topic_length } else { self.0.payload_at };
+        &self.0.block[from as usize..]
+    }
+
     /// When nobody wants it any more; `None` is never.
     pub fn expires_at(&self) -> Option<Instant> {
         self.0.expires_at
@@ -109,11 +123,6 @@ impl Message {
     pub fn size(&self) -> u64 {
         self.0.size()
     }
-
-    /// Whether both are one.
-    pub fn is_same(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
-    }
 }
 
 impl Body {
@@ -124,8 +133,7 @@ impl Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        let bytes = &self.gauge.0;
-        bytes.set(bytes.get() - self.size());
+        self.gauge.subtract(self.size());
     }
 }
 

@@ -17,6 +17,7 @@ pub mod close_reason;
 mod connect;
 mod deadlines;
 mod deliver;
+mod delivery;
 pub mod event;
 mod invariants;
 mod link;
@@ -24,6 +25,8 @@ pub mod message;
 pub mod options;
 pub mod outbox;
 mod packet_ids;
+mod queue;
+mod receipts;
 mod receive;
 mod retained;
 mod session;
@@ -53,13 +56,14 @@ pub use status::{BrokerStatus, ClientStatus};
 
 use authenticate::Authentication;
 use deadlines::Deadline;
+use delivery::Delivery;
 use event::{Limit, PacketKind};
 use link::{Link, LinkState, Links};
 use message::Gauge;
 use outbox::BufferPool;
 use receive::Scratch;
 use retained::RetainedMessages;
-use session::{Delivery, Session, SessionId, Sessions};
+use session::{Sent, Session, SessionId, Sessions};
 use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
 
@@ -190,9 +194,7 @@ impl Broker {
                 self.close(id, CloseReason::Disconnected(disconnect.reason));
             }
             // [MQTT5-3.1.2-30]
-            (LinkState::Authenticating, _) => {
-                self.refuse(id, CloseReason::AuthenticationUnexpected, Some(Protocol::Mqtt5));
-            }
+            (LinkState::Authenticating, _) => self.close(id, CloseReason::AuthenticationUnexpected),
             _ => self.close(id, CloseReason::ConnectExpected),
         }
     }
@@ -207,13 +209,12 @@ impl Broker {
         claimed: Option<Protocol>,
     ) {
         self.now = now;
-        let reason = CloseReason::Malformed(error);
-        match self.links.find(id).map(|link| link.state) {
-            Some(LinkState::AwaitingConnect) => self.refuse(id, reason, claimed),
-            Some(LinkState::Authenticating) => self.refuse(id, reason, Some(Protocol::Mqtt5)),
-            Some(LinkState::Connected(_)) => self.close(id, reason),
-            Some(LinkState::Closing) | None => {}
+        if let Some(link) = self.links.find_mut(id)
+            && link.state == LinkState::AwaitingConnect
+        {
+            link.protocol = claimed.unwrap_or_default();
         }
+        self.close(id, CloseReason::Malformed(error));
     }
 
     /// The peer closed the connection, or it failed.
@@ -298,6 +299,8 @@ impl Broker {
     }
 
     fn close_all(&mut self, reason: CloseReason, is_meant: fn(&Link) -> bool) {
+        // Or each would leave its messages to the next one, who is closed a moment later.
+        self.shared.set_all_absent();
         let meant: Vec<ConnectionId> =
             self.links.iter().filter(|link| is_meant(link)).map(|link| link.id).collect();
         meant.into_iter().for_each(|id| self.close(id, reason));
@@ -401,18 +404,10 @@ impl Broker {
     ) {
         let Some(link) = self.links.find_mut(id) else { return };
         let size_max = link.packet_size_max as usize;
-        let mut is_too_large = false;
-        self.outputs.write(link, kind, packet_id, |bytes| {
-            let before = bytes.len();
-            write(bytes);
-            if bytes.len() - before > size_max {
-                bytes.truncate(before);
-                is_too_large = true;
-            }
-        });
+        let is_written = self.outputs.write_within(link, kind, packet_id, size_max, write);
         let copied = link.outbox.copied_pending();
-        if is_too_large {
-            self.close(id, CloseReason::ReplyTooLarge);
+        if !is_written {
+            self.close(id, CloseReason::ReplyTooLarge); // [MQTT5-3.1.2-24]
         } else if copied > self.options.outbox_bytes_max as usize {
             self.close(id, CloseReason::OutboxFull);
         } else if copied > self.options.outbox_pause_mark() {
@@ -422,8 +417,10 @@ impl Broker {
 
     /// Bytes of messages that wait or are in flight, and of outgoing buffers; retained messages are not counted.
     fn queued_bytes_total(&self) -> u64 {
-        let outboxes = self.outputs.metrics.outbox_bytes;
-        self.messages.bytes().saturating_sub(self.retained.bytes()) + outboxes
+        let metrics = &self.outputs.metrics;
+        let waiting = metrics.queued_messages * size_of::<Delivery>() as u64
+            + metrics.in_flight_messages * size_of::<Sent>() as u64;
+        self.messages.bytes().saturating_sub(self.retained.bytes()) + waiting + metrics.outbox_bytes
     }
 
     /// Whether the broker holds all the message bytes it may; says so once per episode.
@@ -493,8 +490,33 @@ impl Outputs {
         packet_id: Option<PacketId>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
-        let bytes = link.outbox.append(&mut self.pool, write);
-        self.metrics.outbox_bytes += bytes as u64;
+        let size = link.outbox.append(&mut self.pool, write);
+        self.count_written(link, kind, packet_id, size);
+    }
+
+    /// The same for a packet of at most so many bytes. False if it has more, and is not written.
+    fn write_within(
+        &mut self,
+        link: &mut Link,
+        kind: PacketKind,
+        packet_id: Option<PacketId>,
+        size_max: usize,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
+        let size = link.outbox.append(&mut self.pool, write);
+        let is_written = size <= size_max;
+        if is_written {
+            self.count_written(link, kind, packet_id, size);
+        } else {
+            link.outbox.take_back(size, &mut self.pool);
+        }
+        is_written
+    }
+
+    // Into `write`, which runs for every packet.
+    #[inline(always)]
+    fn count_written(&mut self, link: &mut Link, kind: PacketKind, packet_id: Option<PacketId>, size: usize) {
+        self.metrics.outbox_bytes += size as u64;
         self.metrics.outbox_packets += 1;
         self.metrics.packets_sent += 1;
         link.packets_sent += 1;
@@ -525,7 +547,7 @@ impl Outputs {
         self.metrics.outbox_packets -= packets;
     }
 
-    fn limit_reached(&mut self, limit: Limit, client_id: Option<&str>, value: u64) {
-        self.events.push_back(Event::LimitReached { limit, client_id: client_id.map(Into::into), value });
+    fn limit_reached(&mut self, limit: Limit, owner: Option<&str>, value: u64) {
+        self.events.push_back(Event::LimitReached { limit, owner: owner.map(Into::into), value });
     }
 }

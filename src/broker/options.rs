@@ -14,11 +14,16 @@ pub struct Redirect {
 /// Before a CONNECT is accepted a packet may be this large at most, in bytes: strangers get little room.
 pub const CONNECT_PACKET_SIZE_MAX: u32 = 512 * 1024;
 
+/// The largest `packet_size_max`: nobody needs to be told of a limit that MQTT has itself.
+pub const PACKET_SIZE_UNLIMITED: u32 = 268_435_455;
+
 /// The limits of the core. Everything that can grow has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// Seeds hashing and generated client ids. A server takes it from the operating system, a simulation from its seed.
+    /// Seeds hashing. A server takes it from the operating system, a simulation from its seed.
     pub seed: u64,
+    /// What the client ids that the server assigns are made from: secret, or they can be guessed.
+    pub client_id_key: [u8; 32],
     /// Connected clients at once; one more is told that the server is unavailable.
     pub connections_max: u32,
     /// From opening a connection to its complete CONNECT.
@@ -75,10 +80,11 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             seed: 0,
+            client_id_key: [0; 32],
             connections_max: 1_000_000,
             handshake_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(60),
-            packet_size_max: 268_435_455,
+            packet_size_max: PACKET_SIZE_UNLIMITED,
             in_flight_max: 100,
             receive_max: 1_024,
             topic_alias_max: 16,

@@ -1,7 +1,7 @@
 //! The bytes on their way to one peer.
 //!
-//! Heads, replies and small payloads stand copied in one contiguous buffer; large payloads stand between them by
-//! reference. Positions count every copied byte since the outbox was made, so a mark set at a position stays right
+//! Heads, replies and small payloads stand copied in one contiguous buffer; large payloads, and large properties that are
+//! passed on, stand between them by reference. Positions count every copied byte since the outbox was made, so a mark set at a position stays right
 //! whatever is written or compacted later.
 //!
 //! An empty outbox owns no memory: its buffer goes back to a pool that all outboxes share, so that neither an idle
@@ -35,7 +35,15 @@ struct SharedPayload {
     /// The payload stands before the copied byte at this position.
     position: u64,
     message: Message,
+    /// Whether the message's properties stand before its payload.
+    with_properties: bool,
     written: usize,
+}
+
+impl SharedPayload {
+    fn bytes(&self) -> &[u8] {
+        self.message.tail(self.with_properties)
+    }
 }
 
 /// Buffers that no outbox uses at the moment.
@@ -100,11 +108,22 @@ impl Outbox {
         self.bytes.len() - before
     }
 
-    /// Appends the payload of a message by reference.
-    pub(super) fn append_shared(&mut self, message: Message) {
-        self.shared_pending += message.payload().len();
+    /// Takes back what was appended last, a packet of this many bytes.
+    #[cold]
+    pub(super) fn take_back(&mut self, size: usize, pool: &mut BufferPool) {
+        self.bytes.truncate(self.bytes.len() - size);
+        self.packets -= 1;
+        if self.is_empty() {
+            self.release(pool);
+        }
+    }
+
+    /// Appends the payload of a message by reference, with its properties if they are wanted.
+    pub(super) fn append_shared(&mut self, message: Message, with_properties: bool) {
         let position = self.base + self.bytes.len() as u64;
-        self.shared.push_back(SharedPayload { position, message, written: 0 });
+        let payload = SharedPayload { position, message, with_properties, written: 0 };
+        self.shared_pending += payload.bytes().len();
+        self.shared.push_back(payload);
     }
 
     /// The pending bytes in order, in as many slices as fit; returns how many are filled.
@@ -113,7 +132,7 @@ impl Outbox {
         let mut at = self.start;
         for payload in &self.shared {
             let until = (payload.position - self.base) as usize;
-            for part in [&self.bytes[at..until], &payload.message.payload()[payload.written..]] {
+            for part in [&self.bytes[at..until], &payload.bytes()[payload.written..]] {
                 if !part.is_empty() {
                     if filled == slices.len() {
                         return filled;
@@ -144,11 +163,12 @@ impl Outbox {
             let copied = (until - self.start).min(count);
             self.start += copied;
             count -= copied;
-            let shared = (payload.message.payload().len() - payload.written).min(count);
+            let length = payload.bytes().len();
+            let shared = (length - payload.written).min(count);
             payload.written += shared;
             self.shared_pending -= shared;
             count -= shared;
-            if self.start < until || payload.written < payload.message.payload().len() {
+            if self.start < until || payload.written < length {
                 break;
             }
             self.shared.pop_front();
@@ -179,6 +199,8 @@ impl Outbox {
         (copied, packets)
     }
 
+    // Into `consume`, which runs for every flush.
+    #[inline(always)]
     fn release(&mut self, pool: &mut BufferPool) {
         self.base += self.bytes.len() as u64;
         self.start = 0;
@@ -217,7 +239,7 @@ mod tests {
                 let payload = vec![100 + number; 7];
                 let content =
                     Content { topic: "t", properties: Properties::NONE, payload: &payload, expires_at: None };
-                outbox.append_shared(Message::new(&content, &gauge));
+                outbox.append_shared(Message::new(&content, &gauge), false);
                 expected.extend_from_slice(&payload);
             }
             let mut written = Vec::new();

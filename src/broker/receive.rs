@@ -11,8 +11,8 @@
 //! ```
 
 use crate::clock::{Duration, Instant};
-use crate::codec::packet::Publish;
-use crate::codec::{PacketId, Properties, Property, QoS, ReasonCode, encode};
+use crate::codec::packet::{PACKET_SIZE_MAX, Publish};
+use crate::codec::{DecodeError, PacketId, Properties, Property, QoS, ReasonCode, encode};
 use crate::metrics::DropReason;
 use crate::topics::TopicName;
 
@@ -21,7 +21,8 @@ use super::close_reason::CloseReason;
 use super::deliver::Routing;
 use super::event::PacketKind;
 use super::link::ConnectionId;
-use super::session::{Arrival, SessionId};
+use super::receipts::Arrival;
+use super::session::SessionId;
 
 /// Topics that a client may not publish to: the broker's own, and those that look like a shared subscription.
 pub(super) fn is_reserved(topic: &str) -> bool {
@@ -38,6 +39,9 @@ pub(super) fn is_text(properties: Properties<'_>, payload: &[u8]) -> bool {
     let says_so = properties.iter().any(|property| property == Property::PayloadIsText(true));
     !says_so || std::str::from_utf8(payload).is_ok()
 }
+
+/// A larger buffer is freed: it stems from an unusual packet.
+const SCRATCH_BYTES_MAX: usize = 64 * 1024;
 
 /// Buffers for what a PUBLISH says in other words; kept between packets.
 #[derive(Debug, Default)]
@@ -75,7 +79,9 @@ impl Broker {
             Ok((publish, expires_at)) => self.take(id, session_id, &publish, expires_at),
             Err(reason) => self.close(id, reason),
         }
-        self.scratch = scratch;
+        if scratch.properties.capacity() <= SCRATCH_BYTES_MAX {
+            self.scratch = scratch;
+        }
     }
 
     /// Resolves a topic alias, and separates the properties that are for us from those that are passed on.
@@ -86,9 +92,7 @@ impl Broker {
         scratch: &'a mut Scratch,
     ) -> Result<(Publish<'a>, Option<Instant>), CloseReason> {
         let (mut alias, mut expires_at) = (None, None);
-        scratch.properties.clear();
-        let mut properties = publish.properties.iter();
-        while let Some((bytes, property)) = properties.next_with_bytes() {
+        for property in publish.properties {
             match property {
                 Property::TopicAlias(number) => alias = Some(number),
                 Property::MessageExpirySecs(secs) => {
@@ -98,12 +102,19 @@ impl Broker {
                 Property::ResponseTopic(topic) if has_wildcard(topic) => {
                     return Err(CloseReason::ResponseTopic);
                 }
-                _ => scratch.properties.extend_from_slice(bytes),
+                _ => {}
             }
         }
         let Scratch { topic, properties } = scratch;
         let mut publish = *publish;
         if alias.is_some() || expires_at.is_some() {
+            properties.clear();
+            let mut all = publish.properties.iter();
+            while let Some((bytes, property)) = all.next_with_bytes() {
+                if !matches!(property, Property::TopicAlias(_) | Property::MessageExpirySecs(_)) {
+                    properties.extend_from_slice(bytes);
+                }
+            }
             publish.properties = Properties::checked_before(properties);
         }
         if let Some(alias) = alias {
@@ -117,6 +128,11 @@ impl Broker {
                 topic.clear();
                 topic.push_str(known);
                 publish.topic = topic;
+                let head_length_max = 9 + topic.len();
+                if head_length_max + publish.payload.len() > PACKET_SIZE_MAX as usize {
+                    // With its topic the packet would be larger than MQTT can express.
+                    return Err(CloseReason::Malformed(DecodeError::PacketTooLarge));
+                }
             } else {
                 TopicName::parse(publish.topic, self.options.topic_levels_max)
                     .map_err(CloseReason::TopicName)?;
@@ -128,6 +144,7 @@ impl Broker {
     }
 
     /// Takes a message whose properties are passed on as they are.
+    // Into both of its callers, the first of which runs for every message (measured: 2 % of a QoS 0 message).
     #[inline(always)]
     fn take(
         &mut self,
@@ -188,7 +205,7 @@ impl Broker {
             let (reason, drop) = (ReasonCode::QuotaExceeded, DropReason::BrokerFull);
             return Some(Refusal { reason, drop, close: Some(CloseReason::BrokerFull) });
         }
-        if publish.retain && !self.has_retained_room(publish.topic, publish.payload) {
+        if publish.retain && !self.has_retained_room(publish.topic, publish.properties, publish.payload) {
             let (reason, drop) = (ReasonCode::QuotaExceeded, DropReason::RetainedFull);
             return Some(Refusal { reason, drop, close: Some(CloseReason::RetainedFull) });
         }

@@ -14,16 +14,17 @@ use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
 use crate::clock::Duration;
-use crate::codec::QoS;
+use crate::codec::{Properties, QoS};
 use crate::metrics::DropReason;
 use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
 use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter, TopicName};
 
 use super::deadlines::Deadline;
 use super::deliver::{Routing, has_room};
+use super::delivery::{Delivery, Via};
 use super::event::Limit;
 use super::message::RetainedMessage;
-use super::session::{Delivery, SessionId, Via};
+use super::session::SessionId;
 use super::{Broker, Options};
 
 /// Between two steps of the walk that removes what has expired.
@@ -114,8 +115,7 @@ impl Broker {
     }
 
     fn begin_sweep(&mut self) {
-        let all = TopicFilter::parse("#", 1).expect("it is a filter");
-        self.retained.sweep = Some(RetainedCursor::new(all));
+        self.retained.sweep = Some(RetainedCursor::of_all());
         self.wheel.insert(self.now + SWEEP_INTERVAL, Deadline::Sweep);
     }
 
@@ -132,6 +132,7 @@ impl Broker {
         });
         self.outputs.metrics.drop_messages(DropReason::Expired, expired.len() as u64);
         expired.iter().for_each(|topic| self.retained.remove(topic));
+        self.retained.full_logged &= expired.is_empty();
         if progress != Progress::Done {
             self.retained.sweep = Some(cursor);
             self.wheel.insert(now + SWEEP_INTERVAL, Deadline::Sweep);
@@ -141,10 +142,15 @@ impl Broker {
     }
 
     /// Whether this message could be retained.
-    pub(super) fn has_retained_room(&mut self, topic: &str, payload: &[u8]) -> bool {
+    pub(super) fn has_retained_room(
+        &mut self,
+        topic: &str,
+        properties: Properties<'_>,
+        payload: &[u8],
+    ) -> bool {
         let Options { retained_messages_max, retained_bytes_max, .. } = self.options;
         let retained = &self.retained;
-        let bytes = retained.bytes + (topic.len() + payload.len()) as u64;
+        let bytes = retained.bytes + (topic.len() + properties.as_bytes().len() + payload.len()) as u64;
         let limit = if payload.is_empty() {
             return true;
         } else if retained.len() >= retained_messages_max as usize && retained.tree.find(topic).is_none() {
@@ -178,6 +184,14 @@ impl Broker {
         };
         if let Some(session) = self.sessions.find_mut(id) {
             session.streams.push(stream);
+        }
+    }
+
+    /// A subscription was made anew without its retained messages: what is still to be sent for it is sent as it is now.
+    pub(super) fn change_stream(&mut self, id: SessionId, filter: &str, grant: Grant) {
+        let streams = self.sessions.find_mut(id).map(|session| &mut session.streams);
+        for stream in streams.into_iter().flatten().filter(|stream| *stream.filter == *filter) {
+            stream.grant = grant;
         }
     }
 
@@ -216,7 +230,7 @@ impl Broker {
     fn continue_stream(&mut self, id: SessionId, stream: &mut RetainedStream, steps: &mut usize) -> Progress {
         let mut picked = std::mem::take(&mut self.picked);
         let progress = loop {
-            let Self { sessions, links, retained, options, now, .. } = self;
+            let Self { sessions, links, retained, messages, options, now, .. } = self;
             let session = sessions.find_mut(id).expect("its streams are being sent");
             let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else {
                 break Progress::Stopped;
@@ -246,7 +260,7 @@ impl Broker {
                 }
                 window -= usize::from(qos > QoS::AtMostOnce);
                 bytes_left = bytes_left.saturating_sub(kept.message.size() as usize);
-                let via = Via::of(grant.subscription_id.map(NonZeroU32::get).as_slice(), None);
+                let via = Via::of(grant.subscription_id.map(NonZeroU32::get).as_slice(), None, messages);
                 picked.push(Delivery { message: kept.message.clone(), qos, retain: true, via });
                 Visit::Next
             });
@@ -304,7 +318,7 @@ impl Broker {
             message: kept.message.clone(),
             qos: kept.qos.min(highest),
             retain: true,
-            via: Via::of(&subscription_ids, None),
+            via: Via::of(&subscription_ids, None, &self.messages),
         };
         let outbox_full = session
             .connection

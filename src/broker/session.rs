@@ -10,8 +10,8 @@
 //!
 //! What a member of a shared subscription gets comes from the queue of its group (see `shared`), never from its own.
 //!
-//! Invariants: a packet identifier is in `sent` or `released` at most once; `sent` and `released` together never
-//! exceed the window; an absent session is in the list of absent ones, a connected one is not.
+//! Invariants: a packet identifier is in `sent` or `released` at most once; what was sent on the present connection never
+//! exceeds its window; an absent session is in the list of absent ones, a connected one is not.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,15 +19,16 @@ use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::clock::{Duration, Instant};
-use crate::codec::{PacketId, QoS};
+use crate::codec::PacketId;
 use crate::hash::{HashSeed, hash_text, seeded};
 use crate::topics::SubscriberId;
 use crate::wheel::TimerId;
 
+use super::delivery::Delivery;
 use super::link::ConnectionId;
-use super::message::Message;
-use super::options::Options;
 use super::packet_ids::PacketIds;
+use super::queue::Queue;
+use super::receipts::Receipts;
 use super::retained::RetainedStream;
 use super::shared::GroupId;
 use super::will::Will;
@@ -46,42 +47,8 @@ impl SessionId {
     }
 }
 
-/// A message on its way to one client.
-#[derive(Clone, Debug)]
-pub(super) struct Delivery {
-    pub(super) message: Message,
-    pub(super) qos: QoS,
-    /// The retain flag: whether it answers a new subscription [MQTT-3.3.1-8], or is passed on as published.
-    pub(super) retain: bool,
-    /// By which subscriptions it comes, where that matters.
-    pub(super) via: Option<Box<Via>>,
-}
-
-/// The subscriptions by which a message comes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Via {
-    /// Their identifiers.
-    pub(super) subscription_ids: Box<[u32]>,
-    /// The group that may give the message to somebody else.
-    pub(super) group: Option<GroupId>,
-}
-
-impl Delivery {
-    pub(super) fn subscription_ids(&self) -> &[u32] {
-        self.via.as_ref().map_or(&[], |via| &via.subscription_ids)
-    }
-}
-
-impl Via {
-    /// `None` where there is nothing to say.
-    pub(super) fn of(subscription_ids: &[u32], group: Option<GroupId>) -> Option<Box<Self>> {
-        (!subscription_ids.is_empty() || group.is_some())
-            .then(|| Box::new(Self { subscription_ids: subscription_ids.into(), group }))
-    }
-}
-
 /// A PUBLISH that was sent and not yet answered.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Sent {
     pub(super) delivery: Delivery,
     pub(super) packet_id: PacketId,
@@ -98,11 +65,7 @@ pub(super) struct Outgoing {
     /// PUBREL sent, PUBCOMP not received; in the order of the PUBRECs [MQTT-4.6.0-4].
     pub(super) released: VecDeque<PacketId>,
     /// Not sent yet.
-    pub(super) queue: VecDeque<Delivery>,
-    /// Sum of the sizes of the messages in `queue`.
-    pub(super) queued_bytes: u64,
-    /// No message in `queue` expires before this.
-    pub(super) earliest_expiry: Option<Instant>,
+    pub(super) queue: Queue,
     packet_ids: PacketIds,
 }
 
@@ -117,131 +80,16 @@ impl Outgoing {
         self.sent_here + self.released.len()
     }
 
-    /// Whether a message of this size has no room in the queue.
-    pub(super) fn is_full_for(&self, size: u64, options: &Options) -> bool {
-        self.queue.len() >= options.queued_messages_max as usize
-            || self.queued_bytes + size > options.queued_bytes_max
-    }
-
-    pub(super) fn allot_packet_id(&mut self) -> Option<PacketId> {
+    /// An identifier for one more message. Its window is not full, so one is free.
+    pub(super) fn allot_packet_id(&mut self) -> PacketId {
         let Self { sent, released, packet_ids, .. } = self;
-        packet_ids.allot(sent.iter().map(|sent| sent.packet_id).chain(released.iter().copied()))
+        let in_use = sent.iter().map(|sent| sent.packet_id).chain(released.iter().copied());
+        packet_ids.allot(in_use).expect("no window is larger than the number of identifiers less one in use")
     }
 
     /// Takes back the identifier that was allotted last.
     pub(super) fn give_back_packet_id(&mut self, packet_id: PacketId) {
         self.packet_ids.give_back(packet_id);
-    }
-
-    pub(super) fn push_queue(&mut self, delivery: Delivery) {
-        self.queued_bytes += delivery.message.size();
-        let expiry = delivery.message.expires_at();
-        self.earliest_expiry = self.earliest_expiry.into_iter().chain(expiry).min();
-        self.queue.push_back(delivery);
-    }
-
-    /// Removes what has expired from the queue; returns how many messages that was.
-    pub(super) fn remove_expired(&mut self, now: Instant) -> u64 {
-        if self.earliest_expiry.is_none_or(|earliest| earliest > now) {
-            return 0;
-        }
-        let before = self.queue.len();
-        (self.earliest_expiry, self.queued_bytes) = (None, 0);
-        for delivery in std::mem::take(&mut self.queue) {
-            if !delivery.message.is_expired(now) {
-                self.push_queue(delivery);
-            }
-        }
-        (before - self.queue.len()) as u64
-    }
-
-    /// Puts back what `pop_queue` gave.
-    pub(super) fn unpop_queue(&mut self, delivery: Delivery) {
-        self.queued_bytes += delivery.message.size();
-        self.queue.push_front(delivery);
-    }
-
-    pub(super) fn pop_queue(&mut self) -> Option<Delivery> {
-        let delivery = self.queue.pop_front()?;
-        self.queued_bytes -= delivery.message.size();
-        if self.queue.is_empty() {
-            self.earliest_expiry = None;
-            if self.queue.capacity() > 64 {
-                // A long absence leaves a large buffer behind.
-                self.queue = VecDeque::new();
-            }
-        }
-        Some(delivery)
-    }
-}
-
-/// Identifiers of incoming QoS 2 messages that were taken and not yet released [MQTT-4.3.3-2].
-///
-/// Sorted: clients count upwards, so an insertion is an append and a look-up is short, and a hostile order costs a
-/// move of 256 KiB at most.
-#[derive(Debug, Default)]
-pub(super) struct Receipts {
-    list: Vec<Receipt>,
-    /// How many of them had their PUBLISH on the present connection, and how many may have.
-    begun_here: u32,
-    receive_max: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Receipt {
-    packet_id: PacketId,
-    begun_here: bool,
-}
-
-/// What a QoS 2 PUBLISH is to the receiver.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Arrival {
-    New,
-    Repeated,
-    /// More are under way than the receive maximum allows.
-    OneTooMany,
-}
-
-impl Receipts {
-    /// A new connection: whatever is left of earlier ones does not count against its receive maximum.
-    pub(super) fn begin_connection(&mut self, receive_max: u32) {
-        self.list.iter_mut().for_each(|receipt| receipt.begun_here = false);
-        (self.begun_here, self.receive_max) = (0, receive_max);
-    }
-
-    /// What a PUBLISH with this identifier is. A repetition counts as begun on the present connection from now on.
-    pub(super) fn judge(&mut self, packet_id: PacketId) -> Arrival {
-        let found = self.find(packet_id);
-        let counts_anew = found.is_ok_and(|at| !self.list[at].begun_here);
-        if self.begun_here >= self.receive_max && (counts_anew || found.is_err()) {
-            return Arrival::OneTooMany;
-        }
-        let Ok(at) = found else { return Arrival::New };
-        self.list[at].begun_here = true;
-        self.begun_here += u32::from(counts_anew);
-        Arrival::Repeated
-    }
-
-    fn find(&self, packet_id: PacketId) -> Result<usize, usize> {
-        self.list.binary_search_by_key(&packet_id, |receipt| receipt.packet_id)
-    }
-
-    /// Notes the identifier of a PUBLISH that was taken.
-    pub(super) fn insert(&mut self, packet_id: PacketId) {
-        if let Err(at) = self.find(packet_id) {
-            self.list.insert(at, Receipt { packet_id, begun_here: true });
-            self.begun_here += 1;
-        }
-    }
-
-    /// Forgets the identifier. False if it was not there.
-    pub(super) fn remove(&mut self, packet_id: PacketId) -> bool {
-        let Ok(at) = self.find(packet_id) else { return false };
-        self.begun_here -= u32::from(self.list.remove(at).begun_here);
-        if self.list.is_empty() && self.list.capacity() > 64 {
-            self.list = Vec::new();
-        }
-        true
     }
 }
 
@@ -253,8 +101,6 @@ pub(super) struct Session {
     pub(super) connection: Option<ConnectionId>,
     /// Whether the session ends with its connection.
     pub(super) ends_with_connection: bool,
-    /// Whether a full queue was logged since it was last empty.
-    pub(super) queue_full_logged: bool,
     /// Whether the limit of subscriptions was logged.
     pub(super) subscriptions_full_logged: bool,
     /// Whether it is in the list of sessions to refill.
@@ -273,8 +119,11 @@ pub(super) struct Session {
     pub(super) will: Option<Box<Will>>,
     /// Retained messages still to be sent for new subscriptions.
     pub(super) streams: Vec<RetainedStream>,
-    /// The groups of its shared subscriptions.
+    /// The groups of its shared subscriptions, and which of them is asked next when there is room.
     pub(super) memberships: Vec<GroupId>,
+    pub(super) group_turn: usize,
+    /// Who authenticated when the session was made; nobody else may go on with it.
+    pub(super) user: Option<Box<str>>,
 }
 
 impl Session {
@@ -319,7 +168,6 @@ impl Sessions {
             client_id: client_id.into(),
             connection: None,
             ends_with_connection: true,
-            queue_full_logged: false,
             subscriptions_full_logged: false,
             refill_scheduled: false,
             expiry: None,
@@ -331,6 +179,8 @@ impl Sessions {
             will: None,
             streams: Vec::new(),
             memberships: Vec::new(),
+            group_turn: 0,
+            user: None,
         });
         let Self { slab, by_client_id, seed, .. } = self;
         by_client_id.insert_unique(hash_text(seed, client_id), slot, |slot| {

@@ -2,18 +2,18 @@
 //!
 //! A group is a subscriber of its own in a tree of its own, so that who is not concerned pays nothing. It has a queue,
 //! and its members pull: a message goes at once to the connected member with the least work that has room, and
-//! otherwise waits in the group until a member has room, be it busy now or away. Whatever was given to a member and
-//! not sent does so not exist, and what was sent at QoS 1 and not acknowledged goes back to the group when its member
-//! leaves others behind, or its session ends. What was sent at QoS 2 stays with its member [MQTT5-4.8.2-4]
-//! [MQTT5-4.8.2-5].
+//! otherwise waits in the group until a member has room, be it busy now or away. So a member holds nothing that it was not
+//! sent. What it was sent at QoS 1 and did not acknowledge goes back to the group when it leaves others behind, or its
+//! session ends. What it was sent at QoS 2 stays with it [MQTT5-4.8.2-4] [MQTT5-4.8.2-5].
 //!
 //! Invariants: a group has a member; its connected members come first; a group has something in its queue only if no
-//! connected member has room for it, or is about to be asked.
+//! connected member has room for it, or one is about to be asked; every membership stands in its group, in its session,
+//! and in the index, which knows both places.
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 
-use hashbrown::HashTable;
+use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use crate::codec::QoS;
@@ -23,11 +23,15 @@ use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree};
 
 use super::Broker;
 use super::deliver::{Routing, has_room};
-use super::event::Limit;
-use super::session::{Delivery, Sent, SessionId, Via};
+use super::delivery::{Delivery, Origin, Via};
+use super::queue::Queue;
+use super::session::{Sent, SessionId, Sessions};
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
+
+/// Memberships without work for a member that one turn looks at.
+const IDLE_LOOKS_MAX: usize = 64;
 
 /// The name of a group: a slot and a generation that makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +46,15 @@ struct Member {
     grant: Grant,
 }
 
+/// Where a membership stands.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// Among the members of its group.
+    member: u32,
+    /// Among the memberships of its session.
+    membership: u32,
+}
+
 /// Clients that share one subscription.
 #[derive(Debug)]
 struct Group {
@@ -53,25 +66,7 @@ struct Group {
     present: usize,
     /// Whose turn it is among equals.
     turn: usize,
-    queue: VecDeque<Delivery>,
-    queued_bytes: u64,
-    queue_full_logged: bool,
-}
-
-impl Group {
-    fn position(&self, session: SessionId) -> Option<usize> {
-        self.members.iter().position(|member| member.session == session)
-    }
-
-    fn pop_queue(&mut self) -> Option<Delivery> {
-        let delivery = self.queue.pop_front()?;
-        self.queued_bytes -= delivery.message.size();
-        if self.queue.is_empty() {
-            self.queue = VecDeque::new();
-            self.queue_full_logged = false;
-        }
-        Some(delivery)
-    }
+    queue: Queue,
 }
 
 /// All groups.
@@ -79,12 +74,14 @@ impl Group {
 pub(super) struct SharedSubscriptions {
     groups: Slab<Group>,
     by_text: HashTable<u32>,
+    /// By the slots of group and session.
+    places: HashMap<(u32, u32), Place, HashSeed>,
     /// Which groups a topic matches; a group's subscriber id is its slot.
     tree: SubscriptionTree,
     seed: HashSeed,
     generation: u32,
-    /// Memberships of all groups.
-    memberships: usize,
+    /// Groups with something in their queue.
+    waiting: usize,
 }
 
 impl SharedSubscriptions {
@@ -92,20 +89,21 @@ impl SharedSubscriptions {
         Self {
             groups: Slab::new(),
             by_text: HashTable::new(),
+            places: HashMap::with_hasher(seeded(seed)),
             tree: SubscriptionTree::new(seed),
             seed: seeded(seed),
             generation: 0,
-            memberships: 0,
+            waiting: 0,
         }
     }
 
     /// Memberships of all groups.
     pub(super) fn len(&self) -> usize {
-        self.memberships
+        self.places.len()
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.memberships == 0
+        self.places.is_empty()
     }
 
     fn find(&self, text: &str) -> Option<GroupId> {
@@ -114,8 +112,20 @@ impl SharedSubscriptions {
         Some(self.groups[*slot as usize].id)
     }
 
+    fn group(&self, id: GroupId) -> Option<&Group> {
+        self.groups.get(id.slot as usize).filter(|group| group.id == id)
+    }
+
     fn group_mut(&mut self, id: GroupId) -> Option<&mut Group> {
         self.groups.get_mut(id.slot as usize).filter(|group| group.id == id)
+    }
+
+    fn place(&self, id: GroupId, session: SessionId) -> Option<Place> {
+        self.places.get(&(id.slot, session.slot)).copied()
+    }
+
+    fn place_mut(&mut self, id: GroupId, session: SessionId) -> &mut Place {
+        self.places.get_mut(&(id.slot, session.slot)).expect("every membership is indexed")
     }
 
     fn find_or_make(&mut self, text: &str, filter: SubscriptionFilter<'_>) -> GroupId {
@@ -132,9 +142,7 @@ impl SharedSubscriptions {
             members: Vec::new(),
             present: 0,
             turn: 0,
-            queue: VecDeque::new(),
-            queued_bytes: 0,
-            queue_full_logged: false,
+            queue: Queue::default(),
         });
         let Self { groups, by_text, tree, seed, .. } = self;
         by_text
@@ -147,6 +155,7 @@ impl SharedSubscriptions {
     fn remove_group(&mut self, id: GroupId) -> Group {
         self.tree.remove_subscriber(SubscriberId(id.slot));
         let group = self.groups.remove(id.slot as usize);
+        self.waiting -= usize::from(!group.queue.is_empty());
         let hash = hash_text(&self.seed, &group.text);
         self.by_text
             .find_entry(hash, |slot| *slot == id.slot)
@@ -157,36 +166,50 @@ impl SharedSubscriptions {
 
     /// Moves a member among those who are connected, or away from them.
     fn set_present(&mut self, id: GroupId, session: SessionId, is_present: bool) {
+        let Some(Place { member, .. }) = self.place(id, session) else { return };
         let Some(group) = self.group_mut(id) else { return };
-        let Some(at) = group.position(session) else { return };
-        if is_present && at >= group.present {
-            group.members.swap(at, group.present);
+        let at = member as usize;
+        let other = if is_present && at >= group.present {
             group.present += 1;
+            group.present - 1
         } else if !is_present && at < group.present {
             group.present -= 1;
-            group.members.swap(at, group.present);
-        }
+            group.present
+        } else {
+            return;
+        };
+        group.members.swap(at, other);
+        let moved = group.members[at].session;
+        self.place_mut(id, moved).member = at as u32;
+        self.place_mut(id, session).member = other as u32;
+    }
+
+    /// Nobody is connected any more, as far as the groups are concerned: everybody is about to be closed.
+    pub(super) fn set_all_absent(&mut self) {
+        self.groups.iter_mut().for_each(|(_, group)| group.present = 0);
     }
 
     /// Asserts every invariant of the groups, and returns how many messages wait in them. `connected` says whether a
     /// session exists and has a connection.
-    pub(super) fn check_invariants(&self, connected: impl Fn(SessionId) -> Option<bool>) -> u64 {
+    pub(super) fn check_invariants(&self, sessions: &Sessions) -> u64 {
         self.tree.check_invariants();
-        let mut queued = 0;
-        let mut memberships = 0;
+        let (mut queued, mut memberships, mut waiting) = (0, 0, 0);
         for (_, group) in &self.groups {
             assert!(!group.members.is_empty(), "a group has a member");
             for (at, member) in group.members.iter().enumerate() {
-                let is_present = connected(member.session).expect("a member has a session");
-                assert_eq!(is_present, at < group.present, "the connected members come first");
+                let session = sessions.find(member.session).expect("a member has a session");
+                assert_eq!(session.connection.is_some(), at < group.present, "the connected ones come first");
+                let place = self.place(group.id, member.session).expect("every membership is indexed");
+                assert_eq!(place.member as usize, at);
+                assert_eq!(session.memberships[place.membership as usize], group.id);
             }
             assert_eq!(self.find(&group.text), Some(group.id));
-            let bytes: u64 = group.queue.iter().map(|delivery| delivery.message.size()).sum();
-            assert_eq!(group.queued_bytes, bytes, "the group's gauge of queued bytes");
+            group.queue.check_invariants();
+            waiting += usize::from(!group.queue.is_empty());
             queued += group.queue.len() as u64;
             memberships += group.members.len();
         }
-        assert_eq!(self.memberships, memberships);
+        assert_eq!((self.places.len(), self.waiting), (memberships, waiting));
         assert_eq!((self.tree.len(), self.by_text.len()), (self.groups.len(), self.groups.len()));
         queued
     }
@@ -196,50 +219,55 @@ impl Broker {
     /// Makes a session a member of a group, or changes what it is granted there [MQTT5-3.8.4-3].
     pub(super) fn join_group(
         &mut self,
-        session: SessionId,
+        session_id: SessionId,
         text: &str,
         filter: SubscriptionFilter<'_>,
         grant: Grant,
     ) {
         let id = self.shared.find_or_make(text, filter);
+        let place = self.shared.place(id, session_id);
         let group = self.shared.group_mut(id).expect("just found or made");
-        if let Some(at) = group.position(session) {
-            group.members[at].grant = grant;
+        if let Some(Place { member, .. }) = place {
+            group.members[member as usize].grant = grant;
             return;
         }
-        group.members.push(Member { session, grant });
-        self.shared.memberships += 1;
-        self.shared.set_present(id, session, true);
-        self.session_mut(session).memberships.push(id);
+        let member = group.members.len() as u32;
+        group.members.push(Member { session: session_id, grant });
+        let memberships = &mut self.session_mut(session_id).memberships;
+        let membership = memberships.len() as u32;
+        memberships.push(id);
+        self.shared.places.insert((id.slot, session_id.slot), Place { member, membership });
+        self.shared.set_present(id, session_id, true);
     }
 
     /// Whether the session is a member of this group.
     pub(super) fn is_in_group(&self, session: SessionId, text: &str) -> bool {
-        self.shared.find(text).is_some_and(|id| self.session(session).memberships.contains(&id))
+        self.shared.find(text).is_some_and(|id| self.shared.place(id, session).is_some())
     }
 
     /// Ends a membership that SUBSCRIBE made. False if there was none.
-    pub(super) fn leave_group(&mut self, session: SessionId, text: &str) -> bool {
+    pub(super) fn leave_group(&mut self, session_id: SessionId, text: &str) -> bool {
         let Some(id) = self.shared.find(text) else { return false };
-        let memberships = &mut self.session_mut(session).memberships;
-        let before = memberships.len();
-        memberships.retain(|group| *group != id);
-        let was_member = memberships.len() < before;
-        if was_member {
-            self.remove_member(id, session);
+        let Some(Place { membership, .. }) = self.shared.place(id, session_id) else { return false };
+        self.remove_member(id, session_id);
+        let memberships = &mut self.session_mut(session_id).memberships;
+        memberships.swap_remove(membership as usize);
+        if let Some(moved) = memberships.get(membership as usize).copied() {
+            self.shared.place_mut(moved, session_id).membership = membership;
         }
-        was_member
+        true
     }
 
     fn remove_member(&mut self, id: GroupId, session: SessionId) {
         self.shared.set_present(id, session, false);
+        let Some(Place { member, .. }) = self.shared.places.remove(&(id.slot, session.slot)) else { return };
         let Some(group) = self.shared.group_mut(id) else { return };
-        let Some(at) = group.position(session) else { return };
-        group.members.swap_remove(at);
-        self.shared.memberships -= 1;
-        if self.shared.group_mut(id).is_some_and(|group| group.members.is_empty()) {
-            let group = self.shared.remove_group(id);
-            let queued = group.queue.len() as u64;
+        group.members.swap_remove(member as usize);
+        if let Some(moved) = group.members.get(member as usize).map(|member| member.session) {
+            self.shared.place_mut(id, moved).member = member;
+        }
+        if self.shared.group(id).is_some_and(|group| group.members.is_empty()) {
+            let queued = self.shared.remove_group(id).queue.len() as u64;
             self.outputs.metrics.queued_messages -= queued;
             self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
         }
@@ -255,51 +283,47 @@ impl Broker {
 
     /// A member's connection has ended: what it was sent at QoS 1 and did not acknowledge goes to others who are
     /// there.
-    pub(super) fn absent_from_groups(&mut self, session: SessionId) {
-        for index in 0..self.session(session).memberships.len() {
-            let id = self.session(session).memberships[index];
-            self.shared.set_present(id, session, false);
-            if self.shared.group_mut(id).is_some_and(|group| group.present > 0) {
-                let Self { sessions, outputs, .. } = self;
-                let session = sessions.find_mut(session).expect("its connection has just ended");
-                let unacknowledged = take_unacknowledged(&mut session.outgoing.sent, id);
-                session.outgoing.sent_here = 0;
-                outputs.metrics.in_flight_messages -= unacknowledged.len() as u64;
+    pub(super) fn absent_from_groups(&mut self, session_id: SessionId) {
+        for index in 0..self.session(session_id).memberships.len() {
+            let id = self.session(session_id).memberships[index];
+            self.shared.set_present(id, session_id, false);
+            if self.shared.group(id).is_some_and(|group| group.present > 0) {
+                let outgoing = &mut self.session_mut(session_id).outgoing;
+                let unacknowledged = take_unacknowledged(&mut outgoing.sent, id);
+                outgoing.sent_here = 0;
+                self.outputs.metrics.in_flight_messages -= unacknowledged.len() as u64;
                 self.return_to_group(id, unacknowledged);
             }
         }
     }
 
-    /// A session has ended: what it was sent at QoS 1 and did not acknowledge goes back to its groups, as far as they
-    /// have other members, and is taken out of `sent`.
+    /// A session has ended: what it was sent at QoS 1 and did not acknowledge goes back to the groups that it came from,
+    /// as far as they have other members, and is taken out of `sent`.
     pub(super) fn leave_all_groups(
         &mut self,
         session: SessionId,
         memberships: &[GroupId],
         sent: &mut VecDeque<Sent>,
     ) {
-        for id in memberships {
-            self.remove_member(*id, session);
-            if self.shared.group_mut(*id).is_some() {
-                let unacknowledged = take_unacknowledged(sent, *id);
-                self.return_to_group(*id, unacknowledged);
-            }
+        memberships.iter().for_each(|id| self.remove_member(*id, session));
+        // Also to those that it had left before.
+        while let Some(id) = sent.iter().filter_map(group_of).find(|id| self.shared.group(*id).is_some()) {
+            let unacknowledged = take_unacknowledged(sent, id);
+            self.return_to_group(id, unacknowledged);
         }
     }
 
     /// Puts messages back before all others, and gives them to whoever has room.
     fn return_to_group(&mut self, id: GroupId, deliveries: Vec<Delivery>) {
-        let Some(group) = self.shared.group_mut(id) else { return };
+        let Some(group) = self.shared.groups.get_mut(id.slot as usize).filter(|group| group.id == id) else {
+            return;
+        };
+        self.shared.waiting += usize::from(group.queue.is_empty() && !deliveries.is_empty());
         self.outputs.metrics.queued_messages += deliveries.len() as u64;
-        for delivery in deliveries.into_iter().rev() {
-            group.queued_bytes += delivery.message.size();
-            group.queue.push_front(delivery);
-        }
-        while self.shared.group_mut(id).is_some_and(|group| !group.queue.is_empty()) {
+        group.queue.push_front(deliveries);
+        while self.shared.group(id).is_some_and(|group| !group.queue.is_empty()) {
             let Some(member) = self.choose_member(id, true) else { return };
-            if !self.pull_from_group(id, member) {
-                return;
-            }
+            self.pull_from_group(id, member);
         }
     }
 
@@ -320,7 +344,7 @@ impl Broker {
 
     fn give_at_most_once(&mut self, id: GroupId, routing: &mut Routing<'_>) {
         let Some(Member { session, grant }) = self.choose_member(id, false) else {
-            let present = self.shared.group_mut(id).map_or(0, |group| group.present);
+            let present = self.shared.group(id).map_or(0, |group| group.present);
             let reason = if present > 0 { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 };
             return self.outputs.metrics.drop_message(reason);
         };
@@ -333,51 +357,19 @@ impl Broker {
     fn give(&mut self, id: GroupId, routing: &mut Routing<'_>) {
         let message = routing.message(&self.messages).clone();
         // QoS and flags as published: what the member is granted is known when there is one.
-        let mut delivery = Delivery { message, qos: routing.qos, retain: routing.retain, via: None };
-        if self.shared.group_mut(id).is_some_and(|group| group.queue.is_empty())
+        let delivery = Delivery { message, qos: routing.qos, retain: routing.retain, via: None };
+        if self.shared.group(id).is_some_and(|group| group.queue.is_empty())
             && let Some(member) = self.choose_member(id, true)
         {
-            match self.send_to_member(id, member, delivery) {
-                Ok(()) => return,
-                Err(refused) => delivery = refused,
-            }
+            return self.send_to_member(id, member, delivery);
         }
-        self.enqueue_in_group(id, delivery);
-    }
-
-    /// Puts a message into the queue of a group, or drops it when that is full, as the queue of a session would.
-    fn enqueue_in_group(&mut self, id: GroupId, delivery: Delivery) {
         let Self { shared, outputs, options, now, .. } = self;
-        let Some(group) = shared.group_mut(id) else { return };
-        let size = delivery.message.size();
-        let is_full = group.queue.len() >= options.queued_messages_max as usize
-            || group.queued_bytes + size > options.queued_bytes_max;
-        if is_full {
-            let before = group.queue.len();
-            group.queue.retain(|waiting| !waiting.message.is_expired(*now));
-            group.queued_bytes = group.queue.iter().map(|waiting| waiting.message.size()).sum();
-            let expired = (before - group.queue.len()) as u64;
-            outputs.metrics.queued_messages -= expired;
-            outputs.metrics.drop_messages(DropReason::Expired, expired);
-        }
-        let (reason, limit, value) = if delivery.message.is_expired(*now) {
-            return outputs.metrics.drop_message(DropReason::Expired);
-        } else if group.queue.len() >= options.queued_messages_max as usize {
-            let value = u64::from(options.queued_messages_max);
-            (DropReason::QueueMessagesFull, Limit::QueuedMessages, value)
-        } else if group.queued_bytes + size > options.queued_bytes_max {
-            (DropReason::QueueBytesFull, Limit::QueuedBytes, options.queued_bytes_max)
-        } else {
-            group.queued_bytes += size;
-            group.queue.push_back(delivery);
-            outputs.metrics.queued_messages += 1;
-            return;
-        };
-        outputs.metrics.drop_message(reason);
-        if !group.queue_full_logged {
-            group.queue_full_logged = true;
-            outputs.limit_reached(limit, Some(&group.text), value);
-        }
+        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
+        let was_empty = group.queue.is_empty();
+        outputs.enqueue(&mut group.queue, &group.text, delivery, options, *now);
+        shared.waiting += usize::from(was_empty && !group.queue.is_empty());
+        // Making room among what has expired may have emptied it.
+        shared.waiting -= usize::from(!was_empty && group.queue.is_empty());
     }
 
     /// The connected member with the least work among those with room; in turn among equals. Members without room
@@ -410,76 +402,84 @@ impl Broker {
         Some(group.members[at])
     }
 
-    /// Sends the first message of a group's queue to a member that has room for it. False if the member could not take
-    /// it for want of a packet identifier.
-    fn pull_from_group(&mut self, id: GroupId, member: Member) -> bool {
-        let Some(delivery) = self.shared.group_mut(id).and_then(Group::pop_queue) else { return false };
-        self.outputs.metrics.queued_messages -= 1;
-        if delivery.message.is_expired(self.now) {
-            self.outputs.metrics.drop_message(DropReason::Expired);
-            return true;
+    /// Sends the first message of a group's queue to a member that has room for it.
+    fn pull_from_group(&mut self, id: GroupId, member: Member) {
+        let Self { shared, outputs, now, .. } = self;
+        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
+        let delivery = outputs.dequeue(&mut group.queue, *now);
+        shared.waiting -= usize::from(group.queue.is_empty());
+        if let Some(delivery) = delivery {
+            self.send_to_member(id, member, delivery);
         }
-        let Err(delivery) = self.send_to_member(id, member, delivery) else { return true };
-        let group = self.shared.group_mut(id).expect("its queue was not empty");
-        group.queued_bytes += delivery.message.size();
-        group.queue.push_front(delivery);
-        self.outputs.metrics.queued_messages += 1;
-        false
     }
 
-    /// Sends a message to a member that has room for it. Gives it back if no packet identifier is free.
-    fn send_to_member(&mut self, id: GroupId, member: Member, delivery: Delivery) -> Result<(), Delivery> {
-        let Self { sessions, links, outputs, now, .. } = self;
+    /// Sends a message, with QoS and flags as published, to a member that has room for it.
+    fn send_to_member(&mut self, id: GroupId, member: Member, delivery: Delivery) {
+        let Self { sessions, links, outputs, messages, now, .. } = self;
         let Member { session, grant } = member;
         let session = sessions.find_mut(session).expect("a member has a session");
         let link = session.connection.and_then(|id| links.find_mut(id)).expect("it has room");
+        let Delivery { message, qos: published_qos, retain, .. } = delivery;
+        let qos = published_qos.min(grant.qos);
+        let origin = Origin { group: id, qos: published_qos, retain };
         let subscription_id = grant.subscription_id.map(NonZeroU32::get);
-        let qos = delivery.qos.min(grant.qos);
-        let granted = Delivery {
-            qos,
-            retain: delivery.retain && grant.retain_as_published,
-            via: Via::of(subscription_id.as_slice(), (qos == QoS::AtLeastOnce).then_some(id)),
-            message: delivery.message.clone(),
-        };
+        let via = Via::of(subscription_id.as_slice(), (qos == QoS::AtLeastOnce).then_some(origin), messages);
+        let granted = Delivery { message, qos, retain: retain && grant.retain_as_published, via };
         if qos == QoS::AtMostOnce {
             outputs.write_delivery(link, &granted, None, false, *now);
-            return Ok(());
+        } else {
+            outputs.send(session, link, granted, *now);
         }
-        outputs.send(session, link, granted, *now).map_err(|_| delivery)
     }
 
-    /// A member has room: it takes from the queues of its groups.
-    pub(super) fn drain_groups(&mut self, session: SessionId) {
-        let count = self.sessions.find(session).map_or(0, |session| session.memberships.len());
-        for index in 0..count {
-            let id = self.session(session).memberships[index];
-            loop {
-                let Self { shared, sessions, links, options, .. } = self;
-                let Some(group) = shared.group_mut(id).filter(|group| !group.queue.is_empty()) else { break };
-                let Some(at) = group.position(session) else { break };
-                let member = group.members[at];
-                let Some(session) = sessions.find(session) else { return };
-                let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
-                if !session.outgoing.queue.is_empty() || !has_room(session, link, options) {
-                    link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
-                    return;
+    /// A member may have room: it takes from the queues of its groups, one message from each in turn.
+    pub(super) fn drain_groups(&mut self, session_id: SessionId) {
+        let mut idle_looks = 0;
+        while self.shared.waiting > 0 {
+            let Self { shared, sessions, links, options, .. } = self;
+            let Some(session) = sessions.find_mut(session_id) else { return };
+            let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
+            if idle_looks == session.memberships.len() {
+                return;
+            }
+            if !session.outgoing.queue.is_empty() || !has_room(session, link, options) {
+                link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
+                return;
+            }
+            if idle_looks == IDLE_LOOKS_MAX {
+                return self.schedule_refill(session_id);
+            }
+            session.group_turn = (session.group_turn + 1) % session.memberships.len();
+            let id = session.memberships[session.group_turn];
+            match (shared.place(id, session_id), shared.group(id)) {
+                (Some(place), Some(group)) if !group.queue.is_empty() => {
+                    idle_looks = 0;
+                    let member = group.members[place.member as usize];
+                    self.pull_from_group(id, member);
                 }
-                if !self.pull_from_group(id, member) {
-                    return;
-                }
+                _ => idle_looks += 1,
             }
         }
     }
 }
 
-/// Takes out of a list of sent messages those at QoS 1 that came by a group, in their order.
+/// The group that may give a message to somebody else.
+fn group_of(sent: &Sent) -> Option<GroupId> {
+    Some(sent.delivery.via.as_ref()?.origin?.group)
+}
+
+/// Takes out of a list of sent messages those at QoS 1 that came by a group, in their order and as they were published.
 fn take_unacknowledged(sent: &mut VecDeque<Sent>, id: GroupId) -> Vec<Delivery> {
-    let came_by_group = |sent: &Sent| sent.delivery.via.as_ref().is_some_and(|via| via.group == Some(id));
-    if !sent.iter().any(came_by_group) {
+    if !sent.iter().any(|sent| group_of(sent) == Some(id)) {
         return Vec::new();
     }
     let (given_back, kept): (Vec<Sent>, Vec<Sent>) =
-        std::mem::take(sent).into_iter().partition(|sent| came_by_group(sent));
+        std::mem::take(sent).into_iter().partition(|sent| group_of(sent) == Some(id));
     *sent = kept.into();
-    given_back.into_iter().map(|sent| sent.delivery).collect()
+    let as_published = |sent: Sent| {
+        let Delivery { message, via, .. } = sent.delivery;
+        let Origin { qos, retain, .. } = via.and_then(|via| via.origin).expect("it came by a group");
+        Delivery { message, qos, retain, via: None }
+    };
+    given_back.into_iter().map(as_published).collect()
 }

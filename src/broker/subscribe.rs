@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use crate::codec::packet::{RetainHandling, Subscribe, SubscriptionRequest, Unsubscribe};
-use crate::codec::{Property, QoS, ReasonCode, encode};
+use crate::codec::{PacketId, Property, QoS, ReasonCode, encode};
 use crate::topics::{Grant, SubscriptionFilter, TopicError};
 
 use super::Broker;
@@ -22,8 +22,8 @@ struct Granted {
 
 impl Broker {
     pub(super) fn subscribe(&mut self, id: ConnectionId, session_id: SessionId, subscribe: &Subscribe<'_>) {
-        // All filters are judged before the first one takes effect: a packet that costs the connection leaves
-        // nothing behind in a stored session.
+        // All filters are judged before the first one takes effect: a packet that is a violation leaves nothing behind in
+        // a stored session.
         for request in subscribe.requests {
             if let Some(reason) = self.fatal_request_error(id, &request) {
                 return self.close(id, reason);
@@ -45,8 +45,11 @@ impl Broker {
         self.reasons = reasons;
         // After the SUBACK: some clients throw away what comes for a subscription not yet confirmed.
         for (request, granted) in subscribe.requests.into_iter().zip(granted) {
+            let grant = grant_of(&request, subscription_id);
             if granted.streams {
-                self.start_stream(session_id, request.filter, grant_of(&request, subscription_id));
+                self.start_stream(session_id, request.filter, grant);
+            } else if !granted.reason.is_error() {
+                self.change_stream(session_id, request.filter, grant);
             }
         }
         self.refill(session_id);
@@ -138,7 +141,7 @@ impl Broker {
         &mut self,
         id: ConnectionId,
         kind: PacketKind,
-        packet_id: crate::codec::PacketId,
+        packet_id: PacketId,
         reasons: &[ReasonCode],
     ) {
         let Some(protocol) = self.links.find(id).map(|link| link.protocol) else { return };
@@ -164,14 +167,14 @@ impl Broker {
         self.fatal_filter_error(id, request.filter)
     }
 
-    /// What is wrong with a filter so that its sender is closed, because it cannot be told. Too many levels is our limit
-    /// and not its fault.
+    /// What is wrong with a filter so that its sender is closed, because it cannot be told. Too many levels is our limit and
+    /// not its fault, and a shared subscription that is none is a filter like any other to those who do not know them.
     fn fatal_filter_error(&self, id: ConnectionId, filter: &str) -> Option<CloseReason> {
         if self.has_reasons(id) {
             return None;
         }
         match SubscriptionFilter::parse(filter, self.options.topic_levels_max) {
-            Ok(_) | Err(TopicError::TooManyLevels) => None,
+            Ok(_) | Err(TopicError::TooManyLevels | TopicError::ShareName) => None,
             Err(error) => Some(CloseReason::TopicFilter(error)),
         }
     }

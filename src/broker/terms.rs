@@ -2,7 +2,7 @@
 //! core asks facts.
 
 use crate::clock::{Duration, Instant};
-use crate::codec::packet::Connect;
+use crate::codec::packet::{Connect, PACKET_SIZE_MAX};
 use crate::codec::{Property, Protocol};
 
 use super::options::Options;
@@ -53,7 +53,9 @@ impl Retention {
         let wanted = (asked != u32::MAX).then(|| Duration::from_secs(asked.into()));
         let is_too_long = options.session_expiry.is_some_and(|cap| wanted.is_none_or(|wanted| wanted > cap));
         let expiry = if is_too_long { options.session_expiry } else { wanted };
-        let imposed_secs = expiry.filter(|_| is_too_long).map(|expiry| expiry.as_secs() as u32);
+        // The largest number of seconds is not a number but for ever.
+        let told = |expiry: Duration| expiry.as_secs().min(u64::from(u32::MAX) - 1) as u32;
+        let imposed_secs = expiry.filter(|_| is_too_long).map(told);
         Self { ends_with_connection: asked == 0, expiry, imposed_secs }
     }
 }
@@ -72,7 +74,7 @@ impl Terms {
             keep_alive_secs: connect.keep_alive_secs,
             imposes_keep_alive: false,
             window: options.in_flight_max,
-            packet_size_max: u32::MAX,
+            packet_size_max: PACKET_SIZE_MAX,
             topic_alias_max: 0,
             receive_max: u32::MAX,
             reports_session_present: connect.protocol != Protocol::Mqtt31,
@@ -99,7 +101,9 @@ impl Terms {
             match property {
                 Property::SessionExpirySecs(secs) => expiry_secs = secs,
                 Property::ReceiveMaximum(maximum) => self.window = self.window.min(maximum),
-                Property::MaximumPacketSize(maximum) => self.packet_size_max = maximum,
+                Property::MaximumPacketSize(maximum) => {
+                    self.packet_size_max = maximum.min(PACKET_SIZE_MAX);
+                }
                 Property::TopicAliasMaximum(maximum) => {
                     self.topic_alias_max = maximum.min(options.topic_alias_max);
                 }

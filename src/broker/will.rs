@@ -71,7 +71,7 @@ impl Broker {
         routing.publisher = Some(publisher);
         self.route(&mut routing);
         if will.retain {
-            if self.has_retained_room(topic.as_str(), payload) {
+            if self.has_retained_room(topic.as_str(), will.message.properties(), payload) {
                 self.retain(&mut routing);
             } else {
                 self.outputs.metrics.drop_message(DropReason::RetainedFull);

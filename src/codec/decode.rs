@@ -27,10 +27,10 @@ pub fn decode(frame: Frame<'_>, protocol: Protocol) -> Result<Packet<'_>, Decode
     let packet = match header.packet_type() {
         1 => Packet::Connect(connect(reader)?),
         2 => Packet::Connack(connack(reader, protocol)?),
-        4 => Packet::Puback(ack(reader, ReasonCode::is_of_receipt, protocol)?),
-        5 => Packet::Pubrec(ack(reader, ReasonCode::is_of_receipt, protocol)?),
-        6 => Packet::Pubrel(ack(reader, ReasonCode::is_of_release, protocol)?),
-        7 => Packet::Pubcomp(ack(reader, ReasonCode::is_of_release, protocol)?),
+        4 => return ack(*reader, ReasonCode::is_of_receipt, protocol).map(Packet::Puback),
+        5 => return ack(*reader, ReasonCode::is_of_receipt, protocol).map(Packet::Pubrec),
+        6 => return ack(*reader, ReasonCode::is_of_release, protocol).map(Packet::Pubrel),
+        7 => return ack(*reader, ReasonCode::is_of_release, protocol).map(Packet::Pubcomp),
         8 => return subscribe(*reader, protocol).map(Packet::Subscribe),
         9 => return suback(*reader, protocol).map(Packet::Suback),
         10 => return unsubscribe(*reader, protocol).map(Packet::Unsubscribe),
@@ -164,16 +164,20 @@ fn connack<'a>(reader: &mut Reader<'a>, protocol: Protocol) -> Result<Connack<'a
 }
 
 #[inline]
-fn ack<'a>(
-    reader: &mut Reader<'a>,
+fn ack(
+    mut reader: Reader<'_>,
     is_allowed: fn(ReasonCode) -> bool,
     protocol: Protocol,
-) -> Result<Ack<'a>, DecodeError> {
+) -> Result<Ack<'_>, DecodeError> {
     let packet_id = reader.packet_id()?;
-    if reader.is_empty() || !protocol.has_properties() {
+    if reader.is_empty() {
         return Ok(Ack::success(packet_id));
     }
-    let (reason, properties) = outcome(reader, is_allowed, Place::Ack)?;
+    let (reason, properties) = match protocol {
+        Protocol::Mqtt5 => outcome(&mut reader, is_allowed, Place::Ack)?,
+        _ => (ReasonCode::Success, Properties::NONE),
+    };
+    reader.finish()?;
     Ok(Ack { packet_id, reason, properties })
 }
 

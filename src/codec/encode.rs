@@ -44,7 +44,8 @@ pub struct PublishHeadProperties<'a> {
     pub topic_alias: Option<u16>,
     /// The identifiers of the subscriptions that matched.
     pub subscription_ids: &'a [u32],
-    /// What is passed on as it came.
+    /// What is passed on as it came. It stands between the others and the payload, and the caller appends it: what comes
+    /// from a message lies there in one piece with its payload.
     pub forwarded: Properties<'a>,
 }
 
@@ -57,7 +58,7 @@ impl PublishHeadProperties<'_> {
         expiry + alias + ids + self.forwarded.as_bytes().len()
     }
 
-    fn put(&self, out: &mut Vec<u8>) {
+    fn put_but_forwarded(&self, out: &mut Vec<u8>) {
         put_variable_integer(out, self.length());
         if let Some(secs) = self.message_expiry_secs {
             property::put(out, &Property::MessageExpirySecs(secs));
@@ -68,7 +69,6 @@ impl PublishHeadProperties<'_> {
         for id in self.subscription_ids {
             property::put(out, &Property::SubscriptionId(*id));
         }
-        out.put_slice(self.forwarded.as_bytes());
     }
 }
 
@@ -98,7 +98,7 @@ pub fn publish_head(out: &mut Vec<u8>, head: &PublishHead<'_>) {
     publish_head_but_properties(out, head, 0);
 }
 
-/// The same in the form of 5.0.
+/// The same in the form of 5.0, but for the forwarded properties, which the caller appends.
 ///
 /// # Panics
 ///
@@ -110,9 +110,10 @@ pub fn publish_head_with_properties(
 ) {
     let length = properties.length();
     publish_head_but_properties(out, head, variable_integer_length(length) + length);
-    properties.put(out);
+    properties.put_but_forwarded(out);
 }
 
+// Into both of its callers, the first of which runs for every delivery.
 #[inline(always)]
 fn publish_head_but_properties(out: &mut Vec<u8>, head: &PublishHead<'_>, properties_length: usize) {
     debug_assert_eq!(head.packet_id.is_some(), head.qos > QoS::AtMostOnce, "[MQTT-2.3.1-5]");
@@ -337,14 +338,17 @@ impl std::error::Error for EncodeError {}
 ///
 /// If the packet has no form on the wire; nothing is written then.
 pub fn encode(packet: &Packet<'_>, protocol: Protocol, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+    if !protocol.has_properties() && has_properties(packet) {
+        return Err(EncodeError::NotOfThisVersion);
+    }
     match packet {
         Packet::Connect(packet) => return connect(out, packet),
         Packet::Publish(packet) => return publish(out, protocol, packet),
         Packet::Connack(packet) => return connack(out, protocol, packet),
-        Packet::Puback(packet) => return ack(out, 0x40, protocol, packet),
-        Packet::Pubrec(packet) => return ack(out, 0x50, protocol, packet),
-        Packet::Pubrel(packet) => return ack(out, 0x62, protocol, packet),
-        Packet::Pubcomp(packet) => return ack(out, 0x70, protocol, packet),
+        Packet::Puback(packet) => ack(out, 0x40, packet),
+        Packet::Pubrec(packet) => ack(out, 0x50, packet),
+        Packet::Pubrel(packet) => ack(out, 0x62, packet),
+        Packet::Pubcomp(packet) => ack(out, 0x70, packet),
         Packet::Subscribe(packet) => {
             with_list(out, 0x82, protocol, packet.packet_id, packet.properties, packet.requests.0);
         }
@@ -359,16 +363,28 @@ pub fn encode(packet: &Packet<'_>, protocol: Protocol, out: &mut Vec<u8>) -> Res
         }
         Packet::Pingreq => out.put_slice(&[0xC0, 0]),
         Packet::Pingresp => pingresp(out),
-        Packet::Disconnect(packet) => {
-            if !protocol.has_properties() && *packet != Disconnect::NORMAL {
-                return Err(EncodeError::NotOfThisVersion);
-            }
-            disconnect(out, packet);
-        }
-        Packet::Auth(packet) if protocol.has_properties() => auth(out, packet),
-        Packet::Auth(_) => return Err(EncodeError::NotOfThisVersion),
+        Packet::Disconnect(packet) => disconnect(out, packet),
+        Packet::Auth(packet) => auth(out, packet),
     }
     Ok(())
+}
+
+/// Whether a packet holds what no version before 5.0 has. A CONNECT is judged by its own version.
+fn has_properties(packet: &Packet<'_>) -> bool {
+    match packet {
+        Packet::Connack(packet) => !packet.properties.is_empty(),
+        Packet::Publish(packet) => !packet.properties.is_empty(),
+        Packet::Puback(ack) | Packet::Pubrec(ack) | Packet::Pubrel(ack) | Packet::Pubcomp(ack) => {
+            *ack != Ack::success(ack.packet_id)
+        }
+        Packet::Subscribe(packet) => !packet.properties.is_empty(),
+        Packet::Suback(packet) => !packet.properties.is_empty(),
+        Packet::Unsubscribe(packet) => !packet.properties.is_empty(),
+        Packet::Unsuback(packet) => !packet.properties.is_empty() || !packet.reasons.is_empty(),
+        Packet::Disconnect(packet) => *packet != Disconnect::NORMAL,
+        Packet::Auth(_) => true,
+        Packet::Connect(_) | Packet::Pingreq | Packet::Pingresp => false,
+    }
 }
 
 /// A packet identifier, properties, and a list that already has its form on the wire.
@@ -384,11 +400,8 @@ fn with_list(
     out.put_slice(list);
 }
 
-fn ack(out: &mut Vec<u8>, first: u8, protocol: Protocol, packet: &Ack<'_>) -> Result<(), EncodeError> {
+fn ack(out: &mut Vec<u8>, first: u8, packet: &Ack<'_>) {
     let Ack { packet_id, reason, properties } = *packet;
-    if !protocol.has_properties() && *packet != Ack::success(packet_id) {
-        return Err(EncodeError::NotOfThisVersion);
-    }
     if properties.is_empty() {
         bare_ack(out, first, packet_id, reason);
     } else {
@@ -396,7 +409,6 @@ fn ack(out: &mut Vec<u8>, first: u8, protocol: Protocol, packet: &Ack<'_>) -> Re
         out.put_u8(reason.number());
         put_properties(out, properties);
     }
-    Ok(())
 }
 
 fn publish(out: &mut Vec<u8>, protocol: Protocol, packet: &Publish<'_>) -> Result<(), EncodeError> {
@@ -408,9 +420,6 @@ fn publish(out: &mut Vec<u8>, protocol: Protocol, packet: &Publish<'_>) -> Resul
         return Err(EncodeError::PacketIdAgainstQoS);
     }
     let Publish { dup, qos, retain, topic, packet_id, properties, payload } = *packet;
-    if !protocol.has_properties() && !properties.is_empty() {
-        return Err(EncodeError::NotOfThisVersion);
-    }
     let properties = PublishHeadProperties { forwarded: properties, ..PublishHeadProperties::default() };
     let topic = topic.as_bytes();
     let head = PublishHead { dup, qos, retain, topic, packet_id, payload_len: payload.len() };
@@ -419,6 +428,7 @@ fn publish(out: &mut Vec<u8>, protocol: Protocol, packet: &Publish<'_>) -> Resul
     }
     if protocol.has_properties() {
         publish_head_with_properties(out, &head, &properties);
+        out.put_slice(properties.forwarded.as_bytes());
     } else {
         publish_head(out, &head);
     }

@@ -179,6 +179,12 @@ impl<'a> Properties<'a> {
         self.0
     }
 
+    /// Bytes that they take, without the length in front.
+    #[inline]
+    pub const fn len(self) -> usize {
+        self.0.len()
+    }
+
     /// Whether there are none.
     #[inline]
     pub const fn is_empty(self) -> bool {

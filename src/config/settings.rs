@@ -81,7 +81,7 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "--topic-alias-max",
         kind: Kind::Count,
-        bounds: (0, 65_535),
+        bounds: (0, 1_024),
         meaning: "topic aliases in each direction of a 5.0 connection; 0 is none",
         read: |options| options.broker.topic_alias_max.into(),
         write: |options, value| options.broker.topic_alias_max = value as u16,

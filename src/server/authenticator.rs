@@ -54,7 +54,7 @@ impl Authenticator for Scram {
             let mut nonce = [0; NONCE_BYTES];
             if let Err(error) = getrandom::fill(&mut nonce) {
                 log::error!(target: super::LOG_TARGET, "cannot authenticate: the system has no random bytes: {error}");
-                return Verdict::Refuse(ReasonCode::ServerUnavailable);
+                return Verdict::Refuse(ReasonCode::ServerBusy);
             }
             let nonce = STANDARD.encode(nonce);
             return match Exchange::begin(&self.verifiers, &step.data, &nonce, &self.decoy_seed) {
@@ -66,7 +66,9 @@ impl Authenticator for Scram {
             };
         }
         match earlier.map(|exchange| exchange.finish(&step.data)) {
-            Some(Ok((_, answer))) => Verdict::Accept(Some(answer.into())),
+            Some(Ok((user, answer))) => {
+                Verdict::Accept { user: Some(user.into()), data: Some(answer.into()) }
+            }
             _ => Verdict::Refuse(ReasonCode::NotAuthorized), // [MQTT5-4.12.0-4]
         }
     }

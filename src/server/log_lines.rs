@@ -8,6 +8,7 @@ use crate::broker::event::{Event, Limit};
 use crate::broker::{Broker, ClientStatus, CloseReason};
 use crate::clock::{Duration, Instant};
 use crate::metrics::{DropReason, Metrics};
+use crate::topics::TopicError;
 
 use super::LOG_TARGET;
 
@@ -47,13 +48,12 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
                 ),
             }
         }
-        Event::LimitReached { limit, client_id, value } => {
-            let whose =
-                client_id.as_ref().map_or(String::new(), |client_id| format!(" of client {client_id:?}"));
+        Event::LimitReached { limit, owner, value } => {
+            let whose = owner.as_ref().map_or(String::new(), |owner| format!(" of {owner:?}"));
             log::warn!(target: LOG_TARGET, "limit reached: {}{whose}: {value} ({})", limit_text(*limit), limit.option());
         }
         Event::SessionExpired { client_id } => {
-            log::info!(target: LOG_TARGET, "session of client {client_id:?} expired: it stayed away too long (--session-expiry)");
+            log::info!(target: LOG_TARGET, "session of client {client_id:?} expired: it stayed away longer than it asked for, or than --session-expiry");
         }
         Event::SessionEvicted { client_id } => {
             log::warn!(
@@ -79,6 +79,9 @@ fn advice(reason: CloseReason) -> &'static str {
         CloseReason::OutboxFull => " (--outbox-bytes-max)",
         CloseReason::TooManyConnections => " (--connections-max)",
         CloseReason::TooManySessions => " (--sessions-max)",
+        CloseReason::TopicName(TopicError::TooManyLevels)
+        | CloseReason::WillTopic(TopicError::TooManyLevels)
+        | CloseReason::TopicFilter(TopicError::TooManyLevels) => " (--topic-levels-max)",
         CloseReason::ReceiveMaximum => " (--receive-max)",
         CloseReason::TopicAlias => " (--topic-alias-max)",
         CloseReason::AuthenticationMethod => " (--scram-file)",
@@ -95,7 +98,7 @@ fn limit_text(limit: Limit) -> &'static str {
         Limit::QueuedMessages => "messages in the queue; new ones are dropped",
         Limit::QueuedBytes => "bytes in the queue; new messages are dropped",
         Limit::QueuedBytesTotal => {
-            "message bytes in the whole broker; publishers at QoS 1 and 2 are closed, QoS 0 is dropped"
+            "message bytes in the whole broker; publishers at QoS 1 and 2 are refused, QoS 0 is dropped"
         }
         Limit::Outbox => "bytes in the outgoing buffer; QoS 0 messages are dropped",
         Limit::RetainedMessages => "retained messages; new ones are refused",

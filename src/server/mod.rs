@@ -43,7 +43,7 @@ const LISTENERS: usize = usize::MAX - 2;
 pub struct Options {
     /// Where to listen. Port 0 lets the system choose; `Server::local_addresses` tells what it chose.
     pub addresses: Vec<SocketAddr>,
-    /// The limits of the core. A seed of 0 is replaced by a random one.
+    /// The limits of the core. A seed of 0 is replaced by a random one, and so is a `client_id_key` of zeros.
     pub broker: broker::Options,
     /// Between two status blocks in the log; `None` is never.
     pub status_interval: Option<Duration>,
@@ -108,7 +108,7 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If an address cannot be bound (the error names it) or the system refuses the poll.
+    /// If an address cannot be bound (the error names it), or the system refuses the poll or has no random bytes.
     pub fn bind(options: Options) -> io::Result<Self> {
         let poll = Poll::new()?;
         // Before anybody can see that the server is there: a signal from then on must find it ready.
@@ -125,7 +125,12 @@ impl Server {
         let handle = Handle { waker, stop: Arc::default(), drain: Arc::default() };
         let mut broker = options.broker;
         if broker.seed == 0 {
-            broker.seed = random_seed();
+            let mut seed = [0; 8];
+            getrandom::fill(&mut seed)?;
+            broker.seed = u64::from_ne_bytes(seed);
+        }
+        if broker.client_id_key == [0; 32] {
+            getrandom::fill(&mut broker.client_id_key)?;
         }
         let status_interval = options.status_interval;
         Ok(Self { poll, listeners, signals, authenticator: None, handle, broker, status_interval })
@@ -157,10 +162,4 @@ impl Server {
     pub fn run(self) -> io::Result<()> {
         EventLoop::new(self).run()
     }
-}
-
-/// A seed that differs in every process and that nobody outside can know.
-fn random_seed() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    RandomState::new().hash_one(std::process::id()) | 1
 }

@@ -163,6 +163,7 @@ impl MatchCache {
     }
 
     /// Lends the list of a topic. If it is not known, it is empty, and the second value is false: it has to be filled.
+    // Into `matches`, which says why.
     #[inline(always)]
     pub(super) fn lend(&mut self, hash: u32, topic: &[u8]) -> (Matches, bool) {
         let set = set_of(hash);
@@ -190,6 +191,7 @@ impl MatchCache {
     }
 
     /// Takes a list back.
+    // Into `put_back` of the tree.
     #[inline(always)]
     pub(super) fn put_back(&mut self, matches: Matches) {
         let Matches { mut list, entry: index, lending } = matches;

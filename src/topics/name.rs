@@ -29,7 +29,7 @@ impl fmt::Display for TopicError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Empty => "it is empty",
-            Self::TooManyLevels => "it has too many levels (--topic-levels-max)",
+            Self::TooManyLevels => "it has too many levels",
             Self::WildcardInName => "it contains a wildcard",
             Self::ShareName => "a shared subscription is $share/NAME/FILTER, with no wildcard in the name",
             Self::MisplacedWildcard => "a wildcard does not stand alone in its level",

@@ -139,6 +139,7 @@ pub enum Progress {
 /// A walk over the values that match a filter: the filter, and how far it came.
 #[derive(Clone, Debug)]
 pub struct RetainedCursor {
+    /// Empty for all values.
     filter: Box<str>,
     /// Everything that sorts below is behind the walk; `None` at its end.
     position: Option<String>,
@@ -148,6 +149,11 @@ impl RetainedCursor {
     /// A walk that has not begun.
     pub fn new(filter: TopicFilter<'_>) -> Self {
         Self { filter: filter.as_str().into(), position: Some(String::new()) }
+    }
+
+    /// A walk over all values, those of topics that begin with `$` included, that has not begun.
+    pub fn of_all() -> Self {
+        Self { filter: Box::default(), position: Some(String::new()) }
     }
 
     /// Whether this topic will not be offered any more: the walk has taken its value, or is beyond it.
@@ -168,8 +174,11 @@ enum Relation<'f> {
     End,
 }
 
-/// Compares a topic with a filter that has wildcards.
+/// Compares a topic with a filter that has wildcards, or with the empty one, which stands for all topics.
 fn relate<'f>(filter: &'f str, topic: &str) -> Relation<'f> {
+    if filter.is_empty() {
+        return Relation::Match;
+    }
     if topic.starts_with('$') && filter.starts_with(['+', '#']) {
         return Relation::Jump(0, BEHIND_DOLLAR); // [MQTT-4.7.2-1]
     }
@@ -277,7 +286,7 @@ impl<V: Retained> RetainedTree<V> {
     ) -> Progress {
         let RetainedCursor { filter, position: position_or_end } = cursor;
         let Some(position) = position_or_end else { return Progress::Done };
-        if !filter.contains(['+', '#']) {
+        if !filter.is_empty() && !filter.contains(['+', '#']) {
             if steps_max == 0 {
                 return Progress::Paused;
             }

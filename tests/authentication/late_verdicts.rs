@@ -94,7 +94,7 @@ impl World {
     }
 
     fn accept(&mut self, id: ConnectionId) {
-        self.verdict(id, Verdict::Accept(Some(b"welcome".as_slice().into())));
+        self.verdict(id, Verdict::Accept { user: None, data: Some(b"welcome".as_slice().into()) });
     }
 
     fn lose(&mut self, id: ConnectionId) {
@@ -280,8 +280,8 @@ fn an_answer_in_the_exchange_that_comes_ahead_is_taken_in_its_turn() {
 fn a_verdict_that_nobody_waits_for_changes_nothing() {
     let verdicts = || {
         [
-            Verdict::Accept(None),
-            Verdict::Accept(Some(b"data".as_slice().into())),
+            Verdict::Accept { user: None, data: None },
+            Verdict::Accept { user: None, data: Some(b"data".as_slice().into()) },
             Verdict::Continue(b"more".as_slice().into()),
             Verdict::Refuse(ReasonCode::NotAuthorized),
         ]
@@ -553,7 +553,7 @@ fn data_may_be_missing_on_both_sides() {
     let properties: PropertyList = [Property::AuthenticationMethod(METHOD)].into_iter().collect();
     world.send(id, &Packet::Connect(Connect { properties: properties.as_properties(), ..connect5("a") }));
     assert_eq!(&*world.step(id).data, b"");
-    world.verdict(id, Verdict::Accept(None));
+    world.verdict(id, Verdict::Accept { user: None, data: None });
     let received = world.one(id);
     let properties: Vec<Property<'_>> = received.connack().properties.iter().collect();
     assert_eq!(properties.last(), Some(&Property::AuthenticationMethod(METHOD)));
@@ -562,7 +562,7 @@ fn data_may_be_missing_on_both_sides() {
         &auth(ReasonCode::Reauthenticate, &[Property::AuthenticationMethod(METHOD)].into_iter().collect()),
     );
     assert_eq!(&*world.step(id).data, b"");
-    world.verdict(id, Verdict::Accept(None));
+    world.verdict(id, Verdict::Accept { user: None, data: None });
     let received = world.one(id);
     assert_eq!(received.auth().reason, ReasonCode::Success);
     let properties: Vec<Property<'_>> = received.auth().properties.iter().collect();

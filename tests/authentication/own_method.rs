@@ -44,7 +44,7 @@ impl Authenticator for Counting {
         let mut seen = self.seen();
         seen.steps.push(step.clone());
         if &*step.method == OPEN {
-            return Verdict::Accept(None);
+            return Verdict::Accept { user: None, data: None };
         }
         if step.is_first {
             seen.exchanges.insert(step.connection, 3);
@@ -53,7 +53,9 @@ impl Authenticator for Counting {
             return Verdict::Refuse(ReasonCode::UnspecifiedError);
         };
         match (&*step.data, awaited) {
-            ([number], 0) if *number == awaited => Verdict::Accept(Some(b"done".as_slice().into())),
+            ([number], 0) if *number == awaited => {
+                Verdict::Accept { user: None, data: Some(b"done".as_slice().into()) }
+            }
             ([number], _) if *number == awaited => {
                 seen.exchanges.insert(step.connection, awaited - 1);
                 Verdict::Continue(vec![awaited - 1].into())

@@ -1,0 +1,73 @@
+//! The receiving half of QoS 2 in a session: which identifiers were taken and not yet released.
+
+use crate::codec::PacketId;
+
+/// Identifiers of incoming QoS 2 messages that were taken and not yet released [MQTT-4.3.3-2].
+///
+/// Sorted: clients count upwards, so an insertion is an append and a look-up is short, and a hostile order costs a
+/// move of 256 KiB at most.
+#[derive(Debug, Default)]
+pub(super) struct Receipts {
+    list: Vec<Receipt>,
+    /// How many of them had their PUBLISH on the present connection, and how many may have.
+    begun_here: u32,
+    receive_max: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Receipt {
+    packet_id: PacketId,
+    begun_here: bool,
+}
+
+/// What a QoS 2 PUBLISH is to the receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Arrival {
+    New,
+    Repeated,
+    /// More are under way than the receive maximum allows.
+    OneTooMany,
+}
+
+impl Receipts {
+    /// A new connection: whatever is left of earlier ones does not count against its receive maximum.
+    pub(super) fn begin_connection(&mut self, receive_max: u32) {
+        self.list.iter_mut().for_each(|receipt| receipt.begun_here = false);
+        (self.begun_here, self.receive_max) = (0, receive_max);
+    }
+
+    /// What a PUBLISH with this identifier is. A repetition counts as begun on the present connection from now on.
+    pub(super) fn judge(&mut self, packet_id: PacketId) -> Arrival {
+        let found = self.find(packet_id);
+        let counts_anew = found.is_ok_and(|at| !self.list[at].begun_here);
+        if self.begun_here >= self.receive_max && (counts_anew || found.is_err()) {
+            return Arrival::OneTooMany;
+        }
+        let Ok(at) = found else { return Arrival::New };
+        self.list[at].begun_here = true;
+        self.begun_here += u32::from(counts_anew);
+        Arrival::Repeated
+    }
+
+    fn find(&self, packet_id: PacketId) -> Result<usize, usize> {
+        self.list.binary_search_by_key(&packet_id, |receipt| receipt.packet_id)
+    }
+
+    /// Notes the identifier of a PUBLISH that was taken.
+    pub(super) fn insert(&mut self, packet_id: PacketId) {
+        if let Err(at) = self.find(packet_id) {
+            self.list.insert(at, Receipt { packet_id, begun_here: true });
+            self.begun_here += 1;
+        }
+    }
+
+    /// Forgets the identifier. False if it was not there.
+    pub(super) fn remove(&mut self, packet_id: PacketId) -> bool {
+        let Ok(at) = self.find(packet_id) else { return false };
+        self.begun_here -= u32::from(self.list.remove(at).begun_here);
+        if self.list.is_empty() && self.list.capacity() > 64 {
+            self.list = Vec::new();
+        }
+        true
+    }
+}
