@@ -16,11 +16,11 @@ use std::io::IoSlice;
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Publish};
-use broker::codec::{Inbox, Packet, PacketId, Properties, Protocol, QoS, ReasonCode, decode, encode};
+use broker::codec::property::PropertyList;
+use broker::codec::{
+    Inbox, Packet, PacketId, Properties, Property, Protocol, QoS, ReasonCode, decode, encode,
+};
 use criterion::{BenchmarkId, Criterion, Throughput};
-
-/// What all clients speak.
-const PROTOCOL: Protocol = Protocol::Mqtt311;
 
 const TOPIC: &str = "bench/core/17";
 
@@ -33,20 +33,25 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
         for (payload_bytes, messages) in [(64, 1), (64, 50), (4_096, 1)] {
-            fan_out(&mut criterion, qos, payload_bytes, messages);
+            fan_out(&mut criterion, Protocol::Mqtt311, qos, payload_bytes, messages);
+        }
+        for messages in [1, 50] {
+            fan_out(&mut criterion, Protocol::Mqtt5, qos, 64, messages);
         }
     }
     criterion.final_summary();
 }
 
-fn fan_out(criterion: &mut Criterion, qos: QoS, payload_bytes: usize, messages: u16) {
-    let name = format!("QoS {}, {payload_bytes} bytes, {messages} messages a read", qos.number());
+/// With 5.0 every message has properties, and every subscription an identifier.
+fn fan_out(criterion: &mut Criterion, protocol: Protocol, qos: QoS, payload_bytes: usize, messages: u16) {
+    let version = if protocol.has_properties() { "5.0 " } else { "" };
+    let name = format!("{version}QoS {}, {payload_bytes} bytes, {messages} messages a read", qos.number());
     let mut group = criterion.benchmark_group(name);
     for subscribers in [1, 100, 1_000] {
         group.throughput(Throughput::Elements(u64::from(subscribers) * u64::from(messages)));
         group.bench_function(BenchmarkId::from_parameter(subscribers), |bencher| {
-            let mut core = Core::new(subscribers, qos);
-            let publishes = publishes(qos, payload_bytes, messages);
+            let mut core = Core::new(protocol, subscribers, qos);
+            let publishes = publishes(protocol, qos, payload_bytes, messages);
             let releases = releases(qos, messages);
             let deliveries = u64::from(subscribers) * u64::from(messages);
             bencher.iter(|| {
@@ -67,8 +72,10 @@ fn fan_out(criterion: &mut Criterion, qos: QoS, payload_bytes: usize, messages: 
 }
 
 /// Identifiers may be the same in every iteration, because each iteration completes them.
-fn publishes(qos: QoS, payload_bytes: usize, messages: u16) -> Vec<u8> {
+fn publishes(protocol: Protocol, qos: QoS, payload_bytes: usize, messages: u16) -> Vec<u8> {
     let payload = vec![b'x'; payload_bytes];
+    let list =
+        list(protocol, &[Property::ContentType("text/plain"), Property::UserProperty("unit", "kelvin")]);
     let mut bytes = Vec::new();
     for number in 1..=messages {
         let packet_id = PacketId::new(number).filter(|_| qos > QoS::AtMostOnce);
@@ -78,12 +85,17 @@ fn publishes(qos: QoS, payload_bytes: usize, messages: u16) -> Vec<u8> {
             retain: false,
             topic: TOPIC,
             packet_id,
-            properties: Properties::NONE,
+            properties: list.as_properties(),
             payload: &payload,
         };
-        encode::encode(&Packet::Publish(publish), PROTOCOL, &mut bytes).expect("it has a form on the wire");
+        encode::encode(&Packet::Publish(publish), protocol, &mut bytes).expect("it has a form on the wire");
     }
     bytes
+}
+
+/// Properties where there are any.
+fn list(protocol: Protocol, properties: &[Property<'_>]) -> PropertyList {
+    properties.iter().copied().filter(|_| protocol.has_properties()).collect()
 }
 
 fn releases(qos: QoS, messages: u16) -> Vec<u8> {
@@ -104,7 +116,7 @@ struct Core {
 
 impl Core {
     /// A core with one publisher, which is client 0, and subscribers to its topic.
-    fn new(subscribers: u32, qos: QoS) -> Self {
+    fn new(protocol: Protocol, subscribers: u32, qos: QoS) -> Self {
         let options = Options { seed: 1, sys_interval: None, ..Options::default() };
         let broker = Broker::new(options, NOW);
         let mut core = Self { broker, inboxes: Vec::new(), answers: Vec::new(), deliveries: 0 };
@@ -112,7 +124,7 @@ impl Core {
             core.broker.handle_open(NOW, id(slot));
             core.inboxes.push(Inbox::default());
             let connect = Connect {
-                protocol: PROTOCOL,
+                protocol,
                 clean_start: true,
                 keep_alive_secs: 0,
                 properties: Properties::NONE,
@@ -122,11 +134,13 @@ impl Core {
                 password: None,
             };
             let mut bytes = Vec::new();
-            encode::encode(&Packet::Connect(connect), PROTOCOL, &mut bytes)
+            encode::encode(&Packet::Connect(connect), protocol, &mut bytes)
                 .expect("it has a form on the wire");
             if slot > 0 {
                 let requests = [(TOPIC, qos.into())];
-                encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
+                let list = list(protocol, &[Property::SubscriptionId(7)]);
+                let properties = list.as_properties();
+                encode::subscribe(&mut bytes, protocol, PacketId::FIRST, properties, &requests);
             }
             core.input(slot, &bytes);
             core.settle();

@@ -14,19 +14,25 @@
 use std::hint::black_box;
 
 use broker::codec::packet::{Ack, Connack, Connect, Disconnect, Publish, SubscriptionOptions, Will};
-use broker::codec::{Inbox, Packet, PacketId, Properties, Protocol, QoS, ReasonCode, decode, encode, frame};
+use broker::codec::property::PropertyList;
+use broker::codec::{
+    Inbox, Packet, PacketId, Properties, Property, Protocol, QoS, ReasonCode, decode, encode, frame,
+};
 use criterion::{BenchmarkId, Criterion, Throughput};
-
-const PROTOCOL: Protocol = Protocol::Mqtt311;
 
 const PACKET_SIZE_MAX: u32 = 268_435_455;
 
 /// Bytes in one read of the server.
 const READ_BYTES: usize = 64 * 1024;
 
+/// A packet with its name and what it is read as.
+type Sample = (&'static str, Protocol, Vec<u8>);
+
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    let samples = samples();
+    let of_311 = samples_of_311().into_iter().map(|(name, bytes)| (name, Protocol::Mqtt311, bytes));
+    let of_5 = samples_of_5().into_iter().map(|(name, bytes)| (name, Protocol::Mqtt5, bytes));
+    let samples: Vec<Sample> = of_311.chain(of_5).collect();
     decode_each(&mut criterion, &samples);
     encode_each(&mut criterion, &samples);
     split_a_read(&mut criterion);
@@ -34,8 +40,12 @@ fn main() {
 }
 
 fn bytes_of(packet: Packet<'_>) -> Vec<u8> {
+    bytes_in(Protocol::Mqtt311, packet)
+}
+
+fn bytes_in(protocol: Protocol, packet: Packet<'_>) -> Vec<u8> {
     let mut bytes = Vec::new();
-    encode::encode(&packet, PROTOCOL, &mut bytes).expect("it has a form on the wire");
+    encode::encode(&packet, protocol, &mut bytes).expect("it has a form on the wire");
     bytes
 }
 
@@ -45,25 +55,28 @@ fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     bytes
 }
 
-fn publish(qos: QoS, payload: &[u8]) -> Vec<u8> {
-    let packet_id = (qos > QoS::AtMostOnce).then_some(PacketId::FIRST);
-    bytes_of(Packet::Publish(Publish {
+fn message(qos: QoS, payload: &[u8]) -> Publish<'_> {
+    Publish {
         dup: false,
         qos,
         retain: false,
         topic: "site/17/device/4711/temperature",
-        packet_id,
+        packet_id: (qos > QoS::AtMostOnce).then_some(PacketId::FIRST),
         properties: Properties::NONE,
         payload,
-    }))
+    }
+}
+
+fn publish(qos: QoS, payload: &[u8]) -> Vec<u8> {
+    bytes_of(Packet::Publish(message(qos, payload)))
 }
 
 fn subscribe(out: &mut Vec<u8>, requests: &[(&str, SubscriptionOptions)]) {
-    encode::subscribe(out, PROTOCOL, PacketId::FIRST, Properties::NONE, requests);
+    encode::subscribe(out, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, requests);
 }
 
 /// One packet of each type, in the sizes that clients really send.
-fn samples() -> Vec<(&'static str, Vec<u8>)> {
+fn samples_of_311() -> Vec<(&'static str, Vec<u8>)> {
     let connect = Connect {
         protocol: Protocol::Mqtt311,
         clean_start: true,
@@ -108,54 +121,99 @@ fn samples() -> Vec<(&'static str, Vec<u8>)> {
         ("PUBCOMP", bytes_of(Packet::Pubcomp(ack))),
         ("SUBSCRIBE 1 filter", written(|out| subscribe(out, &requests[..1]))),
         ("SUBSCRIBE 8 filters", written(|out| subscribe(out, &requests))),
-        ("SUBACK 8 filters", written(|out| encode::suback(out, PROTOCOL, PacketId::FIRST, &granted))),
+        (
+            "SUBACK 8 filters",
+            written(|out| encode::suback(out, Protocol::Mqtt311, PacketId::FIRST, &granted)),
+        ),
         (
             "UNSUBSCRIBE 8 filters",
-            written(|out| encode::unsubscribe(out, PROTOCOL, PacketId::FIRST, Properties::NONE, &names)),
+            written(|out| {
+                encode::unsubscribe(out, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, &names);
+            }),
         ),
-        ("UNSUBACK", written(|out| encode::unsuback(out, PROTOCOL, PacketId::FIRST, &[]))),
+        ("UNSUBACK", written(|out| encode::unsuback(out, Protocol::Mqtt311, PacketId::FIRST, &[]))),
         ("PINGREQ", bytes_of(Packet::Pingreq)),
         ("PINGRESP", bytes_of(Packet::Pingresp)),
         ("DISCONNECT", bytes_of(Packet::Disconnect(Disconnect::NORMAL))),
     ]
 }
 
-fn decoded(bytes: &[u8]) -> Packet<'_> {
-    match frame::split(bytes, PROTOCOL, PACKET_SIZE_MAX) {
-        Ok(frame::Split::Complete { frame, .. }) => decode::decode(frame, PROTOCOL).expect("a packet"),
+/// What 5.0 adds to the packets that are most frequent, and to CONNECT.
+fn samples_of_5() -> Vec<(&'static str, Vec<u8>)> {
+    let bytes = |packet| bytes_in(Protocol::Mqtt5, packet);
+    let offer = PropertyList::from_iter([
+        Property::SessionExpirySecs(3_600),
+        Property::ReceiveMaximum(20),
+        Property::TopicAliasMaximum(10),
+    ]);
+    let connect = Connect {
+        protocol: Protocol::Mqtt5,
+        clean_start: true,
+        keep_alive_secs: 60,
+        properties: offer.as_properties(),
+        client_id: "device-4711",
+        will: None,
+        username: None,
+        password: None,
+    };
+    let alias = PropertyList::from_iter([Property::TopicAlias(3)]);
+    let three = PropertyList::from_iter([
+        Property::MessageExpirySecs(60),
+        Property::ContentType("text/plain"),
+        Property::UserProperty("unit", "kelvin"),
+    ]);
+    let plain = message(QoS::AtLeastOnce, &[b'x'; 64]);
+    let short = Publish { topic: "", properties: alias.as_properties(), ..plain };
+    let rich = Publish { properties: three.as_properties(), ..plain };
+    let nobody = Ack { reason: ReasonCode::NoMatchingSubscribers, ..Ack::success(PacketId::FIRST) };
+    vec![
+        ("5.0 CONNECT with 3 properties", bytes(Packet::Connect(connect))),
+        ("5.0 PUBLISH without properties", bytes(Packet::Publish(plain))),
+        ("5.0 PUBLISH with an alias for its topic", bytes(Packet::Publish(short))),
+        ("5.0 PUBLISH with 3 properties", bytes(Packet::Publish(rich))),
+        ("5.0 PUBACK with a reason", bytes(Packet::Puback(nobody))),
+    ]
+}
+
+fn decoded(protocol: Protocol, bytes: &[u8]) -> Packet<'_> {
+    match frame::split(bytes, protocol, PACKET_SIZE_MAX) {
+        Ok(frame::Split::Complete { frame, .. }) => decode::decode(frame, protocol).expect("a packet"),
         _ => panic!("a whole packet"),
     }
 }
 
-fn decode_each(criterion: &mut Criterion, samples: &[(&'static str, Vec<u8>)]) {
+fn decode_each(criterion: &mut Criterion, samples: &[Sample]) {
     let mut group = criterion.benchmark_group("decode");
-    for (name, bytes) in samples {
+    for (name, protocol, bytes) in samples {
+        let protocol = *protocol;
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_with_input(BenchmarkId::from_parameter(name), bytes, |bencher, bytes| {
             // By reference: the broker does not move packets about either.
             bencher.iter(|| {
-                black_box(&decoded(black_box(bytes)));
+                black_box(&decoded(protocol, black_box(bytes)));
             });
         });
     }
     group.finish();
 }
 
-fn encode_each(criterion: &mut Criterion, samples: &[(&'static str, Vec<u8>)]) {
+fn encode_each(criterion: &mut Criterion, samples: &[Sample]) {
     let mut group = criterion.benchmark_group("encode");
-    for (name, bytes) in samples {
+    for (name, protocol, bytes) in samples {
+        let protocol = *protocol;
         // The lists of some packets can only be made by decoding them.
-        let packet = decoded(bytes);
+        let packet = decoded(protocol, bytes);
         let mut out = Vec::with_capacity(2 * bytes.len() + 1024);
+        encode::encode(&packet, protocol, &mut out).expect("it has a form on the wire");
+        assert_eq!(out, *bytes, "what was decoded encodes to the same bytes");
         group.throughput(Throughput::Bytes(bytes.len() as u64));
         group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
             bencher.iter(|| {
                 out.clear();
-                encode::encode(black_box(&packet), PROTOCOL, &mut out).expect("it has a form on the wire");
+                encode::encode(black_box(&packet), protocol, &mut out).expect("it has a form on the wire");
                 black_box(out.len())
             });
         });
-        assert_eq!(out, *bytes, "what was decoded encodes to the same bytes");
     }
     group.finish();
 }
@@ -173,8 +231,10 @@ fn split_a_read(criterion: &mut Criterion) {
             bencher.iter(|| {
                 let mut input = black_box(read.as_slice());
                 let mut packets = 0;
-                while let Some(frame) = inbox.next(&mut input, PROTOCOL, PACKET_SIZE_MAX).expect("packets") {
-                    black_box(&decode::decode(frame, PROTOCOL).expect("a packet"));
+                while let Some(frame) =
+                    inbox.next(&mut input, Protocol::Mqtt311, PACKET_SIZE_MAX).expect("packets")
+                {
+                    black_box(&decode::decode(frame, Protocol::Mqtt311).expect("a packet"));
                     packets += 1;
                 }
                 assert_eq!(packets, count);

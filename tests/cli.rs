@@ -8,7 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use broker::codec::QoS;
-use broker::codec::packet::Connect;
+use broker::codec::packet::{Connect, Protocol};
 use support::{Client, PATIENCE, Received, connect, will};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_broker");
@@ -99,8 +99,17 @@ fn help_and_version() {
     let help = run(&["--help"]);
     let text = String::from_utf8(help.stdout).expect("text");
     assert!(help.status.success());
-    for option in ["-p, --port", "-h, --host", "--session-expiry", "--in-flight-max", "[14d]", "[268435455]"]
-    {
+    for option in [
+        "-p, --port",
+        "-h, --host",
+        "--session-expiry",
+        "--in-flight-max",
+        "--receive-max",
+        "--redirect-to",
+        "--scram-file",
+        "[14d]",
+        "[268435455]",
+    ] {
         assert!(text.contains(option), "{option}");
     }
     let version = run(&["--version"]);
@@ -115,6 +124,10 @@ fn a_wrong_command_line_is_one_line_and_status_3() {
         &["-p", "99999"],
         &["-p", "x"],
         &["--in-flight-max", "0"],
+        &["--receive-max", "0"],
+        &["--topic-alias-max", "65536"],
+        &["--keep-alive-max", "1d"],
+        &["--redirect-permanently"],
         &["--packet-size-max", "1G"],
         &["stray"],
         &["-h", "no.such.host.invalid"],
@@ -144,10 +157,9 @@ fn signals_log_clients_and_stop_in_order() {
         let mut broker = Broker::start("", "--status-interval 1");
         let mut watcher = Client::connect(broker.address, connect("watcher"));
         watcher.subscribe("w", QoS::AtMostOnce);
-        let _client = Client::connect(
-            broker.address,
-            Connect { will: will("w", b"stopped"), ..connect("odd\n\"id\"") },
-        );
+        let will = will("w", b"stopped");
+        let odd = Connect { protocol: Protocol::Mqtt5, will, ..connect("odd\n\"id\"") };
+        let mut client = Client::connect(broker.address, odd);
         let line = broker.line("connected from");
         assert!(
             line.contains("watcher") && line.contains("MQTT 3.1.1") && line.contains("127.0.0.1"),
@@ -155,6 +167,7 @@ fn signals_log_clients_and_stop_in_order() {
         );
         let line = broker.line("connected from");
         assert!(line.contains(r#""odd\n\"id\"""#), "a client id is escaped: {line}");
+        assert!(line.contains("MQTT 5.0"), "{line}");
         broker.signal(rustix::process::Signal::USR2);
         assert!(broker.line("2 clients connected").contains("INFO"));
         let line = broker.line("client \"watcher\" at");
@@ -164,6 +177,8 @@ fn signals_log_clients_and_stop_in_order() {
         broker.signal(signal);
         assert!(matches!(watcher.receive(), Received::Publish { payload, .. } if payload == b"stopped"));
         assert_eq!(watcher.receive(), Received::Closed);
+        assert_eq!(client.receive(), Received::Other(14), "a client of 5.0 is told");
+        assert_eq!(client.receive(), Received::Closed);
         assert!(broker.child.wait().expect("it ends").success());
     }
 }
@@ -237,7 +252,9 @@ fn an_idle_client_costs_little_memory_and_an_idle_broker_no_time() {
     let before = broker.resident_bytes();
     let mut clients = Vec::with_capacity(CLIENTS);
     for number in 0..CLIENTS {
-        let mut client = Client::connect(broker.address, connect(&format!("till-{number:05}")));
+        let protocol = if number % 2 == 0 { Protocol::Mqtt311 } else { Protocol::Mqtt5 };
+        let client_id = format!("till-{number:05}");
+        let mut client = Client::connect(broker.address, Connect { protocol, ..connect(&client_id) });
         client.subscribe(&format!("till/{number}/orders"), QoS::AtLeastOnce);
         clients.push(client);
     }

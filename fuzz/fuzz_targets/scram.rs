@@ -1,4 +1,5 @@
-//! Any bytes as the two messages of a client: nobody is let in without the proof, and with it everybody is.
+//! Any bytes as the two messages of a client, and as a file of verifiers: no panic, answers of the right form, and nobody is
+//! let in who is not known.
 
 #![no_main]
 

@@ -1,6 +1,7 @@
 //! The simulator: seeded worlds of clients around one core, and a model that knows MQTT and not the core's structures.
 //!
 //! A failure names its seed, and `SIMULATION_SEED=n cargo test --test simulation worlds` replays it.
+//! `SIMULATION_TRACE=1` with it prints every event and every packet that a client hears.
 //! `SIMULATION_SEEDS=n` and `SIMULATION_STEPS=n` make a longer run: a million steps are 1,000 seeds of 1,000.
 
 mod client;
@@ -15,10 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Packet, Protocol, Will};
+use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, QoS, decode, encode, frame};
 
-use client::{Ear, Heard, Unacknowledged, ack, bytes_of, publish_bytes};
-use model::Coverage;
+use client::{Delivery, Ear, Heard, Unacknowledged, ack, bytes_of, publish_bytes};
+use model::coverage::{Coverage, EXPECTED};
 use random::Random;
 use world::World;
 
@@ -65,21 +67,7 @@ fn worlds() {
     }
     println!("{:#?}", seen.counts);
     if count >= 100 {
-        for what in [
-            "QoS 0 delivery",
-            "QoS 1 delivery",
-            "QoS 2 delivery",
-            "repetition",
-            "repeated QoS 2 PUBLISH",
-            "retained delivery",
-            "will",
-            "take-over",
-            "session resumed",
-            "session expired or evicted",
-            "keep-alive timeout",
-            "stalled reader closed",
-            "queue full",
-        ] {
+        for what in EXPECTED {
             assert!(seen.counts.get(what).is_some_and(|count| *count >= 10), "hardly ever: {what}");
         }
     }
@@ -147,7 +135,7 @@ fn packet_identifiers_run_out_and_go_round() {
         say.clear();
         for heard in ear.hear(&take_all(&mut broker, now, id)) {
             match heard {
-                Heard::Publish { payload, packet_id: Some(packet_id), dup, .. } => {
+                Heard::Publish(Delivery { payload, packet_id: Some(packet_id), dup, .. }) => {
                     assert_eq!(payload, heard_next.to_string(), "in order [MQTT-4.6.0-6]");
                     heard_next += 1;
                     assert!(!dup);
@@ -155,7 +143,7 @@ fn packet_identifiers_run_out_and_go_round() {
                     assert!(!std::mem::replace(used, true), "{packet_id} is in use [MQTT-2.3.1-4]");
                     in_use.push_back(packet_id);
                 }
-                Heard::Puback(_) | Heard::Connack { .. } | Heard::Suback(..) => {}
+                Heard::Puback(..) | Heard::Connack { .. } | Heard::Suback(..) => {}
                 other => panic!("{other:?}"),
             }
         }
@@ -171,7 +159,7 @@ fn packet_identifiers_run_out_and_go_round() {
             }
             let answered = in_use.remove(at).expect("it is in use");
             is_in_use[usize::from(answered.number())] = false;
-            say.extend(bytes_of(&Packet::Puback(ack(answered))));
+            say.extend(bytes_of(&Packet::Puback(ack(answered)), Protocol::Mqtt311));
         }
         for _ in 0..MESSAGES.saturating_sub(published).min(10_000) {
             let message = Unacknowledged {
@@ -179,9 +167,10 @@ fn packet_identifiers_run_out_and_go_round() {
                 payload: published.to_string(),
                 qos: QoS::AtLeastOnce,
                 retain: false,
+                properties: PropertyList::default(),
                 received: false,
             };
-            say.extend(publish_bytes(Some(PacketId::FIRST), &message, false));
+            say.extend(publish_bytes(Protocol::Mqtt311, Some(PacketId::FIRST), &message, false, None));
             published += 1;
         }
     }

@@ -3,25 +3,36 @@
 //! The world is the shell of the core, as the server is: it feeds packets, flushes outboxes, frees what ended. Every
 //! decision follows from the seed.
 
-use std::collections::{BTreeMap, VecDeque};
+mod act;
+mod rest;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Disconnect, Packet, Protocol, Will};
-use broker::codec::{Inbox, PacketId, Properties, QoS, ReasonCode, decode, encode};
-use broker::metrics::DropReason;
+use broker::codec::packet::{Ack, Packet};
+use broker::codec::{Inbox, PacketId, Properties, Property, Protocol, QoS, ReasonCode, decode};
 
-use super::client::{Ear, Heard, Memory, Unacknowledged, ack, bytes_of, publish_bytes};
-use super::model::{Asked, Coverage, Model, Published};
+use super::client::aliases::Aliases;
+use super::client::{Delivery, Ear, Heard, Memory, ack, bytes_of, publish_bytes};
+use super::model::Model;
+use super::model::coverage::Coverage;
+use super::model::link::Asked;
 use super::random::Random;
 
-const TOPICS: [&str; 6] = ["a", "a/b", "a/b/c", "b", "b/c", "$own/a"];
-const FILTERS: [&str; 10] = ["#", "a/#", "+/b", "a/+", "a", "a/b", "b/#", "+", "$own/#", "a/b/c"];
+/// An answer that a client has yet to send.
+#[derive(Clone, Copy, Debug)]
+enum Answer {
+    Puback(PacketId, ReasonCode),
+    Pubrec(PacketId, ReasonCode),
+    Pubcomp(PacketId),
+}
 
 /// One connection: both of its ends.
 struct Connection {
     client: usize,
+    protocol: Protocol,
     inbox: Inbox,
     /// Bytes on their way to the core.
     to_broker: VecDeque<u8>,
@@ -33,9 +44,28 @@ struct Connection {
     stalled: bool,
     /// A broken connection is not written to any more; the core may not know yet.
     misbehaved: bool,
-    /// Answers that the client has yet to send.
-    answers: VecDeque<Vec<u8>>,
-    pings: usize,
+    /// What a client of 5.0 that broke a rule has to be told.
+    violation: Option<ReasonCode>,
+    /// Why the core closed it.
+    closed: Option<CloseReason>,
+    /// The DISCONNECT that came.
+    told: Option<ReasonCode>,
+    /// The client is gone: it hears nothing of what is still under way.
+    deaf: bool,
+    answers: VecDeque<Answer>,
+    /// Messages of its memory that the client has not sent again yet.
+    to_repeat: VecDeque<PacketId>,
+    /// Messages at QoS 1 and 2 sent here and not finally acknowledged, and how many there may be.
+    under_way: BTreeSet<PacketId>,
+    receive_max: usize,
+    /// What the client has set.
+    aliases: Aliases,
+}
+
+impl Connection {
+    fn has_quota(&self) -> bool {
+        self.under_way.len() < self.receive_max
+    }
 }
 
 /// A client and its connections, of which the last one is in use.
@@ -59,8 +89,14 @@ pub(crate) struct World {
     model: Model,
     /// Whether the limits are so wide that nothing is ever dropped.
     roomy: bool,
+    /// Whether members of groups may ask for QoS 0.
+    shares_qos_0: bool,
     /// A running hash of every byte that the core sent.
     digest: u64,
+    /// Whether everything is printed that happens.
+    traces: bool,
+    /// Whether the core has taken a packet of which the model does not know yet.
+    packet_in_hand: bool,
 }
 
 impl World {
@@ -70,6 +106,10 @@ impl World {
         let options = Options {
             seed,
             in_flight_max: *random.pick(&[1, 2, 3, 5, 20, 65_535]),
+            receive_max: *random.pick(&[2, 5, 1_024, 65_535]),
+            topic_alias_max: *random.pick(&[0, 1, 2, 16]),
+            keep_alive_secs_max: *random.pick(&[0, 0, 20]),
+            packet_size_max: *random.pick(&[3_000, 268_435_455]),
             queued_messages_max: if roomy { 1_000_000 } else { *random.pick(&[0, 1, 3, 10, 100]) },
             queued_bytes_max: if roomy { 1 << 40 } else { *random.pick(&[300, 2_000, 1 << 40]) },
             outbox_bytes_max: *random.pick(&[4_096, 8_192, 65_536]),
@@ -78,6 +118,7 @@ impl World {
             stall_timeout: Duration(5_000),
             handshake_timeout: Duration(5_000),
             sys_interval: None,
+            trace_packets: true,
             ..Options::default()
         };
         let now = Instant(random.below(1_000_000) as u64);
@@ -91,6 +132,7 @@ impl World {
             .collect();
         Self {
             broker: Broker::new(options, now),
+            shares_qos_0: random.once_in(5),
             random,
             now,
             connections: BTreeMap::new(),
@@ -101,6 +143,8 @@ impl World {
             model: Model::default(),
             roomy,
             digest: 0,
+            packet_in_hand: false,
+            traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
     }
 
@@ -111,30 +155,18 @@ impl World {
         }
         self.come_to_rest();
         self.check_retained();
-        self.model.settle();
-        let metrics = self.broker.metrics();
-        let dropped = metrics.dropped[DropReason::QueueMessagesFull as usize]
-            + metrics.dropped[DropReason::QueueBytesFull as usize];
-        // Nothing is dropped silently [MQTT-4.3.2-1] [MQTT-4.3.3-1] [MQTT-4.5.0-1] [B-045].
-        assert!(self.model.lost <= dropped, "{} lost, {dropped} counted as dropped", self.model.lost);
-        // A retained message comes after every SUBSCRIBE that matches it [MQTT-3.3.1-6].
-        let dropped_at_most_once = metrics.dropped[DropReason::OutboxFull as usize];
-        assert!(self.model.lost_at_most_once <= dropped_at_most_once, "a retained message did not come");
-        assert!(!self.roomy || self.model.lost == 0, "nothing may be lost with so much room");
-        if dropped > 0 {
-            self.model.coverage.see("queue full");
-        }
+        self.check_lost();
         let digest = self.digest;
         (digest, self.leave())
     }
 
     fn step(&mut self) {
-        self.now = self.now + Duration(self.random.below(40) as u64);
+        let mut leap = self.random.below(40);
         if self.random.once_in(60) {
-            let leap = *self.random.pick(&[1_000, 3_000, 10_000, 70_000]);
-            self.now = self.now + Duration(self.random.below(leap) as u64);
+            let most = *self.random.pick(&[1_000, 3_000, 10_000, 70_000]);
+            leap += self.random.below(most);
         }
-        self.timeout();
+        self.advance(Duration(leap as u64));
         let client = self.random.below(self.clients.len());
         match self.clients[client].open.last().copied() {
             None => self.connect(client),
@@ -144,61 +176,18 @@ impl World {
         self.broker.check_invariants();
     }
 
-    /// One thing that a connected client does.
-    fn act(&mut self, client: usize, id: ConnectionId) {
-        if self.connections[&id].misbehaved {
-            return self.cut(client, id);
-        }
-        match self.random.below(100) {
-            0..=39 => self.publish(client, id),
-            40..=54 => self.subscribe(id),
-            55..=59 => {
-                let filter = *self.random.pick(&FILTERS);
-                let mut bytes = Vec::new();
-                encode::unsubscribe(
-                    &mut bytes,
-                    Protocol::Mqtt311,
-                    PacketId::FIRST,
-                    Properties::NONE,
-                    &[filter],
-                );
-                self.say(id, &bytes);
-            }
-            60..=79 => self.answer(id),
-            80..=84 => {
-                self.connection(id).pings += 1;
-                self.say(id, &bytes_of(&Packet::Pingreq));
-            }
-            85..=87 => {
-                let stalled = &mut self.connection(id).stalled;
-                *stalled = !*stalled;
-            }
-            88..=90 => {
-                self.say(id, &bytes_of(&Packet::Disconnect(Disconnect::NORMAL)));
-                self.connection(id).misbehaved = true;
-            }
-            91..=93 => self.cut(client, id),
-            94..=95 => self.connect(client), // Takes over its own older connection.
-            96 => {
-                // Half a packet and then nothing more.
-                self.say(id, &[0x30, 0x40, 0, 1]);
-                self.connection(id).misbehaved = true;
-            }
-            97 => {
-                let violation: &[u8] = self.random.pick::<&[u8]>(&[
-                    &[0x00, 0x00],
-                    &[0xD0, 0x00],
-                    &[0x30, 0x03, 0, 1, b'#'],
-                    &[0x10, 0x00],
-                ]);
-                self.say(id, violation);
-                self.connection(id).misbehaved = true;
-            }
-            _ => {
-                // An answer that nobody waits for.
-                self.say(id, &bytes_of(&Packet::Pubrel(ack(PacketId::new(60_000).expect("not 0")))));
+    /// Time passes, and the core is woken as often as it wants to be, or now and then only at the end.
+    fn advance(&mut self, span: Duration) {
+        let until = self.now + span;
+        // Of wills that are late nobody knows the order.
+        if !self.random.once_in(4) || self.model.has_delayed_will() {
+            while let Some(due) = self.broker.poll_timeout().filter(|due| *due < until) {
+                self.now = self.now.max(due);
+                self.timeout();
             }
         }
+        self.now = until;
+        self.timeout();
     }
 
     fn connection(&mut self, id: ConnectionId) -> &mut Connection {
@@ -209,7 +198,19 @@ impl World {
         self.connection(id).to_broker.extend(bytes);
     }
 
-    fn connect(&mut self, client: usize) {
+    fn say_packet(&mut self, id: ConnectionId, packet: &Packet<'_>) {
+        let connection = self.connection(id);
+        connection.to_broker.extend(bytes_of(packet, connection.protocol));
+    }
+
+    /// Opens a connection and says CONNECT; `None` for what a client has no properties for.
+    fn open(
+        &mut self,
+        client: usize,
+        protocol: Protocol,
+        alias_max: u16,
+        packet_size_max: u32,
+    ) -> ConnectionId {
         let slot = self.free_slots.pop().unwrap_or_else(|| {
             self.slots += 1;
             self.slots - 1
@@ -219,113 +220,30 @@ impl World {
         self.broker.handle_open(self.now, id);
         let connection = Connection {
             client,
+            protocol,
             inbox: Inbox::default(),
             to_broker: VecDeque::new(),
             to_client: VecDeque::new(),
-            ear: Ear::default(),
+            ear: Ear::new(protocol, alias_max, packet_size_max),
             connack: false,
             stalled: false,
             misbehaved: false,
+            violation: None,
+            closed: None,
+            told: None,
+            deaf: false,
             answers: VecDeque::new(),
-            pings: 0,
+            to_repeat: VecDeque::new(),
+            under_way: BTreeSet::new(),
+            receive_max: usize::from(u16::MAX),
+            aliases: Aliases::default(),
         };
         self.connections.insert(id, connection);
-        let clean_start = self.random.once_in(4);
-        let keep_alive_secs = *self.random.pick(&[0, 0, 1, 2, 30]);
-        let has_will = self.random.once_in(3);
-        let qos = QoS::new(self.random.below(3) as u8).expect("below 3");
-        let (topic, retain) = (*self.random.pick(&TOPICS), self.random.once_in(3));
-        let client = &mut self.clients[client];
-        client.messages += 1;
-        client.open.push(id);
-        let payload = format!("w{} {}", client.id, client.messages);
-        let will = Will { topic, payload: payload.as_bytes(), qos, retain, properties: Properties::NONE };
-        let connect = Connect {
-            protocol: Protocol::Mqtt311,
-            clean_start,
-            keep_alive_secs,
-            properties: Properties::NONE,
-            client_id: &client.id.clone(),
-            will: has_will.then_some(will),
-            username: None,
-            password: None,
-        };
-        let bytes = bytes_of(&Packet::Connect(connect));
-        self.say(id, &bytes);
+        self.clients[client].open.push(id);
+        id
     }
 
-    fn publish(&mut self, client: usize, id: ConnectionId) {
-        let qos = QoS::new(self.random.below(3) as u8).expect("below 3");
-        let topic = (*self.random.pick(&TOPICS)).to_owned();
-        let retain = self.random.once_in(4);
-        let connection = &self.connections[&id];
-        // Before its CONNACK a client does not know whether its session is there.
-        if !connection.connack {
-            return;
-        }
-        let client = &mut self.clients[client];
-        if client.memory.unacknowledged.len() >= 20 {
-            return;
-        }
-        client.messages += 1;
-        let filling =
-            if self.random.once_in(8) { "x".repeat(self.random.below(1_500)) } else { String::new() };
-        let payload = if retain && self.random.once_in(4) {
-            String::new()
-        } else {
-            format!("{} {} {filling}", client.id, client.messages)
-        };
-        // An empty payload names nobody, so it is published where the model need not tell publishers apart.
-        let qos = if payload.is_empty() { QoS::AtMostOnce } else { qos };
-        let message = Unacknowledged { topic, payload, qos, retain, received: false };
-        let packet_id = (qos > QoS::AtMostOnce).then(|| client.memory.packet_id());
-        if let Some(packet_id) = packet_id {
-            client.memory.unacknowledged.push_back((packet_id, message.clone()));
-        }
-        self.say(id, &publish_bytes(packet_id, &message, false));
-        if qos == QoS::ExactlyOnce && self.random.once_in(10) {
-            // Repeated before it was answered: tolerated, and taken once.
-            self.say(id, &publish_bytes(packet_id, &message, true));
-        }
-    }
-
-    fn subscribe(&mut self, id: ConnectionId) {
-        let mut requests = Vec::new();
-        for _ in 0..1 + self.random.below(3) {
-            let qos = QoS::new(self.random.below(3) as u8).expect("below 3");
-            requests.push((*self.random.pick(&FILTERS), qos.into()));
-        }
-        let mut bytes = Vec::new();
-        encode::subscribe(&mut bytes, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, &requests);
-        self.say(id, &bytes);
-    }
-
-    /// Sends some of the answers that are due, now and then not in order.
-    fn answer(&mut self, id: ConnectionId) {
-        let count = self.random.below(6);
-        let shuffled = self.random.once_in(5);
-        for _ in 0..count {
-            let left = self.connections[&id].answers.len();
-            if left == 0 {
-                return;
-            }
-            let at = if shuffled { self.random.below(left) } else { 0 };
-            let bytes = self.connection(id).answers.remove(at).expect("one is left");
-            self.say_answer(id, &bytes);
-        }
-    }
-
-    fn say_answer(&mut self, id: ConnectionId, bytes: &[u8]) {
-        let first = bytes[0] >> 4;
-        let packet_id = PacketId::new(u16::from_be_bytes([bytes[2], bytes[3]])).expect("not 0");
-        let client = self.connections[&id].client;
-        if first == 4 || first == 7 {
-            self.clients[client].memory.outstanding.remove(&packet_id);
-        }
-        self.say(id, bytes);
-    }
-
-    /// The client ends its connection without a word. What it sent may arrive or not.
+    /// The client ends its connection without a word. What it sent may arrive or not, and what was sent to it as well.
     fn cut(&mut self, client: usize, id: ConnectionId) {
         if self.random.once_in(2) {
             while self.connections.get(&id).is_some_and(|connection| !connection.to_broker.is_empty()) {
@@ -336,9 +254,13 @@ impl World {
                 }
             }
         }
+        let is_deaf = self.random.once_in(2);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.deaf = is_deaf;
+        }
         self.clients[client].open.retain(|open| *open != id);
         self.broker.handle_lost(self.now, id, self.random.once_in(2));
-        self.after_input(None, &[]);
+        self.after_input(None, None);
     }
 
     /// Bytes travel: all of them, or some from and to some connections.
@@ -374,9 +296,11 @@ impl World {
             let Some(connection) = self.connections.get_mut(&id) else { return };
             let mut inbox = std::mem::take(&mut connection.inbox);
             let next = match inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(Some(frame)) => decode::decode(frame, Protocol::Mqtt311).map(Some),
+                Ok(Some(frame)) => decode::decode(frame, protocol)
+                    .map(Some)
+                    .map_err(|error| (error, frame.claimed_protocol())),
                 Ok(None) => Ok(None),
-                Err(error) => Err(error),
+                Err(error) => Err((error, None)),
             };
             let more = match next {
                 Ok(Some(packet)) => {
@@ -384,11 +308,11 @@ impl World {
                     true
                 }
                 Ok(None) => false,
-                Err(error) => {
+                Err((error, claimed)) => {
                     let misbehaved = self.connections.get(&id).is_none_or(|connection| connection.misbehaved);
                     assert!(misbehaved, "a good packet is not malformed: {error}");
-                    self.broker.handle_malformed(self.now, id, error, None);
-                    self.after_input(None, &[id]);
+                    self.broker.handle_malformed(self.now, id, error, claimed);
+                    self.after_input(None, Some(id));
                     false
                 }
             };
@@ -408,61 +332,75 @@ impl World {
     /// One packet to the core, and the same to the model.
     fn packet(&mut self, id: ConnectionId, packet: &Packet<'_>) {
         let asked = match packet {
-            Packet::Connect(connect) => Some(Asked {
-                client_id: connect.client_id.to_owned(),
-                clean: connect.clean_start,
-                keep_alive_secs: connect.keep_alive_secs,
-                will: connect.will.map(|will| published(will.topic, will.payload, will.qos, will.retain)),
-            }),
+            Packet::Connect(connect) => Some(Asked::of(connect, self.now)),
             _ => None,
         };
-        self.broker.handle_packet(self.now, id, *packet);
-        let expected: &[ConnectionId] = match packet {
-            Packet::Disconnect(_) => &[id],
-            _ if self.connections.get(&id).is_none_or(|connection| connection.misbehaved) => &[id],
-            _ => &[],
-        };
-        self.model.heard_from(id, self.now);
-        self.after_input(asked.as_ref(), expected);
-        if self.model.client_id(id).is_none() {
-            return; // Refused, or closed by this very packet: it has no effect.
-        }
+        let is_connected = self.model.client_id(id).is_some();
+        let mut is_violation = self.connections.get(&id).is_none_or(|connection| connection.misbehaved);
+        // The core acts on these at once, and its next messages follow from them.
         match packet {
-            Packet::Publish(publish) => {
-                let message = published(publish.topic, publish.payload, publish.qos, publish.retain);
-                self.model.publish(id, publish.packet_id, &message);
-            }
-            Packet::Pubrel(ack) => self.model.release(id, ack.packet_id),
-            Packet::Subscribe(subscribe) => {
-                for request in subscribe.requests {
-                    self.model.subscribe(id, request.filter, request.options.qos);
-                }
-            }
-            Packet::Unsubscribe(unsubscribe) => {
-                for filter in unsubscribe.filters {
-                    self.model.unsubscribe(id, filter);
+            _ if !is_connected => {}
+            Packet::Puback(ack) | Packet::Pubcomp(ack) => self.model.puback_or_pubcomp(id, ack),
+            Packet::Pubrec(ack) => self.model.pubrec(id, ack),
+            Packet::Disconnect(disconnect) => {
+                let is_fine = self.model.disconnect(id, disconnect, self.broker.options());
+                if !is_fine {
+                    is_violation = true;
+                    self.connection(id).violation = Some(ReasonCode::ProtocolError);
                 }
             }
             _ => {}
         }
+        self.packet_in_hand = true;
+        self.broker.handle_packet(self.now, id, *packet);
+        self.model.heard_from(id);
+        self.after_input(asked.as_ref(), is_violation.then_some(id));
+        self.packet_in_hand = false;
+        if self.model.client_id(id).is_none() {
+            return; // Refused, or closed by this very packet: it has no effect.
+        }
+        match packet {
+            Packet::Publish(publish) => self.model.publish(id, publish),
+            Packet::Pubrel(ack) => self.model.pubrel(id, ack.packet_id),
+            Packet::Subscribe(subscribe) => self.model.subscribe(id, subscribe),
+            Packet::Unsubscribe(unsubscribe) => self.model.unsubscribe(id, unsubscribe),
+            Packet::Pingreq => self.model.ping(id),
+            Packet::Disconnect(_) => panic!("DISCONNECT ends the connection"),
+            _ => {}
+        }
+        self.model.append_late_replies();
     }
 
     /// Tells the model what happened, and frees what ended. Only `expected` may be closed as violators.
-    fn after_input(&mut self, asked: Option<&Asked>, expected: &[ConnectionId]) {
+    fn after_input(&mut self, asked: Option<&Asked>, expected: Option<ConnectionId>) {
+        self.model.now = self.now;
         while let Some(event) = self.broker.poll_event() {
+            if self.traces {
+                eprintln!("{} {event:?}", self.now.0);
+            }
             if let Event::Closed { connection, reason, .. } = &event {
-                let allowed = !reason.is_violation() || expected.contains(connection);
+                let allowed = !reason.is_violation() || expected == Some(*connection);
                 assert!(allowed, "{connection:?} closed without reason: {reason}");
                 if *reason == CloseReason::Stalled {
                     self.model.coverage.see("stalled reader closed");
                 }
+                if let Some(connection) = self.connections.get_mut(connection) {
+                    connection.closed = Some(*reason);
+                }
             }
-            self.model.event(&event, asked, self.now);
+            self.model.event(&event, asked, self.broker.options());
+        }
+        if !self.packet_in_hand {
+            self.model.append_late_replies();
         }
         while let Some(id) = self.broker.poll_close() {
             // Last bytes: a CONNACK that says no, answers to what came before the end.
-            self.flush(id, true);
-            self.hear_all(id);
+            if !self.connections[&id].deaf {
+                self.flush(id, true);
+                self.hear_all(id);
+                self.check_last_word(id);
+            }
+            self.model.forget(id);
             self.broker.handle_closed(id);
             if let Some(connection) = self.connections.remove(&id) {
                 self.clients[connection.client].open.retain(|open| *open != id);
@@ -471,15 +409,42 @@ impl World {
         }
     }
 
+    /// A client of 5.0 is told why it is closed, in the last packet of all, and got every answer before
+    /// [MQTT5-4.13.1-1] [MQTT5-3.14.4-1] [MQTT5-3.14.0-1].
+    fn check_last_word(&mut self, id: ConnectionId) {
+        let connection = &self.connections[&id];
+        let reason = connection.closed.expect("it is closed");
+        let word = match reason {
+            _ if !connection.protocol.has_properties() || !connection.connack => None,
+            CloseReason::Disconnected(_)
+            | CloseReason::ConnectionLost
+            | CloseReason::ConnectionFailed
+            | CloseReason::HandshakeTimeout => None,
+            CloseReason::TakenOver => Some(ReasonCode::SessionTakenOver), // [MQTT5-3.1.4-3]
+            CloseReason::KeepAliveTimeout => Some(ReasonCode::KeepAliveTimeout), // [B-101]
+            CloseReason::Stalled | CloseReason::OutboxFull => Some(ReasonCode::QuotaExceeded),
+            _ => Some(connection.violation.expect("it broke a rule")),
+        };
+        assert_eq!(connection.told, word, "the code of a DISCONNECT: {reason}");
+        let coverage = &mut self.model.coverage;
+        coverage.see_if("violation told by its code", word.is_some() && reason.is_violation());
+        coverage.see_if("receive maximum exceeded", word == Some(ReasonCode::ReceiveMaximumExceeded));
+        assert_eq!(self.model.replies_left(id), 0, "every packet was answered before {reason}");
+    }
+
     fn timeout(&mut self) {
         while self.broker.poll_timeout().is_some_and(|due| due <= self.now) {
             while self.broker.poll_flush().is_some() {}
             self.broker.handle_timeout(self.now);
-            self.after_input(None, &[]);
+            self.model.now = self.now;
+            self.model.publish_wills();
+            self.after_input(None, None);
         }
-        let overdue: Vec<ConnectionId> = self.model.overdue(self.now).collect();
+        self.model.now = self.now;
+        self.model.check_deadlines();
+        let overdue: Vec<ConnectionId> = self.model.overdue().collect();
         for id in overdue {
-            // [MQTT-3.1.2-24]: unless it is us who do not read it.
+            // [MQTT-3.1.2-24] [MQTT5-3.1.2-22]: unless it is us who do not read it.
             assert!(!self.broker.wants_input(id), "{id:?} should have been closed by its keep-alive");
         }
     }
@@ -533,238 +498,163 @@ impl World {
     }
 
     fn take_in(&mut self, id: ConnectionId, heard: &Heard) {
-        let Self { connections, clients, model, .. } = self;
-        let connection = connections.get_mut(&id).expect("it hears");
-        let client = &mut clients[connection.client];
-        let memory = &mut client.memory;
-        // What comes late on a connection whose session has gone on elsewhere is not for its memory.
-        let current = model.is_current(&client.id, id);
+        let connection = self.connections.get_mut(&id).expect("it hears");
+        if self.traces {
+            eprintln!("{} {id:?} hears {heard:?}", self.now.0);
+        }
+        assert_eq!(connection.told, None, "nothing comes behind a DISCONNECT [MQTT5-3.14.4-1]");
         if let Heard::Connack { reason, .. } = heard {
+            // [MQTT5-3.2.0-2]
             assert!(!connection.connack, "CONNACK comes once");
             if *reason != ReasonCode::Success {
-                model.coverage.see("refused");
+                self.model.coverage.see("refused");
                 return;
             }
             connection.connack = true;
-            if !current {
-                return;
-            }
-            memory.join(model.incarnation(id));
-            // What is said behind half a packet would be taken for its rest.
-            if connection.misbehaved {
-                return;
-            }
-            // [MQTT-4.4.0-1]
-            for (packet_id, message) in &memory.unacknowledged {
-                connection.to_broker.extend(if message.received {
-                    bytes_of(&Packet::Pubrel(ack(*packet_id)))
-                } else {
-                    publish_bytes(Some(*packet_id), message, true)
-                });
-            }
-            return;
+            self.model.accepted(id, heard);
+            return self.begin(id, heard);
         }
-        assert!(connection.connack, "CONNACK comes first [MQTT-3.2.0-1]");
+        // [MQTT-3.2.0-1] [MQTT5-3.2.0-1] [MQTT5-3.14.0-1]
+        assert!(connection.connack, "CONNACK comes first");
+        // What comes late on a connection whose session has gone on elsewhere is not for its memory.
+        let client = &mut self.clients[connection.client];
+        let current = self.model.is_current(&client.id, id);
         match heard {
-            Heard::Publish { packet_id: None, topic, payload, .. } => {
-                if !payload.is_empty() {
-                    model.delivered(id, &client.id, heard, false);
+            Heard::Publish(delivery) => {
+                self.model.delivered(id, delivery, current);
+                if current {
+                    self.note(id, delivery);
                 }
-                assert!(!topic.is_empty());
             }
-            Heard::Publish { packet_id: Some(packet_id), payload, qos, .. } if current => {
-                if let Some(other) = memory.outstanding.get(packet_id) {
-                    assert_eq!(other, payload, "identifier {packet_id} is in use [MQTT-2.3.1-4]");
+            Heard::Disconnect(reason) => connection.told = Some(*reason),
+            _ => {
+                self.model.replied(id, heard);
+                if current {
+                    self.go_on(id, heard);
                 }
-                let known = memory.outstanding.insert(*packet_id, payload.clone()).is_some();
-                let answer = if *qos == QoS::AtLeastOnce {
-                    Packet::Puback(ack(*packet_id))
-                } else {
-                    Packet::Pubrec(ack(*packet_id))
-                };
-                connection.answers.push_back(bytes_of(&answer));
-                let repeated = match qos {
-                    QoS::ExactlyOnce => !memory.receipts.insert(*packet_id),
-                    _ => known,
-                };
-                model.delivered(id, &client.id, heard, repeated);
             }
-            Heard::Pubrel(packet_id) if current => {
+        }
+    }
+
+    /// What a client does about an acknowledgement.
+    fn go_on(&mut self, id: ConnectionId, heard: &Heard) {
+        let connection = self.connections.get_mut(&id).expect("it hears");
+        let memory = &mut self.clients[connection.client].memory;
+        match heard {
+            Heard::Pubrel(packet_id, _) => {
                 memory.receipts.remove(packet_id);
-                connection.answers.push_back(bytes_of(&Packet::Pubcomp(ack(*packet_id))));
+                connection.answers.push_back(Answer::Pubcomp(*packet_id));
             }
-            Heard::Puback(packet_id) | Heard::Pubcomp(packet_id) if current => {
+            Heard::Puback(packet_id, _) | Heard::Pubcomp(packet_id, _) => {
                 memory.unacknowledged.retain(|(used, _)| used != packet_id);
+                connection.under_way.remove(packet_id);
             }
-            Heard::Pubrec(packet_id) if current => {
+            Heard::Pubrec(packet_id, reason) if reason.is_error() => {
+                memory.unacknowledged.retain(|(used, _)| used != packet_id);
+                connection.under_way.remove(packet_id);
+            }
+            Heard::Pubrec(packet_id, _) => {
                 for (used, message) in &mut memory.unacknowledged {
                     message.received |= used == packet_id;
                 }
                 if !connection.misbehaved {
-                    connection.to_broker.extend(bytes_of(&Packet::Pubrel(ack(*packet_id))));
+                    self.say_packet(id, &Packet::Pubrel(ack(*packet_id)));
                 }
-            }
-            Heard::Pingresp => {
-                assert!(connection.pings > 0, "PINGRESP answers a PINGREQ");
-                connection.pings -= 1;
-            }
-            Heard::Suback(_, reasons) => {
-                assert!(reasons.iter().all(|reason| *reason <= 2), "every filter is granted [MQTT-3.8.4-5]");
             }
             _ => {}
         }
-        let in_flight_max = usize::from(self.broker.options().in_flight_max);
-        assert!(memory.outstanding.len() <= in_flight_max, "{}: more in flight than allowed", client.id);
+        self.repeat(id);
     }
 
-    /// Everybody behaves, everything arrives, every stored session gets what waits for it.
-    fn come_to_rest(&mut self) {
-        let open: Vec<(usize, ConnectionId)> =
-            self.connections.iter().map(|(id, connection)| (connection.client, *id)).collect();
-        for (client, id) in open {
-            self.cut(client, id);
-        }
-        for client in 0..self.clients.len() {
-            self.come_back(client);
-        }
-        let mut rounds = 0;
-        while self.is_busy() {
-            rounds += 1;
-            assert!(rounds < 100_000, "the world comes to rest");
-            self.now = self.now + Duration(1);
-            self.timeout();
-            let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
-            for id in ids {
-                while let Some(bytes) =
-                    self.connections.get_mut(&id).and_then(|connection| connection.answers.pop_front())
-                {
-                    self.say_answer(id, &bytes);
-                }
-            }
-            self.travel(true);
-        }
-        self.broker.check_invariants();
-        // Those that were refused for want of room have nobody to answer them.
-        for client in self.clients.iter().filter(|client| !client.open.is_empty()) {
-            assert!(client.memory.unacknowledged.is_empty(), "{}: not every message was answered", client.id);
-            assert!(client.memory.outstanding.is_empty() && client.memory.receipts.is_empty());
-        }
-        for connection in self.connections.values() {
-            assert_eq!(connection.pings, 0, "every PINGREQ was answered [MQTT-3.12.4-1]");
-        }
-    }
-
-    /// Connects with the stored session, if there is one, without keep-alive and will.
-    fn come_back(&mut self, client: usize) {
-        self.connect(client);
-        let id = *self.clients[client].open.last().expect("just opened");
-        let client_id = self.clients[client].id.clone();
-        let clean_start = !self.model.stored_sessions().contains(&client_id);
-        let connect = Connect {
-            protocol: Protocol::Mqtt311,
-            clean_start,
-            keep_alive_secs: 0,
-            properties: Properties::NONE,
-            client_id: &client_id,
-            will: None,
-            username: None,
-            password: None,
+    /// A client got a message, which it will answer.
+    fn note(&mut self, id: ConnectionId, delivery: &Delivery) {
+        let Some(packet_id) = delivery.packet_id else { return };
+        let connection = self.connections.get_mut(&id).expect("it hears");
+        let memory = &mut self.clients[connection.client].memory;
+        memory.outstanding.insert(packet_id, delivery.qos);
+        let is_known = delivery.qos == QoS::ExactlyOnce && !memory.receipts.insert(packet_id);
+        let may_refuse = connection.protocol.has_properties() && !is_known;
+        let reason = if may_refuse && self.random.once_in(12) {
+            ReasonCode::ImplementationSpecificError
+        } else {
+            ReasonCode::Success
         };
-        self.connection(id).to_broker = bytes_of(&Packet::Connect(connect)).into();
-    }
-
-    fn is_busy(&self) -> bool {
-        self.connections.iter().any(|(id, connection)| {
-            !connection.connack
-                || !connection.to_broker.is_empty()
-                || !connection.to_client.is_empty()
-                || !connection.answers.is_empty()
-                || !connection.inbox.is_empty()
-                || self.broker.outbox(*id).is_some_and(|outbox| !outbox.is_empty())
-        }) || self.broker.metrics().queued_messages > 0
-            || self.broker.poll_timeout().is_some_and(|due| due <= self.now)
-    }
-
-    /// A new subscriber gets exactly what is retained [MQTT-3.3.1-6] [MQTT-3.3.1-8].
-    fn check_retained(&mut self) {
-        let mut expected: BTreeMap<String, String> = self
-            .model
-            .retained()
-            .iter()
-            .map(|(topic, (payload, _))| (topic.clone(), payload.clone()))
-            .collect();
-        assert_eq!(self.broker.status().retained_messages, expected.len());
-        expected.retain(|topic, _| !topic.starts_with('$'));
-        if self.broker.status().sessions >= self.broker.options().sessions_max as usize {
-            return; // No room for one more client.
-        }
-        self.clients.push(Client {
-            id: "probe".into(),
-            memory: Memory::default(),
-            messages: 0,
-            open: Vec::new(),
+        connection.answers.push_back(match delivery.qos {
+            QoS::ExactlyOnce => Answer::Pubrec(packet_id, reason),
+            _ => Answer::Puback(packet_id, reason),
         });
-        let client = self.clients.len() - 1;
-        self.come_back(client);
-        let id = *self.clients[client].open.last().expect("just opened");
-        let mut bytes = Vec::new();
-        encode::subscribe(
-            &mut bytes,
-            Protocol::Mqtt311,
-            PacketId::FIRST,
-            Properties::NONE,
-            &[("#", QoS::ExactlyOnce.into())],
-        );
-        self.say(id, &bytes);
-        let mut found = BTreeMap::new();
-        for _ in 0..10_000 {
-            self.timeout();
-            while let Some(bytes) = self.connection(id).answers.pop_front() {
-                self.say_answer(id, &bytes);
-            }
-            self.feed(id, usize::MAX);
-            self.flush(id, true);
-            let bytes: Vec<u8> = self.connection(id).to_client.drain(..).collect();
-            let heard = self.connection(id).ear.hear(&bytes);
-            for heard in heard {
-                if let Heard::Publish { topic, payload, retain, .. } = &heard {
-                    assert!(*retain, "nobody publishes now");
-                    assert_eq!(found.insert(topic.clone(), payload.clone()), None, "each topic once");
+    }
+
+    /// A client is connected: it sends again what was not acknowledged.
+    fn begin(&mut self, id: ConnectionId, connack: &Heard) {
+        let Heard::Connack { properties, .. } = connack else { return };
+        let connection = self.connections.get_mut(&id).expect("it hears");
+        if connection.protocol.has_properties() {
+            let properties = Properties::check(properties, broker::codec::property::Place::Connack);
+            for property in properties.expect("it was decoded") {
+                match property {
+                    Property::ReceiveMaximum(maximum) => connection.receive_max = maximum.into(),
+                    Property::TopicAliasMaximum(maximum) => connection.aliases = Aliases::new(maximum),
+                    _ => {}
                 }
-                self.take_in(id, &heard);
-            }
-            if !self.is_busy() {
-                break;
             }
         }
-        assert_eq!(found, expected);
+        let client = &mut self.clients[connection.client];
+        // What is said behind half a packet would be taken for its rest.
+        if !self.model.is_current(&client.id, id) {
+            return;
+        }
+        client.memory.join(self.model.incarnation(id));
+        if connection.misbehaved {
+            return;
+        }
+        // [MQTT-4.4.0-1]
+        for (packet_id, message) in &client.memory.unacknowledged {
+            if message.received {
+                let pubrel = bytes_of(&Packet::Pubrel(ack(*packet_id)), connection.protocol);
+                connection.to_broker.extend(pubrel);
+            } else {
+                connection.to_repeat.push_back(*packet_id);
+            }
+        }
+        self.repeat(id);
     }
 
-    /// Everybody leaves; once their sessions have expired nothing may be left but retained messages.
-    fn leave(mut self) -> Coverage {
-        let open: Vec<ConnectionId> = self.connections.keys().copied().collect();
-        for id in open {
-            self.say(id, &bytes_of(&Packet::Disconnect(Disconnect::NORMAL)));
-            self.feed(id, usize::MAX);
+    /// Sends again what was not acknowledged, as far as the broker takes it.
+    fn repeat(&mut self, id: ConnectionId) {
+        let connection = self.connections.get_mut(&id).expect("it hears");
+        let memory = &self.clients[connection.client].memory;
+        while connection.has_quota() && !connection.misbehaved {
+            let Some(packet_id) = connection.to_repeat.pop_front() else { return };
+            let known = memory.unacknowledged.iter().find(|(used, _)| *used == packet_id);
+            let Some((_, message)) = known else { continue };
+            connection.under_way.insert(packet_id);
+            let bytes = publish_bytes(connection.protocol, Some(packet_id), message, true, None);
+            connection.to_broker.extend(bytes);
         }
-        self.now = self.now + Duration(100_000);
-        self.timeout();
-        self.broker.check_invariants();
-        let status = self.broker.status();
-        let metrics = self.broker.metrics();
-        assert_eq!(self.broker.connections(), 0, "no connection is left");
-        assert_eq!((metrics.clients_connected, metrics.outbox_bytes, metrics.outbox_packets), (0, 0, 0));
-        if self.broker.options().session_expiry.is_some() {
-            assert_eq!((status.sessions, status.subscriptions, self.broker.timers_armed()), (0, 0, 0));
-            assert_eq!((metrics.queued_messages, metrics.in_flight_messages), (0, 0));
-            assert_eq!(status.message_bytes, status.retained_bytes, "every message is gone");
-        }
-        self.model.coverage
     }
-}
 
-fn published(topic: &str, payload: &[u8], qos: QoS, retain: bool) -> Published {
-    let payload = String::from_utf8(payload.to_vec()).expect("payloads are texts here");
-    let publisher = payload.split(' ').next().unwrap_or_default().to_owned();
-    Published { publisher, topic: topic.to_owned(), payload, qos, retain }
+    fn say_answer(&mut self, id: ConnectionId, answer: Answer) {
+        let client = self.connections[&id].client;
+        let memory = &mut self.clients[client].memory;
+        let with = |packet_id, reason| Ack { packet_id, reason, properties: Properties::NONE };
+        let packet = match answer {
+            Answer::Puback(packet_id, reason) => {
+                memory.outstanding.remove(&packet_id);
+                Packet::Puback(with(packet_id, reason))
+            }
+            Answer::Pubrec(packet_id, reason) => {
+                if reason.is_error() {
+                    memory.outstanding.remove(&packet_id);
+                    memory.receipts.remove(&packet_id);
+                }
+                Packet::Pubrec(with(packet_id, reason))
+            }
+            Answer::Pubcomp(packet_id) => {
+                memory.outstanding.remove(&packet_id);
+                Packet::Pubcomp(ack(packet_id))
+            }
+        };
+        self.say_packet(id, &packet);
+    }
 }

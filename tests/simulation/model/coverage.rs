@@ -1,0 +1,90 @@
+//! How often something was seen: a test that never saw a thing has not tested it.
+
+use std::collections::BTreeMap;
+
+/// Counts by name.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Coverage {
+    pub(crate) counts: BTreeMap<&'static str, u64>,
+}
+
+impl Coverage {
+    pub(crate) fn see(&mut self, what: &'static str) {
+        *self.counts.entry(what).or_default() += 1;
+    }
+
+    pub(crate) fn see_if(&mut self, what: &'static str, seen: bool) {
+        if seen {
+            self.see(what);
+        }
+    }
+}
+
+/// What every long enough run has to see.
+pub(crate) const EXPECTED: &[&str] = &[
+    "QoS 0 delivery",
+    "QoS 1 delivery",
+    "QoS 2 delivery",
+    "repetition",
+    "repetition of what was not heard",
+    "repetition after its expiry",
+    "repeated QoS 2 PUBLISH",
+    "retained delivery",
+    "retained delivery with an expiry",
+    "retain handling 1: new",
+    "retain handling 1: not new",
+    "retain handling 2",
+    "retain as published",
+    "no local",
+    "no local, and another subscription delivers",
+    "several subscription identifiers",
+    "forwarded properties",
+    "properties dropped for 3.1.1",
+    "will",
+    "will: delayed and published",
+    "will: cancelled by the client's return",
+    "will: published at the end of its session",
+    "will: DISCONNECT with a code",
+    "take-over",
+    "session begun",
+    "session resumed",
+    "session resumed with another protocol",
+    "session expired or evicted",
+    "session expiry capped",
+    "session expiry changed by DISCONNECT",
+    "keep-alive imposed",
+    "keep-alive timeout",
+    "stalled reader closed",
+    "queue full",
+    "refused",
+    "window full",
+    "window smaller on resume",
+    "delivery with an expiry",
+    "delivery with a shortened expiry",
+    "expired before delivery",
+    "message expiry 0, delivered at once",
+    "too large for its client",
+    "given up at QoS 2 for its size",
+    "alias of the broker set",
+    "alias of the broker used",
+    "alias of the client used",
+    "alias of the client set anew",
+    "nobody matches",
+    "only an absent or shared subscription matches",
+    "publish refused",
+    "identifier not found",
+    "delivery refused at QoS 1",
+    "delivery refused at QoS 2",
+    "delivery refused with a full window",
+    "violation told by its code",
+    "receive maximum exceeded",
+    "session expiry raised by DISCONNECT",
+    "shared delivery QoS 0",
+    "shared delivery QoS 1",
+    "shared delivery QoS 2",
+    "shared delivery to 3.1.1",
+    "shared delivery passed to another member",
+    "shared delivery out of the group's queue",
+    "group ended",
+    "group at rest with members away",
+];

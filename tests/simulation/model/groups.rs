@@ -1,0 +1,410 @@
+//! Shared subscriptions: of the members of a group one gets each message.
+//!
+//! A group does not say whom it chooses. The model notes who was a member when, and who heard which message: a message
+//! may come to a second member only if the first one had it at QoS 1, and left without acknowledging it
+//! [MQTT5-4.8.2-5] [B-072].
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use broker::broker::ConnectionId;
+use broker::clock::Instant;
+use broker::codec::QoS;
+
+use super::matches;
+use super::message::{Expected, Missing, Published, Sending};
+use super::session::Subscription;
+use crate::client::Delivery;
+
+/// A time during which a client was a member.
+#[derive(Debug)]
+struct Membership {
+    client_id: String,
+    incarnation: usize,
+    subscription: Subscription,
+    until: Option<Instant>,
+    since: Instant,
+    /// The largest packets that its connections took.
+    sizes: Vec<u32>,
+}
+
+#[derive(Debug)]
+struct Group {
+    text: String,
+    filter: String,
+    /// Of all times.
+    memberships: Vec<Membership>,
+    ended_at: Option<Instant>,
+}
+
+impl Group {
+    fn members(&self) -> impl Iterator<Item = &Membership> {
+        self.memberships.iter().filter(|membership| membership.until.is_none())
+    }
+}
+
+/// Somebody who got a message.
+#[derive(Debug)]
+struct Holder {
+    /// When it was sent for the first time, and when and on which connection last.
+    begun: Instant,
+    at: Instant,
+    connection: ConnectionId,
+    qos: QoS,
+    /// Acknowledged, with whatever code.
+    is_done: bool,
+    /// The messages that it may be, and the one that it is taken for. A member of several groups that want the same
+    /// message cannot always tell.
+    fitting: Vec<usize>,
+    share: usize,
+}
+
+/// Names one who got a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct HolderId(usize);
+
+/// A message for one member of a group.
+#[derive(Debug)]
+struct Share {
+    group: usize,
+    message: Rc<Published>,
+    holders: Vec<usize>,
+    /// Somebody heard it who may as well have got it by a subscription of its own.
+    is_ambiguous: bool,
+}
+
+/// All groups, those that have ended as well.
+#[derive(Debug, Default)]
+pub(crate) struct Groups {
+    groups: Vec<Group>,
+    shares: Vec<Share>,
+    holders: Vec<Holder>,
+    by_payload: BTreeMap<String, Vec<usize>>,
+    /// When connections ended.
+    closed: BTreeMap<ConnectionId, Instant>,
+}
+
+/// The client that hears something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hearer<'a> {
+    pub(crate) client_id: &'a str,
+    pub(crate) incarnation: usize,
+    pub(crate) epoch: usize,
+}
+
+/// The messages of groups that a delivery may be.
+pub(crate) struct Offer {
+    fitting: Vec<(usize, Expected)>,
+}
+
+/// `NAME` and `FILTER` of `$share/NAME/FILTER`.
+pub(crate) fn share_filter(text: &str) -> Option<&str> {
+    text.strip_prefix("$share/")?.split_once('/').map(|(_, filter)| filter)
+}
+
+impl Groups {
+    fn find(&self, text: &str) -> Option<usize> {
+        self.groups.iter().rposition(|group| group.text == text && group.ended_at.is_none())
+    }
+
+    /// Makes a client a member, or changes what it wants [B-151].
+    pub(crate) fn join(
+        &mut self,
+        text: &str,
+        hearer: Hearer<'_>,
+        subscription: Subscription,
+        size: u32,
+        now: Instant,
+    ) {
+        let at = self.find(text).unwrap_or_else(|| {
+            self.groups.push(Group {
+                text: text.to_owned(),
+                filter: share_filter(text).expect("it is a shared one").to_owned(),
+                memberships: Vec::new(),
+                ended_at: None,
+            });
+            self.groups.len() - 1
+        });
+        let memberships = &mut self.groups[at].memberships;
+        for membership in memberships.iter_mut() {
+            if membership.client_id == hearer.client_id {
+                membership.until.get_or_insert(now);
+            }
+        }
+        memberships.push(Membership {
+            client_id: hearer.client_id.to_owned(),
+            incarnation: hearer.incarnation,
+            subscription,
+            until: None,
+            since: now,
+            sizes: vec![size],
+        });
+    }
+
+    /// A member left, or its session ended. True if the group ended with it.
+    pub(crate) fn leave(&mut self, text: &str, client_id: &str, now: Instant) -> bool {
+        let Some(at) = self.find(text) else { return false };
+        let group = &mut self.groups[at];
+        for membership in &mut group.memberships {
+            if membership.client_id == client_id {
+                membership.until.get_or_insert(now);
+            }
+        }
+        if group.members().next().is_none() {
+            group.ended_at = Some(now);
+        }
+        group.ended_at.is_some()
+    }
+
+    /// A member is connected, by a connection that takes packets of this size.
+    pub(crate) fn connected(&mut self, client_id: &str, size: u32) {
+        for membership in self.groups.iter_mut().flat_map(|group| &mut group.memberships) {
+            if membership.client_id == client_id && membership.until.is_none() {
+                membership.sizes.push(size);
+            }
+        }
+    }
+
+    pub(crate) fn closed(&mut self, connection: ConnectionId, now: Instant) {
+        self.closed.insert(connection, now);
+    }
+
+    /// One member of each group that wants it should get the message. True if there is a group.
+    pub(crate) fn route(&mut self, message: &Rc<Published>) -> bool {
+        let mut is_matched = false;
+        for (group, _) in self
+            .groups
+            .iter()
+            .enumerate()
+            .filter(|(_, group)| group.ended_at.is_none() && matches(&group.filter, &message.topic))
+        {
+            is_matched = true;
+            self.by_payload.entry(message.payload.clone()).or_default().push(self.shares.len());
+            let (message, holders) = (message.clone(), Vec::new());
+            self.shares.push(Share { group, message, holders, is_ambiguous: false });
+        }
+        is_matched
+    }
+
+    /// Whether a holder can have it no more when somebody else gets it at `begun`.
+    fn is_over(&self, holder: &Holder, begun: Instant) -> bool {
+        let has_left = self.closed.get(&holder.connection).is_some_and(|closed| *closed <= begun);
+        holder.qos == QoS::AtLeastOnce && !holder.is_done && has_left
+    }
+
+    /// Those who cannot have had the message if this one had it.
+    fn conflicts(&self, share: usize, id: usize) -> Vec<usize> {
+        let (share, holder) = (&self.shares[share], &self.holders[id]);
+        if share.is_ambiguous {
+            return Vec::new();
+        }
+        let conflicts = share.holders.iter().copied().filter(|other| {
+            let other = &self.holders[*other];
+            if other.at <= holder.begun {
+                !self.is_over(other, holder.begun)
+            } else {
+                !self.is_over(holder, other.begun)
+            }
+        });
+        conflicts.collect()
+    }
+
+    /// What a member was given at this time, if it is what it heard.
+    fn granted(
+        &self,
+        share: &Share,
+        hearer: Hearer<'_>,
+        sending: &Sending,
+    ) -> impl Iterator<Item = Expected> {
+        let group = &self.groups[share.group];
+        let begun = sending.begun;
+        let memberships = group.memberships.iter().filter(move |membership| {
+            (membership.client_id.as_str(), membership.incarnation) == (hearer.client_id, hearer.incarnation)
+                && membership.since <= begun
+                && membership.until.is_none_or(|until| begun <= until)
+        });
+        memberships.map(move |membership| {
+            let Subscription { options, id } = membership.subscription;
+            Expected {
+                message: share.message.clone(),
+                qos: share.message.qos.min(options.qos), // [MQTT5-4.8.2-3]
+                retain: share.message.retain && options.retain_as_published,
+                subscription_ids: Some(id.into_iter().collect()), // [B-078]
+                epoch: hearer.epoch,
+            }
+        })
+    }
+
+    /// The messages of groups that this delivery may be.
+    pub(crate) fn offer(&self, hearer: Hearer<'_>, delivery: &Delivery, sending: &Sending) -> Offer {
+        let candidates = self.by_payload.get(&delivery.payload).into_iter().flatten();
+        let fitting = candidates.filter_map(|at| {
+            let mut granted = self.granted(&self.shares[*at], hearer, sending);
+            let expected = granted.find(|expected| expected.fits(delivery, sending))?;
+            Some((*at, expected))
+        });
+        Offer { fitting: fitting.collect() }
+    }
+
+    pub(crate) fn may_be(&self, hearer: Hearer<'_>, delivery: &Delivery, sending: &Sending) -> bool {
+        !self.offer(hearer, delivery, sending).fitting.is_empty()
+    }
+
+    /// Somebody got one of these messages by a subscription of its own, as it seems.
+    pub(crate) fn doubt(&mut self, offer: &Offer) {
+        for (share, _) in &offer.fitting {
+            self.shares[*share].is_ambiguous = true;
+        }
+    }
+
+    /// Notes who got a message: one that nobody had, if there is one, or one that another member could not keep. `None`
+    /// if all are where they belong.
+    pub(crate) fn take(&mut self, offer: &Offer, sending: &Sending) -> Option<(HolderId, Expected)> {
+        let (_, first) = offer.fitting.first()?;
+        let id = self.holders.len();
+        self.holders.push(Holder {
+            begun: sending.begun,
+            at: sending.at,
+            connection: sending.connection,
+            qos: first.qos,
+            is_done: false,
+            fitting: offer.fitting.iter().map(|(share, _)| *share).collect(),
+            share: usize::MAX,
+        });
+        if !self.settle(id, &mut Vec::new()) {
+            self.holders.pop();
+            return None;
+        }
+        let share = self.holders[id].share;
+        let (_, expected) = offer.fitting.iter().find(|(fitting, _)| *fitting == share)?;
+        Some((HolderId(id), expected.clone()))
+    }
+
+    /// Finds a message for a holder; others may have to be taken for having got another one.
+    fn settle(&mut self, id: usize, seen: &mut Vec<usize>) -> bool {
+        let mut fitting = self.holders[id].fitting.clone();
+        fitting.sort_by_key(|share| !self.shares[*share].holders.is_empty());
+        if let Some(share) = fitting.iter().find(|share| self.conflicts(**share, id).is_empty()) {
+            self.holders[id].share = *share;
+            self.shares[*share].holders.push(id);
+            return true;
+        }
+        for share in fitting {
+            if seen.contains(&share) {
+                continue;
+            }
+            seen.push(share);
+            let others = self.by_payload[&self.shares[share].message.payload].clone();
+            let before: Vec<Vec<usize>> =
+                others.iter().map(|other| self.shares[*other].holders.clone()).collect();
+            let conflicts = self.conflicts(share, id);
+            self.shares[share].holders.retain(|holder| !conflicts.contains(holder));
+            self.holders[id].share = share;
+            self.shares[share].holders.push(id);
+            if conflicts.into_iter().all(|conflict| self.settle(conflict, seen)) {
+                return true;
+            }
+            for (other, holders) in others.into_iter().zip(before) {
+                for holder in &holders {
+                    self.holders[*holder].share = other;
+                }
+                self.shares[other].holders = holders;
+            }
+        }
+        false
+    }
+
+    /// Whether several had this message.
+    pub(crate) fn is_passed_on(&self, id: HolderId) -> bool {
+        self.shares[self.holders[id.0].share].holders.len() > 1
+    }
+
+    /// For the words of a failure.
+    pub(crate) fn describe(&self, delivery: &Delivery) -> String {
+        let shares = self.by_payload.get(&delivery.payload).into_iter().flatten();
+        let shares: Vec<_> = shares
+            .map(|at| {
+                let share = &self.shares[*at];
+                let holders: Vec<_> = share.holders.iter().map(|holder| &self.holders[*holder]).collect();
+                (share, holders, &self.groups[share.group])
+            })
+            .collect();
+        format!("groups: {shares:?}")
+    }
+
+    /// A holder heard it again: nobody else may have got it meanwhile.
+    pub(crate) fn repeat(&mut self, id: HolderId, sending: &Sending) {
+        let holder = &mut self.holders[id.0];
+        (holder.connection, holder.at) = (sending.connection, sending.at);
+        let share = holder.share;
+        self.shares[share].holders.retain(|other| *other != id.0);
+        let is_fine = self.settle(id.0, &mut Vec::new());
+        assert!(is_fine, "{:?} has two holders: {:?}", self.shares[share], self.holders[id.0]);
+    }
+
+    /// A holder acknowledged it, or refused it: nobody else gets it [MQTT5-4.8.2-6].
+    pub(crate) fn done(&mut self, id: HolderId) {
+        self.holders[id.0].is_done = true;
+    }
+
+    /// Takes those who may have got a message of one of these groups or of another one for having got the former.
+    fn prefer(&mut self, meant: &[bool]) {
+        for share in 0..self.shares.len() {
+            if !meant[self.shares[share].group] || !self.shares[share].holders.is_empty() {
+                continue;
+            }
+            let of_others =
+                |holder: &Holder| holder.fitting.contains(&share) && !meant[self.shares[holder.share].group];
+            if let Some(found) = self.holders.iter().position(of_others) {
+                let before = self.holders[found].share;
+                self.shares[before].holders.retain(|holder| *holder != found);
+                self.shares[share].holders.push(found);
+                self.holders[found].share = share;
+            }
+        }
+    }
+
+    /// Why messages that no member has heard did not come, of the groups that `is_meant`. Those of QoS 0, those that a
+    /// member may have got at QoS 0, and those that somebody may have taken for its own say nothing.
+    pub(crate) fn missing(
+        &mut self,
+        now: Instant,
+        is_meant: impl Fn(&[&str]) -> bool,
+    ) -> Vec<(Missing, Rc<Published>)> {
+        let meant: Vec<bool> = self
+            .groups
+            .iter()
+            .map(|group| {
+                let members: Vec<&str> = group.members().map(|member| member.client_id.as_str()).collect();
+                group.ended_at.is_none() && is_meant(&members)
+            })
+            .collect();
+        self.prefer(&meant);
+        let has_qos_0 = |group: usize| {
+            let mut memberships = self.groups[group].memberships.iter();
+            memberships.any(|membership| membership.subscription.options.qos == QoS::AtMostOnce)
+        };
+        self.shares
+            .iter()
+            .filter(|share| share.message.qos > QoS::AtMostOnce && share.holders.is_empty())
+            .filter(|share| !share.is_ambiguous)
+            .filter(|share| meant[share.group] && !has_qos_0(share.group))
+            .map(|share| {
+                let memberships = self.groups[share.group].memberships.iter();
+                let reasons = memberships.map(|membership| {
+                    let Subscription { options, id } = membership.subscription;
+                    let expected = Expected {
+                        message: share.message.clone(),
+                        qos: share.message.qos.min(options.qos),
+                        retain: false,
+                        subscription_ids: Some(id.into_iter().collect()),
+                        epoch: 0,
+                    };
+                    expected.missing(now, &membership.sizes)
+                });
+                let reason = reasons.min().expect("a group has members");
+                (reason, share.message.clone())
+            })
+            .collect()
+    }
+}
