@@ -36,6 +36,11 @@ impl Aliases {
         self.topics.iter().find(|(_, known)| *known == topic).map(|(alias, _)| *alias)
     }
 
+    /// Whether an alias stands for another topic.
+    pub(crate) fn is_of_another(&self, alias: u16, topic: &str) -> bool {
+        self.topics.get(&alias).is_some_and(|known| known != topic)
+    }
+
     /// An alias that was not set.
     pub(crate) fn unset(&self) -> Option<u16> {
         (1..=self.maximum).find(|alias| !self.topics.contains_key(alias))

@@ -71,6 +71,8 @@ struct Share {
     holders: Vec<usize>,
     /// Somebody heard it who may as well have got it by a subscription of its own.
     is_ambiguous: bool,
+    /// And that is what happened.
+    was_mistaken: bool,
 }
 
 /// All groups, those that have ended as well.
@@ -181,7 +183,7 @@ impl Groups {
             is_matched = true;
             self.by_payload.entry(message.payload.clone()).or_default().push(self.shares.len());
             let (message, holders) = (message.clone(), Vec::new());
-            self.shares.push(Share { group, message, holders, is_ambiguous: false });
+            self.shares.push(Share { group, message, holders, is_ambiguous: false, was_mistaken: false });
         }
         is_matched
     }
@@ -255,6 +257,22 @@ impl Groups {
         for (share, _) in &offer.fitting {
             self.shares[*share].is_ambiguous = true;
         }
+    }
+
+    /// Whether this client took its copy of a group's message for one of a subscription of its own, which comes only now.
+    pub(crate) fn mistaken(&mut self, hearer: Hearer<'_>, delivery: &Delivery) -> bool {
+        let Self { groups, shares, by_payload, .. } = self;
+        let candidates = by_payload.get(&delivery.payload).into_iter().flatten();
+        let was_member = |share: &Share| {
+            let memberships = &groups[share.group].memberships;
+            memberships.iter().any(|membership| membership.client_id == hearer.client_id)
+        };
+        let mut found = candidates
+            .copied()
+            .filter(|at| shares[*at].is_ambiguous && !shares[*at].was_mistaken && was_member(&shares[*at]));
+        let Some(found) = found.next() else { return false };
+        shares[found].was_mistaken = true;
+        true
     }
 
     /// Notes who got a message: one that nobody had, if there is one, or one that another member could not keep. `None`

@@ -171,10 +171,10 @@ impl Session {
         Some(Place { at, missing })
     }
 
-    /// Whether the same live message may have come before.
-    pub(crate) fn was_expected(&self, delivery: &Delivery, sending: &Sending) -> bool {
-        let stream = self.streams.get(&Self::key(delivery));
-        stream.is_some_and(|stream| stream.expected.iter().any(|expected| expected.fits(delivery, sending)))
+    /// A live message that this may be, even if it has come already.
+    pub(crate) fn expected_before(&self, delivery: &Delivery, sending: &Sending) -> Option<Expected> {
+        let stream = self.streams.get(&Self::key(delivery))?;
+        stream.expected.iter().find(|expected| expected.fits(delivery, sending)).cloned()
     }
 
     /// For the words of a failure.
@@ -263,7 +263,8 @@ impl Session {
         }
         self.asked.append(&mut renewed);
         for Owed { expected, .. } in self.owed.iter_mut().filter(|owed| owed.filter == filter) {
-            expected.qos = options.qos.min(expected.message.qos);
+            // It may have been sent before, so the weaker promise is the one that holds.
+            expected.qos = expected.qos.min(options.qos);
             expected.subscription_ids = Some(id.into_iter().collect());
         }
     }
@@ -278,14 +279,13 @@ impl Session {
         self.owed.retain(|owed| owed.expected.qos > QoS::AtMostOnce);
     }
 
-    /// A retained message came. What it was, if a SUBSCRIBE asked for it. `may_stand_for_more` says that one without an
-    /// identifier may have decided its QoS, in front of a live message that they both wait for.
+    /// A retained message came. What it was, if a SUBSCRIBE asked for it. In front of a live message that several
+    /// subscriptions wait for it comes once for all of them.
     pub(crate) fn take_retained(
         &mut self,
         delivery: &Delivery,
         sending: &Sending,
         versions: &[Rc<Published>],
-        may_stand_for_more: bool,
     ) -> Option<Expected> {
         let has_properties = sending.protocol.has_properties();
         let ids = has_properties.then(|| delivery.subscription_ids.clone());
@@ -325,7 +325,7 @@ impl Session {
         let mut merged: Vec<Vec<usize>> = Vec::new();
         if takings.is_empty() {
             takings.push(without_id);
-        } else if may_stand_for_more {
+        } else {
             let ids = delivery.subscription_ids.iter();
             merged.extend(ids.map(|id| fitting(*id).map(|asked| asked.permit).collect()));
             merged.push(without_id);
