@@ -42,8 +42,6 @@ pub(crate) struct Tally {
     pub(crate) lost_at_most_once: u64,
     pub(crate) expired: u64,
     pub(crate) too_large: u64,
-    /// Messages that members of groups may have had whose sessions ended before they heard them.
-    pub(crate) excused: u64,
 }
 
 /// The model.
@@ -291,9 +289,7 @@ impl Model {
         let session = self.sessions.remove(client_id).expect("it existed");
         // [MQTT-4.1.0-2] [MQTT5-4.1.0-1]
         assert!(session.connection.is_none(), "a connected session does not end");
-        if session.was_member {
-            self.tally.excused += session.unheard();
-        }
+        self.groups.excuse(client_id, session.incarnation, session.unheard());
         for text in session.subscriptions.keys().filter(|text| share_filter(text).is_some()) {
             let ended = self.groups.leave(text, client_id, self.now);
             self.coverage.see_if("group ended", ended);

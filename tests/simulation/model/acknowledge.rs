@@ -76,8 +76,9 @@ impl Model {
         };
         assert!(!link.under_way.contains(&packet_id), "PUBREL before PUBREC [MQTT5-4.3.3-4]");
         let is_too_large = match &flight.heard {
-            Some(heard) => heard.is_larger_than(largest),
-            None => largest < u32::MAX,
+            Some(heard) if heard.subscription_ids.is_some() => heard.is_larger_than(largest),
+            // Nobody knows how large it is with its identifiers.
+            _ => largest < u32::MAX,
         };
         assert!(is_too_large, "{}: {packet_id} is given up: {flight:?}", link.client_id);
         flight.released = true;

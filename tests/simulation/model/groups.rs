@@ -75,6 +75,16 @@ struct Share {
     was_mistaken: bool,
 }
 
+/// A message that was under way to a client when its session ended, and that it never heard.
+#[derive(Debug)]
+struct Excuse {
+    client_id: String,
+    incarnation: usize,
+    begun: Instant,
+    /// Of which message it may have been.
+    share: Option<usize>,
+}
+
 /// All groups, those that have ended as well.
 #[derive(Debug, Default)]
 pub(crate) struct Groups {
@@ -82,6 +92,7 @@ pub(crate) struct Groups {
     shares: Vec<Share>,
     holders: Vec<Holder>,
     by_payload: BTreeMap<String, Vec<usize>>,
+    excuses: Vec<Excuse>,
     /// When connections ended.
     closed: BTreeMap<ConnectionId, Instant>,
 }
@@ -195,9 +206,9 @@ impl Groups {
     }
 
     /// Those who cannot have had the message if this one had it.
-    fn conflicts(&self, share: usize, id: usize) -> Vec<usize> {
+    fn conflicts(&self, share: usize, id: usize, is_lenient: bool) -> Vec<usize> {
         let (share, holder) = (&self.shares[share], &self.holders[id]);
-        if share.is_ambiguous {
+        if share.is_ambiguous && is_lenient {
             return Vec::new();
         }
         let conflicts = share.holders.iter().copied().filter(|other| {
@@ -276,8 +287,13 @@ impl Groups {
     }
 
     /// Notes who got a message: one that nobody had, if there is one, or one that another member could not keep. `None`
-    /// if all are where they belong.
-    pub(crate) fn take(&mut self, offer: &Offer, sending: &Sending) -> Option<(HolderId, Expected)> {
+    /// if all are where they belong. `is_lenient` trusts that doubtful ones were mistaken for others.
+    pub(crate) fn take(
+        &mut self,
+        offer: &Offer,
+        sending: &Sending,
+        is_lenient: bool,
+    ) -> Option<(HolderId, Expected)> {
         let (_, first) = offer.fitting.first()?;
         let id = self.holders.len();
         self.holders.push(Holder {
@@ -289,7 +305,7 @@ impl Groups {
             fitting: offer.fitting.iter().map(|(share, _)| *share).collect(),
             share: usize::MAX,
         });
-        if !self.settle(id, &mut Vec::new()) {
+        if !self.settle(id, is_lenient, &mut Vec::new()) {
             self.holders.pop();
             return None;
         }
@@ -299,10 +315,10 @@ impl Groups {
     }
 
     /// Finds a message for a holder; others may have to be taken for having got another one.
-    fn settle(&mut self, id: usize, seen: &mut Vec<usize>) -> bool {
+    fn settle(&mut self, id: usize, is_lenient: bool, seen: &mut Vec<usize>) -> bool {
         let mut fitting = self.holders[id].fitting.clone();
         fitting.sort_by_key(|share| !self.shares[*share].holders.is_empty());
-        if let Some(share) = fitting.iter().find(|share| self.conflicts(**share, id).is_empty()) {
+        if let Some(share) = fitting.iter().find(|share| self.conflicts(**share, id, is_lenient).is_empty()) {
             self.holders[id].share = *share;
             self.shares[*share].holders.push(id);
             return true;
@@ -315,11 +331,11 @@ impl Groups {
             let others = self.by_payload[&self.shares[share].message.payload].clone();
             let before: Vec<Vec<usize>> =
                 others.iter().map(|other| self.shares[*other].holders.clone()).collect();
-            let conflicts = self.conflicts(share, id);
+            let conflicts = self.conflicts(share, id, is_lenient);
             self.shares[share].holders.retain(|holder| !conflicts.contains(holder));
             self.holders[id].share = share;
             self.shares[share].holders.push(id);
-            if conflicts.into_iter().all(|conflict| self.settle(conflict, seen)) {
+            if conflicts.into_iter().all(|conflict| self.settle(conflict, is_lenient, seen)) {
                 return true;
             }
             for (other, holders) in others.into_iter().zip(before) {
@@ -356,13 +372,56 @@ impl Groups {
         (holder.connection, holder.at) = (sending.connection, sending.at);
         let share = holder.share;
         self.shares[share].holders.retain(|other| *other != id.0);
-        let is_fine = self.settle(id.0, &mut Vec::new());
+        let is_fine = self.settle(id.0, true, &mut Vec::new());
         assert!(is_fine, "{:?} has two holders: {:?}", self.shares[share], self.holders[id.0]);
     }
 
     /// A holder acknowledged it, or refused it: nobody else gets it [MQTT5-4.8.2-6].
     pub(crate) fn done(&mut self, id: HolderId) {
         self.holders[id.0].is_done = true;
+    }
+
+    /// A session ended with messages under way that its client never heard, sent at these times. What it was sent at QoS 1
+    /// goes to others; what it was sent at QoS 2 goes to no one [MQTT5-4.8.2-5].
+    pub(crate) fn excuse(
+        &mut self,
+        client_id: &str,
+        incarnation: usize,
+        begun: impl Iterator<Item = Instant>,
+    ) {
+        let client_id = client_id.to_owned();
+        self.excuses.extend(begun.map(|begun| Excuse {
+            client_id: client_id.clone(),
+            incarnation,
+            begun,
+            share: None,
+        }));
+    }
+
+    /// Finds an excuse for a message at QoS 2 that nobody heard; each is good for one.
+    fn find_excuse(&mut self, share: usize, seen: &mut Vec<usize>) -> bool {
+        for at in 0..self.excuses.len() {
+            if seen.contains(&at) || !self.may_have_had(&self.excuses[at], &self.shares[share]) {
+                continue;
+            }
+            seen.push(at);
+            if self.excuses[at].share.is_none_or(|other| self.find_excuse(other, seen)) {
+                self.excuses[at].share = Some(share);
+                return true;
+            }
+        }
+        false
+    }
+
+    fn may_have_had(&self, excuse: &Excuse, share: &Share) -> bool {
+        let mut memberships = self.groups[share.group].memberships.iter();
+        excuse.begun >= share.message.at
+            && memberships.any(|member| {
+                (&member.client_id, member.incarnation) == (&excuse.client_id, excuse.incarnation)
+                    && member.subscription.options.qos == QoS::ExactlyOnce
+                    && member.since <= excuse.begun
+                    && member.until.is_none_or(|until| excuse.begun <= until)
+            })
     }
 
     /// Takes those who may have got a message of one of these groups or of another one for having got the former.
@@ -398,31 +457,41 @@ impl Groups {
             })
             .collect();
         self.prefer(&meant);
-        let has_qos_0 = |group: usize| {
-            let mut memberships = self.groups[group].memberships.iter();
-            memberships.any(|membership| membership.subscription.options.qos == QoS::AtMostOnce)
-        };
-        self.shares
-            .iter()
-            .filter(|share| share.message.qos > QoS::AtMostOnce && share.holders.is_empty())
-            .filter(|share| !share.is_ambiguous)
-            .filter(|share| meant[share.group] && !has_qos_0(share.group))
-            .map(|share| {
-                let memberships = self.groups[share.group].memberships.iter();
-                let reasons = memberships.map(|membership| {
-                    let Subscription { options, id } = membership.subscription;
-                    let expected = Expected {
-                        message: share.message.clone(),
-                        qos: share.message.qos.min(options.qos),
-                        retain: false,
-                        subscription_ids: Some(id.into_iter().collect()),
-                        epoch: 0,
-                    };
-                    expected.missing(now, &membership.sizes)
-                });
-                let reason = reasons.min().expect("a group has members");
-                (reason, share.message.clone())
-            })
-            .collect()
+        self.excuses.iter_mut().for_each(|excuse| excuse.share = None);
+        let mut missing = Vec::new();
+        for at in 0..self.shares.len() {
+            let share = &self.shares[at];
+            let is_open = share.message.qos > QoS::AtMostOnce && share.holders.is_empty();
+            if !is_open || share.is_ambiguous || !meant[share.group] {
+                continue;
+            }
+            let Some(reason) = self.why_missing(share, now) else { continue };
+            let message = share.message.clone();
+            let may_be_excused = reason == Missing::Lost && message.qos == QoS::ExactlyOnce;
+            if !(may_be_excused && self.find_excuse(at, &mut Vec::new())) {
+                missing.push((reason, message));
+            }
+        }
+        missing
+    }
+
+    /// Why nobody heard a message; `None` if a member may have got it at QoS 0.
+    fn why_missing(&self, share: &Share, now: Instant) -> Option<Missing> {
+        let memberships = &self.groups[share.group].memberships;
+        if memberships.iter().any(|member| member.subscription.options.qos == QoS::AtMostOnce) {
+            return None;
+        }
+        let reasons = memberships.iter().map(|membership| {
+            let Subscription { options, id } = membership.subscription;
+            let expected = Expected {
+                message: share.message.clone(),
+                qos: share.message.qos.min(options.qos),
+                retain: false,
+                subscription_ids: Some(id.into_iter().collect()),
+                epoch: 0,
+            };
+            expected.missing(now, &membership.sizes)
+        });
+        reasons.min()
     }
 }

@@ -117,7 +117,9 @@ impl Model {
             groups.doubt(&offer);
             None
         } else {
-            groups.take(&offer, sending)
+            groups
+                .take(&offer, sending, false)
+                .or_else(|| if place.is_none() { groups.take(&offer, sending, true) } else { None })
         };
         let heard = if let Some((id, expected)) = taken {
             coverage.see(match delivery.qos {
@@ -248,7 +250,7 @@ impl Model {
         let lost = missing.iter().filter(|(missing, _)| *missing == Missing::Lost);
         self.waiting = lost.map(|(_, message)| format!("waits: {message:?}")).collect();
         let away = sessions.values().filter(|session| session.connection.is_none() && session.was_member);
-        let unheard: u64 = away.map(Session::unheard).sum();
-        (self.waiting.len() as u64).saturating_sub(unheard)
+        let unheard = away.flat_map(Session::unheard).count();
+        self.waiting.len().saturating_sub(unheard) as u64
     }
 }

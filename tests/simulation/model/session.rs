@@ -400,8 +400,9 @@ impl Session {
         live.chain(owed).collect()
     }
 
-    /// Messages under way to it of which nobody knows what they are.
-    pub(crate) fn unheard(&self) -> u64 {
-        self.flights.values().filter(|flight| flight.heard.is_none() && !flight.released).count() as u64
+    /// When messages were sent that are under way to it and of which nobody knows what they are.
+    pub(crate) fn unheard(&self) -> impl Iterator<Item = Instant> {
+        let unheard = self.flights.values().filter(|flight| flight.heard.is_none() && !flight.released);
+        unheard.map(|flight| flight.begun)
     }
 }
