@@ -9,9 +9,9 @@ use broker::codec::property::PropertyList;
 use broker::codec::{Properties, Property, QoS, ReasonCode};
 use broker::server::Authenticator;
 
+use crate::authentication::{auth, with_method};
 use crate::fixture::client::{Client, bytes_of, connect5, publish, subscribe_bytes, will};
 use crate::fixture::running::Running;
-use crate::{auth, with_method};
 
 /// Counts down from three with the client, and remembers what it was told.
 const COUNT: &str = "COUNT";

@@ -1,7 +1,5 @@
 //! A broker that sends its clients away: to another server, or because it stops.
 
-mod fixture;
-
 use broker::broker::Options;
 use broker::broker::options::Redirect;
 use broker::codec::packet::{Connect, Disconnect, Packet, Protocol, Will};
@@ -9,9 +7,9 @@ use broker::codec::property::PropertyList;
 use broker::codec::{Properties, Property, QoS, ReasonCode};
 use rustix::process::Signal;
 
-use fixture::client::{Client, connect5, connect311, publish, will};
-use fixture::program::Program;
-use fixture::running::Running;
+use crate::fixture::client::{Client, connect5, connect311, publish, will};
+use crate::fixture::program::Program;
+use crate::fixture::running::Running;
 
 const ELSEWHERE: &str = "other.example:1883";
 

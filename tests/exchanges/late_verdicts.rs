@@ -10,8 +10,8 @@ use broker::codec::packet::{Connect, Disconnect, Packet, Protocol};
 use broker::codec::property::PropertyList;
 use broker::codec::{DecodeError, Inbox, Property, QoS, ReasonCode, decode};
 
+use crate::authentication::{auth, with_method};
 use crate::fixture::client::{Received, bytes_of, connect5, publish, subscribe_bytes, will};
-use crate::{auth, with_method};
 
 const METHOD: &str = "SLOW";
 

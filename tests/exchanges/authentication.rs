@@ -2,14 +2,6 @@
 //! users. What an embedding program's own methods may do is in `own_method`, and verdicts that come late are in
 //! `late_verdicts`.
 
-mod fixture;
-#[path = "authentication/late_verdicts.rs"]
-mod late_verdicts;
-#[path = "authentication/own_method.rs"]
-mod own_method;
-#[path = "authentication/scram_client.rs"]
-mod scram_client;
-
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -20,10 +12,10 @@ use broker::codec::property::PropertyList;
 use broker::codec::{Properties, Property, QoS, ReasonCode};
 use broker::server::Scram;
 
-use fixture::client::{Client, Received, bytes_of, connect5, publish, subscribe_bytes, will};
-use fixture::program::{Program, run};
-use fixture::running::Running;
-use scram_client::ScramClient;
+use crate::fixture::client::{Client, Received, bytes_of, connect5, publish, subscribe_bytes, will};
+use crate::fixture::program::{Program, run};
+use crate::fixture::running::Running;
+use crate::scram_client::ScramClient;
 
 const METHOD: &str = "SCRAM-SHA-256";
 const NONCE: &str = "fyko+d2lbbFgONRv9qkxdawL";
@@ -48,14 +40,14 @@ fn anna() -> ScramClient {
 }
 
 /// These properties behind a method with data.
-fn with_method<'a>(method: &'a str, data: &'a [u8], others: &[Property<'a>]) -> PropertyList {
+pub(crate) fn with_method<'a>(method: &'a str, data: &'a [u8], others: &[Property<'a>]) -> PropertyList {
     [Property::AuthenticationMethod(method), Property::AuthenticationData(data)]
         .into_iter()
         .chain(others.iter().copied())
         .collect()
 }
 
-fn auth(reason: ReasonCode, properties: &PropertyList) -> Packet<'_> {
+pub(crate) fn auth(reason: ReasonCode, properties: &PropertyList) -> Packet<'_> {
     Packet::Auth(Auth { reason, properties: properties.as_properties() })
 }
 
