@@ -130,7 +130,7 @@ impl Broker {
     }
 
     /// Hands one copy to one session.
-    // Into both of its callers, the first of which is the loop over all receivers (measured: 3 % of a delivery).
+    // Into both of its callers, the first of which is the loop over all receivers.
     #[inline(always)]
     fn deliver_copy(
         &mut self,
@@ -475,6 +475,7 @@ impl Outputs {
     }
 
     /// Writes a PUBLISH: `write_head` what stands before its body, and then that.
+    // Into both of its callers, one of which runs for every delivery before 5.0.
     #[inline(always)]
     fn write_publish(
         &mut self,

@@ -144,7 +144,7 @@ impl Broker {
     }
 
     /// Takes a message whose properties are passed on as they are.
-    // Into both of its callers, the first of which runs for every message (measured: 2 % of a QoS 0 message).
+    // Into both of its callers, the first of which runs for every message.
     #[inline(always)]
     fn take(
         &mut self,

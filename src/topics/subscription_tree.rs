@@ -292,7 +292,7 @@ impl SubscriptionTree {
     }
 
     /// Everybody who gets this topic, each once [MQTT-3.3.5-1]. To be given back with [`SubscriptionTree::put_back`].
-    // There are two trees, and the one without groups is asked for every message (measured: 5 % of a QoS 0 message).
+    // There are two trees, and the one without groups is asked for every message.
     #[inline(always)]
     pub fn matches(&mut self, topic: TopicName<'_>) -> Matches {
         let text = topic.as_str().as_bytes();
