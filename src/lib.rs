@@ -41,6 +41,7 @@ pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod hash;
+pub mod journal;
 pub mod metrics;
 pub mod server;
 pub mod topics;

@@ -29,11 +29,13 @@ pub enum DropReason {
     TooLargeForClient,
     /// The payload is not the UTF-8 text that it says to be.
     PayloadFormat,
+    /// A message at QoS 1 or 2 while nothing could be stored.
+    StoreFailed,
 }
 
 impl DropReason {
     /// Every reason, in the order of [`Metrics::dropped`].
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OutboxFull,
         Self::BrokerFull,
         Self::QueueMessagesFull,
@@ -45,6 +47,7 @@ impl DropReason {
         Self::Expired,
         Self::TooLargeForClient,
         Self::PayloadFormat,
+        Self::StoreFailed,
     ];
 
     /// A short name for log lines and labels.
@@ -61,6 +64,7 @@ impl DropReason {
             Self::Expired => "expired",
             Self::TooLargeForClient => "too-large-for-client",
             Self::PayloadFormat => "payload-format",
+            Self::StoreFailed => "store-failed",
         }
     }
 }

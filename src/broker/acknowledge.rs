@@ -16,7 +16,8 @@ use super::Broker;
 use super::close_reason::CloseReason;
 use super::event::PacketKind;
 use super::link::ConnectionId;
-use super::session::{Outgoing, SessionId};
+use super::session::{Outgoing, Released, Sent, Session, SessionId};
+use super::{Kind, Lsn, Outputs};
 
 /// Where in the life of a delivery an identifier is.
 enum State {
@@ -32,23 +33,29 @@ impl Outgoing {
         // Clients answer in order, so it is the first entry nearly always.
         if let Some(at) = self.sent.iter().position(|sent| sent.packet_id == packet_id) {
             State::Sent(at, self.sent[at].delivery.qos)
-        } else if let Some(at) = self.released.iter().position(|released| *released == packet_id) {
+        } else if let Some(at) = self.released.iter().position(|released| released.packet_id == packet_id) {
             State::Released(at)
         } else {
             State::Free
         }
     }
 
-    fn remove_sent(&mut self, at: usize) {
-        // Taking the first one moves nothing, and it nearly always is the first.
-        if at == 0 {
-            self.sent.pop_front();
-        } else {
-            self.sent.remove(at);
-        }
+    fn remove_sent(&mut self, at: usize) -> Sent {
         if at < self.sent_here {
             self.sent_here -= 1;
         }
+        // Taking the first one moves nothing, and it nearly always is the first.
+        let sent = if at == 0 { self.sent.pop_front() } else { self.sent.remove(at) };
+        sent.expect("found before")
+    }
+}
+
+impl Outgoing {
+    /// PUBREL is about to be sent: from here on only that is repeated. `session` is what the store knows the session as.
+    pub(super) fn release(&mut self, packet_id: PacketId, session: Lsn, outputs: &mut Outputs) {
+        let record =
+            if session.is_some() { outputs.journal.record_release(session, packet_id) } else { Lsn::NONE };
+        self.released.push_back(Released { packet_id, record });
     }
 }
 
@@ -58,7 +65,8 @@ impl Broker {
         let outgoing = &mut self.session_mut(session).outgoing;
         match outgoing.state(packet_id) {
             State::Sent(at, QoS::AtLeastOnce) => {
-                outgoing.remove_sent(at);
+                let sent = outgoing.remove_sent(at);
+                self.outputs.forget(&sent.delivery);
                 self.complete(session);
             }
             State::Free => {}
@@ -69,15 +77,18 @@ impl Broker {
     /// The client has the QoS 2 message: from here on only PUBREL is repeated [MQTT-4.3.3-1]. Or it does not want it.
     pub(super) fn pubrec(&mut self, id: ConnectionId, session: SessionId, ack: &Ack<'_>) {
         let packet_id = ack.packet_id;
-        let outgoing = &mut self.session_mut(session).outgoing;
+        let Self { sessions, outputs, .. } = self;
+        let Some(Session { name, outgoing, .. }) = sessions.find_mut(session) else { return };
         let mut reason = ReasonCode::Success;
         match outgoing.state(packet_id) {
             State::Sent(at, QoS::ExactlyOnce) => {
-                outgoing.remove_sent(at);
+                let sent = outgoing.remove_sent(at);
                 if ack.reason.is_error() {
+                    outputs.forget(&sent.delivery);
                     return self.complete(session); // [MQTT5-4.3.3-4]
                 }
-                outgoing.released.push_back(packet_id);
+                outgoing.release(packet_id, *name, outputs);
+                outputs.forget(&sent.delivery);
             }
             State::Sent(..) => return self.close(id, CloseReason::WrongAck),
             // Said before, or to a state that we have lost: the client has done with it already.
@@ -101,7 +112,11 @@ impl Broker {
         let outgoing = &mut self.session_mut(session).outgoing;
         match outgoing.state(packet_id) {
             State::Released(at) => {
-                outgoing.released.remove(at);
+                if let Some(Released { record, .. }) = outgoing.released.remove(at)
+                    && record.is_some()
+                {
+                    self.outputs.journal.remove(Kind::Release, record);
+                }
                 self.complete(session);
             }
             State::Free => {}

@@ -161,7 +161,7 @@ impl Broker {
     /// What became of the step of this connection that was handed out last. It may come late: a connection that is gone
     /// needs none.
     pub fn handle_verdict(&mut self, now: Instant, id: ConnectionId, verdict: Verdict) {
-        self.now = now;
+        self.begin_input(now, Some(id));
         let Some(link) = self.links.find_mut(id) else { return };
         if link.state == LinkState::Closing {
             return;

@@ -50,6 +50,8 @@ pub enum CloseReason {
     BrokerFull,
     /// No room for one more retained message.
     RetainedFull,
+    /// What the client asked for cannot be stored, so it could not be promised.
+    StoreFailed,
     /// More QoS 2 messages begun than the server takes at once [MQTT5-3.3.4-7].
     ReceiveMaximum,
     /// A topic alias above the maximum [MQTT5-3.2.2-17].
@@ -132,6 +134,7 @@ impl CloseReason {
                 | Self::TooManySessions
                 | Self::BrokerFull
                 | Self::RetainedFull
+                | Self::StoreFailed
                 | Self::ReplyTooLarge
         )
     }
@@ -166,6 +169,7 @@ impl CloseReason {
             Self::Stalled | Self::OutboxFull | Self::BrokerFull | Self::RetainedFull => {
                 ReasonCode::QuotaExceeded
             }
+            Self::StoreFailed => ReasonCode::ServerUnavailable,
             Self::ReceiveMaximum => ReasonCode::ReceiveMaximumExceeded,
             Self::TopicAlias => ReasonCode::TopicAliasInvalid,
             Self::PayloadFormat => ReasonCode::PayloadFormatInvalid,
@@ -187,6 +191,7 @@ impl CloseReason {
                 | Self::ClientIdRefused
                 | Self::TooManyConnections
                 | Self::TooManySessions
+                | Self::StoreFailed
                 | Self::Redirected { .. }
                 | Self::AuthenticationRefused(_)
         );
@@ -200,6 +205,8 @@ impl CloseReason {
             Self::Malformed(DecodeError::UnsupportedProtocolLevel(_) | DecodeError::WrongProtocolName) => {
                 Some(ReasonCode::ProtocolError)
             }
+            // "Server unavailable" is a word of CONNACK alone.
+            Self::StoreFailed => Some(ReasonCode::ImplementationSpecificError),
             _ => self.code().filter(|code| code.is_of_disconnect()),
         }
     }
@@ -233,6 +240,7 @@ impl fmt::Display for CloseReason {
             Self::TooManySessions => "too many sessions, and every one is connected",
             Self::BrokerFull => "the broker holds as many message bytes as it may",
             Self::RetainedFull => "no room for another retained message",
+            Self::StoreFailed => "nothing can be stored at the moment",
             Self::ReceiveMaximum => {
                 "protocol violation: more QoS 2 messages at once than the receive maximum"
             }

@@ -159,6 +159,9 @@ impl Broker {
             // What waits in a session is not for everybody who knows a client id [B-039].
             return Err(CloseReason::AuthenticationRefused(ReasonCode::NotAuthorized));
         }
+        if !terms.retention.ends_with_connection && self.store_trouble().is_some() {
+            return Err(CloseReason::StoreFailed);
+        }
         self.take_over(client_id)?;
         let (session_id, session_present) = self.find_or_make_session(client_id, terms)?;
         self.sessions.mark_present(session_id);
@@ -172,6 +175,7 @@ impl Broker {
         // Nothing was sent on this connection yet [MQTT-4.4.0-1].
         session.outgoing.sent_here = 0;
         session.receipts.begin_connection(terms.receive_max);
+        self.record_session(session_id);
         self.arm_session(session_id);
         Ok(Admission { session_id, session_present })
     }
@@ -295,9 +299,16 @@ impl Broker {
     /// Ends a connection, and tells the peer why in the way of its state, if it understands that. Its outbox is flushed
     /// once more and then forgotten.
     pub(super) fn close(&mut self, id: ConnectionId, reason: CloseReason) {
-        let Some(link) = self.links.find(id) else { return };
+        let Some(link) = self.links.find_mut(id) else { return };
+        let is_unwelcomed = link.outbox.holds_connack();
+        if link.state != LinkState::Closing && link.outbox.has_gate() {
+            // What is not stored is not promised; a last word need not wait for it.
+            self.outputs.drop_held(link);
+        }
         match link.state {
             LinkState::Closing => return,
+            // Nothing comes before its CONNACK, which it will not get [MQTT-3.2.0-1].
+            LinkState::Connected(_) if is_unwelcomed => {}
             LinkState::AwaitingConnect | LinkState::Authenticating => self.say_no(id, reason),
             LinkState::Connected(_) => self.say_good_bye(id, reason),
         }
@@ -380,11 +391,18 @@ impl Broker {
         }
     }
 
-    /// What becomes of the session when its connection ends.
+    /// The connection of a session has ended.
     fn detach(&mut self, id: SessionId, reason: CloseReason) {
+        self.session_mut(id).connection = None;
+        self.outputs.metrics.clients_connected -= 1;
+        self.connections_full_logged = false;
+        self.leave(id, reason);
+    }
+
+    /// What becomes of the session when its client has gone.
+    pub(super) fn leave(&mut self, id: SessionId, reason: CloseReason) {
         let now = self.now;
-        let session = self.sessions.find_mut(id).expect("a connected link has a session");
-        session.connection = None;
+        let Some(session) = self.sessions.find_mut(id) else { return };
         let will = match session.will.take() {
             _ if reason.is_disconnect() => None, // [MQTT-3.14.4-3]
             Some(mut will) if will.delay > Duration(0) && !session.ends_with_connection => {
@@ -394,13 +412,11 @@ impl Broker {
             }
             will => will,
         };
-        let ends = session.ends_with_connection;
-        self.outputs.metrics.clients_connected -= 1;
-        self.connections_full_logged = false;
-        if ends {
+        if session.ends_with_connection {
             self.end_session(id);
         } else {
             self.sessions.mark_absent(id, now);
+            self.record_session(id);
             self.arm_session(id);
             self.absent_from_groups(id);
         }

@@ -35,7 +35,7 @@ fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReaso
             Some((link.opened_at + options.handshake_timeout, CloseReason::HandshakeTimeout))
         }
         // While we do not read it, its silence says nothing.
-        LinkState::Connected(_) if link.read_paused => None,
+        LinkState::Connected(_) if link.is_read_paused() => None,
         LinkState::Connected(_) => keep_alive_deadline(link.keep_alive_secs, link.last_received)
             .map(|deadline| (deadline, CloseReason::KeepAliveTimeout)),
         LinkState::Closing => return None,
@@ -48,7 +48,7 @@ impl Broker {
     /// Does what is due at `now`, and goes on with work that was put off. Some of it may be left for the next turn;
     /// `poll_timeout` says so.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.now = now;
+        self.begin_input(now, None);
         for _ in 0..DEADLINES_PER_TURN {
             let Some(deadline) = self.wheel.pop(now) else { break };
             match deadline {
@@ -80,14 +80,14 @@ impl Broker {
     /// Makes sure that the link's timer fires no later than its first deadline.
     pub(super) fn arm_link(&mut self, id: ConnectionId) {
         let Some(link) = self.links.find_mut(id) else { return };
-        let deadline = match first_deadline(link, &self.options) {
-            Some((deadline, _)) => deadline,
-            // It is not read for the moment: look again when it could be due had its pause ended right now.
-            None => match keep_alive_deadline(link.keep_alive_secs, self.now) {
-                Some(deadline) if link.read_paused => deadline,
-                _ => return,
-            },
+        // While it is not read: look again when it could be due had its pause ended right now.
+        let look_again = if link.is_read_paused() && link.session().is_some() {
+            keep_alive_deadline(link.keep_alive_secs, self.now)
+        } else {
+            None
         };
+        let first = first_deadline(link, &self.options).map(|(deadline, _)| deadline);
+        let Some(deadline) = first.into_iter().chain(look_again).min() else { return };
         match link.timer {
             Some((_, armed)) if armed <= deadline => return,
             Some((timer, _)) => {
@@ -122,6 +122,7 @@ impl Broker {
         let will = session.will.take_if(is_due);
         self.arm_session(id);
         if let Some(will) = will {
+            self.record_session(id);
             self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
         }
     }

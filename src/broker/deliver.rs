@@ -11,6 +11,7 @@ use std::num::NonZeroU32;
 use crate::clock::Instant;
 use crate::codec::encode::{self, PublishHead, PublishHeadProperties};
 use crate::codec::{PacketId, Properties, QoS, ReasonCode};
+use crate::journal::{Lsn, Owner};
 use crate::metrics::DropReason;
 use crate::topics::match_cache::Matches;
 use crate::topics::{Subscriber, SubscriberId, TopicName};
@@ -148,8 +149,8 @@ impl Broker {
             QoS::AtMostOnce => self.deliver_at_most_once(subscriber, routing, retain),
             qos => {
                 let via = Via::of(&self.subscription_ids, None, &self.messages);
-                let delivery =
-                    Delivery { message: routing.message(&self.messages).clone(), qos, retain, via };
+                let message = routing.message(&self.messages).clone();
+                let delivery = Delivery { message, qos, retain, via, record: Lsn::NONE };
                 let session = self.sessions.subscriber_mut(subscriber).id;
                 self.deliver(session, delivery);
             }
@@ -239,8 +240,10 @@ impl Broker {
                 outputs.send(session, link, delivery, *now);
             }
             _ => {
+                let stored_as = session.stored_as();
                 let Session { client_id, outgoing, .. } = session;
-                outputs.enqueue(&mut outgoing.queue, client_id, delivery, options, *now);
+                let owner = QueueOwner { name: client_id, stored_as };
+                outputs.enqueue(&mut outgoing.queue, owner, delivery, options, *now);
             }
         }
     }
@@ -292,11 +295,14 @@ impl Broker {
             // have it from an earlier connection, so it is told that its identifier is done with.
             let Some(sent) = outgoing.sent.remove(outgoing.sent_here) else { return };
             if sent.delivery.qos == QoS::ExactlyOnce {
-                outgoing.released.push_back(sent.packet_id);
+                outgoing.release(sent.packet_id, session.name, outputs);
+                let release = outgoing.released.back().map_or(Lsn::NONE, |released| released.record);
+                outputs.hold_back(link, outputs.journal.promise_of_record(release));
                 outputs.write_pubrel(link, sent.packet_id, ReasonCode::Success);
             } else {
                 outputs.metrics.in_flight_messages -= 1;
             }
+            outputs.forget(&sent.delivery);
         }
     }
 
@@ -304,8 +310,8 @@ impl Broker {
     pub(super) fn resend_releases(&mut self, connection: ConnectionId, id: SessionId) {
         let Self { sessions, links, outputs, .. } = self;
         let (Some(session), Some(link)) = (sessions.find(id), links.find_mut(connection)) else { return };
-        for packet_id in &session.outgoing.released {
-            outputs.write_pubrel(link, *packet_id, ReasonCode::Success);
+        for released in &session.outgoing.released {
+            outputs.write_pubrel(link, released.packet_id, ReasonCode::Success);
         }
     }
 }
@@ -318,26 +324,51 @@ pub(super) fn has_room(session: &Session, link: &Link, options: &Options) -> boo
         && link.outbox.pending() <= options.outbox_soft_mark()
 }
 
+/// Whose queue it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct QueueOwner<'a> {
+    /// For the log.
+    pub(super) name: &'a str,
+    /// For the store, if what waits in it is to outlive the process.
+    pub(super) stored_as: Option<Owner<'a>>,
+}
+
 impl Outputs {
     /// Sends a message for the first time, to a client that has room for it.
-    pub(super) fn send(&mut self, session: &mut Session, link: &mut Link, delivery: Delivery, now: Instant) {
+    pub(super) fn send(
+        &mut self,
+        session: &mut Session,
+        link: &mut Link,
+        mut delivery: Delivery,
+        now: Instant,
+    ) {
         let packet_id = session.outgoing.allot_packet_id();
+        if let Some(owner) = session.stored_as() {
+            let record = self.record(owner, &delivery, Some(packet_id));
+            self.forget(&delivery);
+            delivery.record = record;
+        } else if delivery.qos == QoS::ExactlyOnce && delivery.record.is_some() {
+            // Of a group: nobody else may get it if this session ends [MQTT5-4.8.2-5].
+            self.forget(&delivery);
+            delivery.record = Lsn::NONE;
+        }
         if self.write_delivery(link, &delivery, Some(packet_id), false, now) {
             session.outgoing.sent.push_back(Sent { delivery, packet_id });
             session.outgoing.sent_here += 1;
             self.metrics.in_flight_messages += 1;
         } else {
             session.outgoing.give_back_packet_id(packet_id);
+            self.forget(&delivery);
         }
     }
 
     /// Puts a message into a queue, or drops it when that is full: the newest goes, so that what is in the queue stays a
-    /// gapless beginning. `owner` is whose queue it is, for the log.
+    /// gapless beginning.
     pub(super) fn enqueue(
         &mut self,
         queue: &mut Queue,
-        owner: &str,
-        delivery: Delivery,
+        owner: QueueOwner<'_>,
+        mut delivery: Delivery,
         options: &Options,
         now: Instant,
     ) {
@@ -347,11 +378,15 @@ impl Outputs {
         let size = delivery.size();
         if queue.limit_for(size, options).is_some() {
             // What has expired makes room for what has not.
-            let expired = queue.remove_expired(now);
-            self.metrics.queued_messages -= expired;
-            self.metrics.drop_messages(DropReason::Expired, expired);
+            let expired = queue.take_expired(now);
+            expired.iter().for_each(|delivery| self.forget(delivery));
+            self.metrics.queued_messages -= expired.len() as u64;
+            self.metrics.drop_messages(DropReason::Expired, expired.len() as u64);
         }
         let Some((reason, limit, value)) = queue.limit_for(size, options) else {
+            if let Some(stored_as) = owner.stored_as {
+                delivery.record = self.record(stored_as, &delivery, None);
+            }
             queue.push(delivery);
             self.metrics.queued_messages += 1;
             return;
@@ -359,7 +394,7 @@ impl Outputs {
         self.metrics.drop_message(reason);
         if !queue.full_logged {
             queue.full_logged = true;
-            self.limit_reached(limit, Some(owner), value);
+            self.limit_reached(limit, Some(owner.name), value);
         }
     }
 
@@ -368,6 +403,7 @@ impl Outputs {
         let delivery = queue.pop()?;
         self.metrics.queued_messages -= 1;
         if delivery.message.is_expired(now) {
+            self.forget(&delivery);
             self.metrics.drop_message(DropReason::Expired);
             return None;
         }
@@ -389,7 +425,11 @@ impl Outputs {
         dup: bool,
         now: Instant,
     ) -> bool {
-        let Delivery { message, qos, retain, .. } = delivery;
+        let Delivery { message, qos, retain, record, .. } = delivery;
+        if *qos == QoS::ExactlyOnce && record.is_some() {
+            // Or after a crash it would come again under another identifier, and as another message.
+            self.hold_back(link, self.journal.promise_of_record(*record));
+        }
         let payload = message.payload();
         let head = PublishHead {
             dup,

@@ -1,6 +1,9 @@
 //! A message on its way to one client, and by which subscriptions it comes.
 
+use std::rc::Rc;
+
 use crate::codec::QoS;
+use crate::journal::{self, Lsn};
 
 use super::message::{Gauge, Message};
 use super::shared::GroupId;
@@ -14,6 +17,8 @@ pub(super) struct Delivery {
     pub(super) retain: bool,
     /// By which subscriptions it comes, where that matters.
     pub(super) via: Option<Box<Via>>,
+    /// The record that it waits, or is under way; none where it need not outlive the process.
+    pub(super) record: Lsn,
 }
 
 impl Delivery {
@@ -38,11 +43,19 @@ pub(super) struct Via {
 }
 
 /// What a group has to know to give a message to somebody else: the flags that its publisher chose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Origin {
     pub(super) group: GroupId,
+    /// Its text.
+    pub(super) text: Rc<str>,
     pub(super) qos: QoS,
     pub(super) retain: bool,
+}
+
+impl Origin {
+    pub(super) fn to_record(&self) -> journal::Origin<'_> {
+        journal::Origin { group: &self.text, qos: self.qos, retain: self.retain }
+    }
 }
 
 impl Via {

@@ -25,6 +25,8 @@ pub enum Limit {
     RetainedBytes,
     /// Subscriptions of one client.
     Subscriptions,
+    /// Bytes on their way to the store.
+    UnstoredBytes,
 }
 
 impl Limit {
@@ -39,6 +41,7 @@ impl Limit {
             Self::RetainedMessages => "--retained-messages-max",
             Self::RetainedBytes => "--retained-bytes-max",
             Self::Subscriptions => "--subscriptions-max",
+            Self::UnstoredBytes => "--unstored-bytes-max",
         }
     }
 }

@@ -43,8 +43,11 @@ impl Broker {
         for session in self.sessions.iter() {
             let outgoing = &session.outgoing;
             let mut ids = BTreeSet::new();
-            let used =
-                outgoing.sent.iter().map(|sent| sent.packet_id).chain(outgoing.released.iter().copied());
+            let used = outgoing
+                .sent
+                .iter()
+                .map(|sent| sent.packet_id)
+                .chain(outgoing.released.iter().map(|released| released.packet_id));
             assert!(
                 used.into_iter().all(|id| ids.insert(id)),
                 "a packet identifier has one use [MQTT-2.3.1-4]"

@@ -55,6 +55,8 @@ pub(super) struct Link {
     pub(super) blocked: bool,
     /// The server does not read this peer until its outbox has drained.
     pub(super) read_paused: bool,
+    /// The server does not read this peer until the store has caught up with what it published.
+    pub(super) awaits_store: bool,
     /// A full outbox was logged since it was last empty.
     pub(super) outbox_full_logged: bool,
     /// The session has more to send as soon as the outbox has room.
@@ -85,6 +87,11 @@ impl Link {
             LinkState::Connected(session) => Some(session),
             LinkState::AwaitingConnect | LinkState::Authenticating | LinkState::Closing => None,
         }
+    }
+
+    /// Whether it is not read for reasons of ours.
+    pub(super) fn is_read_paused(&self) -> bool {
+        self.read_paused || self.awaits_store
     }
 
     pub(super) fn extras_mut(&mut self) -> &mut LinkExtras {
@@ -132,6 +139,7 @@ impl Links {
             dirty: false,
             blocked: false,
             read_paused: false,
+            awaits_store: false,
             outbox_full_logged: false,
             wants_refill: false,
             opened_at: now,

@@ -11,10 +11,11 @@ use std::rc::Rc;
 
 use crate::clock::Instant;
 use crate::codec::Properties;
+use crate::journal::Lsn;
 use crate::topics::retained_tree::Retained;
 
 /// Bytes that one message costs beside its topic, properties and payload: the two allocations and their bookkeeping.
-const OVERHEAD_BYTES: u64 = 72;
+const OVERHEAD_BYTES: u64 = 88;
 
 /// The bytes of all living messages, and of what else is kept for each of their receivers.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +60,9 @@ struct Body {
     /// Where the payload begins.
     payload_at: u32,
     expires_at: Option<Instant>,
+    /// Under which number it is stored, and how many records refer to that; kept by the journal.
+    record: Cell<Lsn>,
+    holders: Cell<u32>,
     gauge: Gauge,
 }
 
@@ -77,6 +81,8 @@ impl Message {
             topic_length: u32::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
             payload_at,
             expires_at,
+            record: Cell::default(),
+            holders: Cell::default(),
             gauge: gauge.clone(),
         };
         gauge.add(body.size());
@@ -119,6 +125,16 @@ impl Message {
         self.0.expires_at.is_some_and(|expires_at| expires_at <= now)
     }
 
+    /// Under which number it is stored, and how many records refer to that.
+    pub(super) fn record(&self) -> (Lsn, u32) {
+        (self.0.record.get(), self.0.holders.get())
+    }
+
+    pub(super) fn set_record(&self, record: Lsn, holders: u32) {
+        self.0.record.set(record);
+        self.0.holders.set(holders);
+    }
+
     /// Bytes of memory that the message takes, bookkeeping included.
     pub fn size(&self) -> u64 {
         self.0.size()
@@ -144,6 +160,8 @@ pub struct RetainedMessage {
     pub message: Message,
     /// The QoS it was published at.
     pub qos: crate::codec::QoS,
+    /// Under which number it is stored as such.
+    pub(super) record: Lsn,
 }
 
 impl Retained for RetainedMessage {

@@ -20,6 +20,7 @@ mod deliver;
 mod delivery;
 pub mod event;
 mod invariants;
+mod journal;
 mod link;
 pub mod message;
 pub mod options;
@@ -28,6 +29,7 @@ mod packet_ids;
 mod queue;
 mod receipts;
 mod receive;
+mod restore;
 mod retained;
 mod session;
 mod shared;
@@ -42,6 +44,7 @@ use std::collections::VecDeque;
 
 use crate::clock::Instant;
 use crate::codec::{DecodeError, Packet, PacketId, Protocol, ReasonCode, encode};
+use crate::journal::{Batch, Lsn, Owner};
 use crate::metrics::{DropReason, Metrics};
 use crate::topics::SubscriptionTree;
 use crate::wheel::Wheel;
@@ -49,15 +52,18 @@ use crate::wheel::Wheel;
 pub use authenticate::{AuthenticationStep, Verdict};
 pub use close_reason::CloseReason;
 pub use event::Event;
+pub use journal::StoreState;
 pub use link::ConnectionId;
 pub use options::Options;
 pub use outbox::Outbox;
+pub use restore::{Restore, RestoreError, Restored};
 pub use status::{BrokerStatus, ClientStatus};
 
 use authenticate::Authentication;
 use deadlines::Deadline;
-use delivery::Delivery;
+use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
+use journal::{Journal, Kind, Promise};
 use link::{Link, LinkState, Links};
 use message::Gauge;
 use outbox::BufferPool;
@@ -66,6 +72,8 @@ use retained::RetainedMessages;
 use session::{Sent, Session, SessionId, Sessions};
 use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
+
+const PINGRESP_BYTES: usize = 2;
 
 /// The MQTT broker as a state machine.
 #[derive(Debug)]
@@ -103,14 +111,17 @@ pub struct Broker {
 }
 
 /// What the core has for the outside.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Outputs {
     metrics: Metrics,
+    journal: Journal,
     pool: BufferPool,
     dirty: VecDeque<ConnectionId>,
     closing: VecDeque<ConnectionId>,
     events: VecDeque<Event>,
     authentication: VecDeque<AuthenticationStep>,
+    /// Connections that are to be read again.
+    resumed: VecDeque<ConnectionId>,
     trace_packets: bool,
 }
 
@@ -136,7 +147,7 @@ impl Broker {
             subscription_ids: Vec::new(),
             picked: Vec::new(),
             client_ids_assigned: 0,
-            outputs: Outputs { trace_packets: options.trace_packets, ..Outputs::default() },
+            outputs: Outputs::new(&options),
             options,
         };
         broker.start_sys_topics();
@@ -153,7 +164,7 @@ impl Broker {
 
     /// A complete packet came.
     pub fn handle_packet(&mut self, now: Instant, id: ConnectionId, packet: Packet<'_>) {
-        self.now = now;
+        self.begin_input(now, Some(id));
         let Some(link) = self.links.find_mut(id) else { return };
         if link.state == LinkState::Closing {
             return;
@@ -185,6 +196,13 @@ impl Broker {
         }
     }
 
+    /// The time of an input, and whose packet it is, if it is one.
+    #[inline]
+    fn begin_input(&mut self, now: Instant, from: Option<ConnectionId>) {
+        self.now = now;
+        self.outputs.journal.begin_input(from);
+    }
+
     /// A packet of a client that was not told yet that it is welcome.
     fn packet_before_connack(&mut self, id: ConnectionId, state: LinkState, packet: &Packet<'_>) {
         match (state, packet) {
@@ -208,7 +226,7 @@ impl Broker {
         error: DecodeError,
         claimed: Option<Protocol>,
     ) {
-        self.now = now;
+        self.begin_input(now, None);
         if let Some(link) = self.links.find_mut(id)
             && link.state == LinkState::AwaitingConnect
         {
@@ -219,14 +237,14 @@ impl Broker {
 
     /// The peer closed the connection, or it failed.
     pub fn handle_lost(&mut self, now: Instant, id: ConnectionId, failed: bool) {
-        self.now = now;
+        self.begin_input(now, None);
         let reason = if failed { CloseReason::ConnectionFailed } else { CloseReason::ConnectionLost };
         self.close(id, reason);
     }
 
     /// `count` bytes of the outbox went out; `blocked` says that the socket takes no more for now.
     pub fn handle_written(&mut self, now: Instant, id: ConnectionId, count: usize, blocked: bool) {
-        self.now = now;
+        self.begin_input(now, None);
         let Some(link) = self.links.find_mut(id) else { return };
         let Outputs { metrics, pool, .. } = &mut self.outputs;
         metrics.bytes_sent += count as u64;
@@ -246,7 +264,7 @@ impl Broker {
             // Its packets waited in the socket for our sake.
             link.last_received = now;
         }
-        if !blocked && !link.outbox.is_empty() {
+        if !blocked && !link.outbox.is_held() {
             // More pieces than one write can name.
             self.outputs.mark_dirty(link);
         }
@@ -273,12 +291,13 @@ impl Broker {
     /// The server stops: wills are published while everybody is still there to receive them, then every
     /// connection is closed.
     pub fn handle_shutdown(&mut self, now: Instant) {
-        self.now = now;
+        self.begin_input(now, None);
         // Those that wait for their delay as well: nobody will be here to publish them later [B-029].
         let with_will: Vec<SessionId> =
             self.sessions.iter().filter(|session| session.will.is_some()).map(|session| session.id).collect();
         for id in with_will {
             if let Some(will) = self.sessions.find_mut(id).and_then(|session| session.will.take()) {
+                self.record_session(id);
                 self.publish_will(id.subscriber(), &will);
             }
             self.arm_session(id);
@@ -290,7 +309,7 @@ impl Broker {
     /// send its CONNECT, or to authenticate, is refused in its time, so that it is told where to go. False if the options
     /// name no other server.
     pub fn handle_drain(&mut self, now: Instant) -> bool {
-        self.now = now;
+        self.begin_input(now, None);
         let Some(redirect) = &self.options.redirect else { return false };
         let permanently = redirect.permanently;
         self.is_draining = true;
@@ -338,6 +357,76 @@ impl Broker {
         self.outputs.closing.push_back(id);
     }
 
+    /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed. While a batch is on
+    /// its way there is no other.
+    pub fn poll_journal(&mut self) -> Option<Batch> {
+        if !self.outputs.journal.is_on() {
+            return None;
+        }
+        // Before they are taken: here it is known what need not be stored any more.
+        self.open_gates();
+        let batch = self.outputs.journal.take();
+        self.open_gates();
+        if self.outputs.journal.state != StoreState::Well {
+            // What they wait for may take long to come; they will ask again.
+            let held: Vec<ConnectionId> = self.outputs.journal.take_held().collect();
+            for id in held {
+                if self.links.find(id).is_some_and(|link| link.outbox.has_gate()) {
+                    self.close(id, CloseReason::StoreFailed);
+                }
+            }
+        }
+        batch
+    }
+
+    /// Everything up to this number is stored.
+    pub fn handle_stored(&mut self, now: Instant, last: Lsn) {
+        self.begin_input(now, None);
+        self.outputs.journal.set_stored(last);
+        self.open_gates();
+        if self.outputs.journal.unstored_bytes() <= self.options.unstored_bytes_max / 2 {
+            for id in std::mem::take(&mut self.outputs.journal.paused) {
+                if let Some(link) = self.links.find_mut(id) {
+                    link.awaits_store = false;
+                    // Its packets waited in the socket for our sake.
+                    link.last_received = now;
+                    self.outputs.resumed.push_back(id);
+                }
+            }
+        }
+    }
+
+    /// The store can do its work, or it cannot: then nothing more is promised until it can.
+    pub fn handle_store_state(&mut self, now: Instant, state: StoreState) {
+        self.begin_input(now, None);
+        self.outputs.journal.state = state;
+    }
+
+    /// The next connection that is to be read again because the store has caught up.
+    pub fn poll_resume(&mut self) -> Option<ConnectionId> {
+        self.outputs.resumed.pop_front()
+    }
+
+    /// Bytes that were recorded and are not stored yet.
+    pub fn unstored_bytes(&self) -> u64 {
+        self.outputs.journal.unstored_bytes()
+    }
+
+    /// Whether everything that was recorded is stored.
+    pub fn is_stored(&self) -> bool {
+        self.outputs.journal.is_idle()
+    }
+
+    fn open_gates(&mut self) {
+        let Self { links, outputs, .. } = self;
+        while let Some(id) = outputs.journal.next_to_open() {
+            let Some(link) = links.find_mut(id) else { continue };
+            if link.outbox.open(|promise| outputs.journal.is_kept(promise)) {
+                outputs.mark_dirty(link);
+            }
+        }
+    }
+
     /// The next event.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.outputs.events.pop_front()
@@ -351,7 +440,7 @@ impl Broker {
     /// Whether the server should read from this peer now. A peer that does not read its replies is not read.
     pub fn wants_input(&self, id: ConnectionId) -> bool {
         self.links.find(id).is_some_and(|link| {
-            !link.read_paused
+            !link.is_read_paused()
                 && match link.state {
                     LinkState::Closing => false,
                     LinkState::Authenticating => {
@@ -404,8 +493,18 @@ impl Broker {
     ) {
         let Some(link) = self.links.find_mut(id) else { return };
         let size_max = link.packet_size_max as usize;
+        let promise = match kind {
+            PacketKind::Puback => self.outputs.journal.promise_of_message(),
+            PacketKind::Connack => Promise { is_first: true, ..self.outputs.journal.promise() },
+            _ => self.outputs.journal.promise(),
+        };
+        self.outputs.hold_back(link, promise);
         let is_written = self.outputs.write_within(link, kind, packet_id, size_max, write);
         let copied = link.outbox.copied_pending();
+        if kind == PacketKind::Pingresp && link.outbox.has_gate() && !link.outbox.holds_connack() {
+            // It promises nothing, and a client that misses it gives up.
+            link.outbox.move_last_before_gates(PINGRESP_BYTES);
+        }
         if !is_written {
             self.close(id, CloseReason::ReplyTooLarge); // [MQTT5-3.1.2-24]
         } else if copied > self.options.outbox_bytes_max as usize {
@@ -437,6 +536,15 @@ impl Broker {
         full
     }
 
+    /// What a client is told while nothing can be stored.
+    fn store_trouble(&self) -> Option<ReasonCode> {
+        match self.outputs.journal.state {
+            StoreState::Well => None,
+            StoreState::Full => Some(ReasonCode::QuotaExceeded),
+            StoreState::Failing => Some(ReasonCode::ImplementationSpecificError),
+        }
+    }
+
     /// Whether answers to this client have reason codes, so that it can be told what went wrong.
     fn has_reasons(&self, id: ConnectionId) -> bool {
         self.links.find(id).is_some_and(|link| link.protocol.has_properties())
@@ -464,15 +572,18 @@ impl Broker {
     fn end_session(&mut self, id: SessionId) {
         let Some(mut session) = self.sessions.remove(id) else { return };
         assert!(session.connection.is_none(), "a session does not end under its connection");
+        self.remove_records(&session);
         self.subscriptions.remove_subscriber(id.subscriber());
         if let Some(timer) = session.timer {
             self.wheel.cancel(timer);
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
-        self.leave_all_groups(id, &session.memberships, &mut session.outgoing.sent);
-        let metrics = &mut self.outputs.metrics;
+        self.leave_all_groups(&mut session);
         let queued = session.outgoing.queue.len() as u64;
         let unacknowledged = session.outgoing.sent.len() as u64;
+        session.outgoing.sent.iter().for_each(|sent| self.outputs.forget(&sent.delivery));
+        session.outgoing.queue.into_deliveries().for_each(|delivery| self.outputs.forget(&delivery));
+        let metrics = &mut self.outputs.metrics;
         metrics.queued_messages -= queued;
         metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
         if let Some(will) = session.will {
@@ -481,7 +592,91 @@ impl Broker {
     }
 }
 
+impl Broker {
+    /// Records a session as it is now, if it is to outlive the process.
+    fn record_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        let is_stored = session.name.is_some() || !session.ends_with_connection;
+        if is_stored && self.outputs.journal.is_on() {
+            let record = session.to_record();
+            let (name, latest) =
+                self.outputs.journal.record_session(session.name, session.latest_record, &record);
+            (session.name, session.latest_record) = (name, latest);
+        }
+    }
+
+    /// A session has ended, and so has all that is stored of it but its messages.
+    fn remove_records(&mut self, session: &Session) {
+        if !session.name.is_some() {
+            return;
+        }
+        let journal = &mut self.outputs.journal;
+        for (filter, _) in self.subscriptions.subscriptions(session.id.subscriber()) {
+            journal.remove_subscription(session.name, filter);
+        }
+        for group in &session.memberships {
+            if let Some(text) = self.shared.text(*group) {
+                journal.remove_subscription(session.name, text);
+            }
+        }
+        for released in &session.outgoing.released {
+            journal.remove(Kind::Release, released.record);
+        }
+        for record in session.receipts.records() {
+            journal.remove(Kind::Receipt, record);
+        }
+        journal.remove_session(session.name, session.latest_record);
+    }
+}
+
 impl Outputs {
+    fn new(options: &Options) -> Self {
+        Self {
+            metrics: Metrics::default(),
+            journal: Journal::new(options.durability),
+            pool: BufferPool::default(),
+            dirty: VecDeque::new(),
+            closing: VecDeque::new(),
+            events: VecDeque::new(),
+            authentication: VecDeque::new(),
+            resumed: VecDeque::new(),
+            trace_packets: options.trace_packets,
+        }
+    }
+
+    /// Holds back what is written to this link from now on, until a promise is kept.
+    #[inline]
+    fn hold_back(&mut self, link: &mut Link, promise: Promise) {
+        if promise.lsn.is_some() {
+            link.outbox.hold(promise);
+            self.journal.note_held(promise, link.id);
+        }
+    }
+
+    /// Records that a message waits for somebody, or was sent.
+    fn record(&mut self, owner: Owner<'_>, delivery: &Delivery, packet_id: Option<PacketId>) -> Lsn {
+        let Delivery { message, qos, retain, via, .. } = delivery;
+        match (owner, via) {
+            (Owner::Session(session), None) => {
+                self.journal.record_delivery(session, message, packet_id, (*qos, *retain))
+            }
+            _ => {
+                let ids = delivery.subscription_ids();
+                let origin = via.as_ref().and_then(|via| via.origin.as_ref()).map(Origin::to_record);
+                let flags = (*qos, *retain);
+                self.journal.record_delivery_in_full(owner, message, packet_id, flags, ids, origin)
+            }
+        }
+    }
+
+    /// A delivery is done with.
+    #[inline]
+    fn forget(&mut self, delivery: &Delivery) {
+        if delivery.record.is_some() {
+            self.journal.remove_delivery(delivery.record, &delivery.message);
+        }
+    }
+
     /// Writes one packet into the outbox of a link and notes that it has to be flushed.
     fn write(
         &mut self,
@@ -538,6 +733,14 @@ impl Outputs {
             link.dirty = true;
             self.dirty.push_back(link.id);
         }
+    }
+
+    /// Throws away what is held back.
+    #[cold]
+    fn drop_held(&mut self, link: &mut Link) {
+        let (copied, packets) = link.outbox.drop_held(&mut self.pool);
+        self.metrics.outbox_bytes -= copied as u64;
+        self.metrics.outbox_packets -= packets;
     }
 
     /// Throws away what was not written.

@@ -17,6 +17,18 @@ pub const CONNECT_PACKET_SIZE_MAX: u32 = 512 * 1024;
 /// The largest `packet_size_max`: nobody needs to be told of a limit that MQTT has itself.
 pub const PACKET_SIZE_UNLIMITED: u32 = 268_435_455;
 
+/// Whether state is stored, and what waits for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Nothing outlives the process.
+    #[default]
+    None,
+    /// State is stored soon after a reply has promised that it is safe.
+    AfterReply,
+    /// A reply that promises that something is safe leaves once it is stored.
+    BeforeReply,
+}
+
 /// The limits of the core. Everything that can grow has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -74,6 +86,10 @@ pub struct Options {
     pub sys_interval: Option<Duration>,
     /// Whether every packet makes an event.
     pub trace_packets: bool,
+    /// Whether state is stored.
+    pub durability: Durability,
+    /// Bytes on their way to the store; beyond them, who publishes at QoS 1 or 2 is not read.
+    pub unstored_bytes_max: u64,
 }
 
 impl Default for Options {
@@ -105,6 +121,8 @@ impl Default for Options {
             session_expiry: Some(Duration::from_secs(14 * 24 * 60 * 60)),
             sys_interval: Some(Duration::from_secs(10)),
             trace_packets: false,
+            durability: Durability::None,
+            unstored_bytes_max: 64 << 20,
         }
     }
 }

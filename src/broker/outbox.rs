@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use super::journal::Promise;
 use super::message::Message;
 
 /// What has been consumed is cut off once it is this long and at least half of the buffer.
@@ -28,6 +29,20 @@ pub struct Outbox {
     shared_pending: usize,
     /// Packets not yet written; while one is partly written, in proportion to the bytes.
     packets: u64,
+    /// What holds bytes back, in order; `None` where nothing does.
+    gates: Option<Box<Gates>>,
+}
+
+/// Behind a pointer: most outboxes have none at any time.
+#[derive(Debug, Default)]
+struct Gates(VecDeque<Gate>);
+
+/// Holds back what stands behind it.
+#[derive(Clone, Copy, Debug)]
+struct Gate {
+    /// It stands before the copied byte at this position, where a packet begins.
+    position: u64,
+    promise: Promise,
 }
 
 #[derive(Debug)]
@@ -97,6 +112,91 @@ impl Outbox {
         self.copied_pending() == 0 && self.shared.is_empty()
     }
 
+    /// Whether nothing may leave at the moment.
+    pub fn is_held(&self) -> bool {
+        self.copied_end() == self.start && self.shared.front().is_none_or(|payload| !self.is_open(payload))
+    }
+
+    /// Whether the first packet of all is held back.
+    pub(super) fn holds_connack(&self) -> bool {
+        self.gates.as_ref().and_then(|gates| gates.0.front()).is_some_and(|gate| gate.promise.is_first)
+    }
+
+    /// Whether something is held back.
+    pub(super) fn has_gate(&self) -> bool {
+        self.gates.is_some()
+    }
+
+    /// Where in `bytes` the first gate stands, or else their end.
+    fn copied_end(&self) -> usize {
+        match self.gates.as_ref().and_then(|gates| gates.0.front()) {
+            Some(gate) => (gate.position - self.base) as usize,
+            None => self.bytes.len(),
+        }
+    }
+
+    /// Whether a payload stands before the first gate.
+    fn is_open(&self, payload: &SharedPayload) -> bool {
+        // Before a gate at its position, because no packet is without a head.
+        (payload.position - self.base) as usize <= self.copied_end()
+    }
+
+    /// Holds back what is appended from now on.
+    pub(super) fn hold(&mut self, promise: Promise) {
+        let position = self.base + self.bytes.len() as u64;
+        self.gates.get_or_insert_default().0.push_back(Gate { position, promise });
+    }
+
+    /// Lets go what stands behind gates whose promise is kept; true if there are any.
+    pub(super) fn open(&mut self, is_kept: impl Fn(Promise) -> bool) -> bool {
+        let Some(gates) = &mut self.gates else { return false };
+        let Gates(gates) = &mut **gates;
+        let before = gates.len();
+        while gates.pop_front_if(|gate| is_kept(gate.promise)).is_some() {}
+        let is_opened = gates.len() < before;
+        if gates.is_empty() {
+            self.gates = None;
+        }
+        is_opened
+    }
+
+    /// Moves the last packet, of this many copied bytes, before everything that is held back.
+    #[cold]
+    pub(super) fn move_last_before_gates(&mut self, size: usize) {
+        let end = self.copied_end();
+        let Some(gates) = &mut self.gates else { return };
+        let Gates(gates) = &mut **gates;
+        self.bytes[end..].rotate_right(size);
+        gates.iter_mut().for_each(|gate| gate.position += size as u64);
+        let first = gates.front().map_or(0, |gate| gate.position);
+        for payload in self.shared.iter_mut().filter(|payload| payload.position + size as u64 > first) {
+            payload.position += size as u64;
+        }
+    }
+
+    /// Throws away what is held back. Returns how many copied bytes and packets that was.
+    #[cold]
+    pub(super) fn drop_held(&mut self, pool: &mut BufferPool) -> (usize, u64) {
+        let pending = self.pending();
+        let end = self.copied_end();
+        let open_payloads = self.shared.iter().filter(|payload| self.is_open(payload)).count();
+        let copied = self.bytes.len() - end;
+        self.bytes.truncate(end);
+        self.shared.truncate(open_payloads);
+        self.shared_pending = self.shared.iter().map(|payload| payload.bytes().len() - payload.written).sum();
+        self.gates = None;
+        let packets = if self.is_empty() {
+            self.packets
+        } else {
+            self.packets * (pending - self.pending()) as u64 / pending as u64
+        };
+        self.packets -= packets;
+        if self.is_empty() {
+            self.release(pool);
+        }
+        (copied, packets)
+    }
+
     /// Appends one packet, or its head, that `write` writes, and returns how many bytes that was.
     pub(super) fn append(&mut self, pool: &mut BufferPool, write: impl FnOnce(&mut Vec<u8>)) -> usize {
         if self.bytes.capacity() == 0 {
@@ -126,11 +226,12 @@ impl Outbox {
         self.shared.push_back(payload);
     }
 
-    /// The pending bytes in order, in as many slices as fit; returns how many are filled.
+    /// The pending bytes that may leave, in order, in as many slices as fit; returns how many are filled.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
         let mut at = self.start;
-        for payload in &self.shared {
+        let end = self.copied_end();
+        for payload in self.shared.iter().take_while(|payload| self.is_open(payload)) {
             let until = (payload.position - self.base) as usize;
             for part in [&self.bytes[at..until], &payload.bytes()[payload.written..]] {
                 if !part.is_empty() {
@@ -143,8 +244,8 @@ impl Outbox {
             }
             at = until;
         }
-        if at < self.bytes.len() && filled < slices.len() {
-            slices[filled] = IoSlice::new(&self.bytes[at..]);
+        if at < end && filled < slices.len() {
+            slices[filled] = IoSlice::new(&self.bytes[at..end]);
             filled += 1;
         }
         filled
@@ -177,7 +278,7 @@ impl Outbox {
             self.start += count;
             count = 0;
         }
-        assert!(count == 0 && self.start <= self.bytes.len(), "no more can be written than was pending");
+        assert!(count == 0 && self.start <= self.copied_end(), "no more can be written than may leave");
         let consumed = copied_before - self.copied_pending();
         if self.is_empty() {
             self.release(pool);
@@ -195,6 +296,7 @@ impl Outbox {
         let copied = self.copied_pending();
         self.shared.clear();
         self.shared_pending = 0;
+        self.gates = None;
         self.release(pool);
         (copied, packets)
     }

@@ -21,6 +21,11 @@ impl Default for PacketIds {
 }
 
 impl PacketIds {
+    /// One that knows nothing of the identifiers in use yet.
+    pub(super) const fn resumed() -> Self {
+        Self { next: PacketId::FIRST, free_run: 0 }
+    }
+
     /// An identifier that is not among those in use, or `None` when all 65,535 are [MQTT-2.3.1-4].
     pub(super) fn allot(&mut self, in_use: impl Iterator<Item = PacketId> + Clone) -> Option<PacketId> {
         if self.free_run == 0 {

@@ -79,19 +79,33 @@ impl Queue {
         Some(delivery)
     }
 
-    /// Removes what has expired; returns how many messages that was.
-    pub(super) fn remove_expired(&mut self, now: Instant) -> u64 {
-        if self.earliest_expiry.is_none_or(|earliest| earliest > now) {
-            return 0;
-        }
-        let before = self.list.len();
-        (self.earliest_expiry, self.bytes) = (None, 0);
-        for delivery in std::mem::take(&mut self.list) {
-            if !delivery.message.is_expired(now) {
-                self.push(delivery);
+    /// Takes out what has expired.
+    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Delivery> {
+        let mut expired = Vec::new();
+        if self.earliest_expiry.is_some_and(|earliest| earliest <= now) {
+            (self.earliest_expiry, self.bytes) = (None, 0);
+            for delivery in std::mem::take(&mut self.list) {
+                if delivery.message.is_expired(now) {
+                    expired.push(delivery);
+                } else {
+                    self.push(delivery);
+                }
             }
         }
-        (before - self.list.len()) as u64
+        expired
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Delivery> {
+        self.list.iter()
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Delivery> {
+        self.list.iter_mut()
+    }
+
+    /// All that waits, in its order.
+    pub(super) fn into_deliveries(self) -> impl Iterator<Item = Delivery> {
+        self.list.into_iter()
     }
 
     /// Asserts that the sum is right.

@@ -1,6 +1,7 @@
 //! The receiving half of QoS 2 in a session: which identifiers were taken and not yet released.
 
 use crate::codec::PacketId;
+use crate::journal::Lsn;
 
 /// Identifiers of incoming QoS 2 messages that were taken and not yet released [MQTT-4.3.3-2].
 ///
@@ -18,6 +19,7 @@ pub(super) struct Receipts {
 struct Receipt {
     packet_id: PacketId,
     begun_here: bool,
+    record: Lsn,
 }
 
 /// What a QoS 2 PUBLISH is to the receiver.
@@ -53,21 +55,33 @@ impl Receipts {
         self.list.binary_search_by_key(&packet_id, |receipt| receipt.packet_id)
     }
 
-    /// Notes the identifier of a PUBLISH that was taken.
-    pub(super) fn insert(&mut self, packet_id: PacketId) {
+    /// Notes the identifier of a PUBLISH that was taken, and its record.
+    pub(super) fn insert(&mut self, packet_id: PacketId, record: Lsn) {
+        let at = self.find(packet_id).expect_err("it was judged to be new");
+        self.list.insert(at, Receipt { packet_id, begun_here: true, record });
+        self.begun_here += 1;
+    }
+
+    /// Takes back what was stored: begun on an earlier connection.
+    pub(super) fn restore(&mut self, packet_id: PacketId, record: Lsn) {
         if let Err(at) = self.find(packet_id) {
-            self.list.insert(at, Receipt { packet_id, begun_here: true });
-            self.begun_here += 1;
+            self.list.insert(at, Receipt { packet_id, begun_here: false, record });
         }
     }
 
-    /// Forgets the identifier. False if it was not there.
-    pub(super) fn remove(&mut self, packet_id: PacketId) -> bool {
-        let Ok(at) = self.find(packet_id) else { return false };
-        self.begun_here -= u32::from(self.list.remove(at).begun_here);
+    /// Forgets the identifier; returns its record, or `None` if it was not there.
+    pub(super) fn remove(&mut self, packet_id: PacketId) -> Option<Lsn> {
+        let at = self.find(packet_id).ok()?;
+        let receipt = self.list.remove(at);
+        self.begun_here -= u32::from(receipt.begun_here);
         if self.list.is_empty() && self.list.capacity() > 64 {
             self.list = Vec::new();
         }
-        true
+        Some(receipt.record)
+    }
+
+    /// The records of all identifiers.
+    pub(super) fn records(&self) -> impl Iterator<Item = Lsn> {
+        self.list.iter().map(|receipt| receipt.record)
     }
 }

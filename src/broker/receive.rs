@@ -19,10 +19,11 @@ use crate::topics::TopicName;
 use super::Broker;
 use super::close_reason::CloseReason;
 use super::deliver::Routing;
-use super::event::PacketKind;
+use super::event::{Limit, PacketKind};
 use super::link::ConnectionId;
 use super::receipts::Arrival;
 use super::session::SessionId;
+use super::{Kind, Lsn};
 
 /// Topics that a client may not publish to: the broker's own, and those that look like a shared subscription.
 pub(super) fn is_reserved(topic: &str) -> bool {
@@ -181,11 +182,35 @@ impl Broker {
             self.retain(&mut routing);
         }
         if let Some(packet_id) = exactly_once {
-            self.session_mut(session_id).receipts.insert(packet_id);
+            self.note_receipt(session_id, packet_id);
         }
         let is_matched = routing.is_matched;
         let reason = if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
         self.answer_publish(id, publish, reason);
+    }
+
+    /// Remembers that a QoS 2 message was taken.
+    fn note_receipt(&mut self, session_id: SessionId, packet_id: PacketId) {
+        let Self { sessions, outputs, .. } = self;
+        let Some(session) = sessions.find_mut(session_id) else { return };
+        let record = if session.name.is_some() {
+            outputs.journal.record_receipt(session.name, packet_id)
+        } else {
+            Lsn::NONE
+        };
+        session.receipts.insert(packet_id, record);
+    }
+
+    /// Does not read a publisher on when too much of what was published waits to be stored.
+    #[cold]
+    fn await_store(&mut self, id: ConnectionId) {
+        let Self { links, outputs, options, .. } = self;
+        let Some(link) = links.find_mut(id).filter(|link| !link.awaits_store) else { return };
+        link.awaits_store = true;
+        if outputs.journal.paused.is_empty() {
+            outputs.limit_reached(Limit::UnstoredBytes, None, options.unstored_bytes_max);
+        }
+        outputs.journal.paused.push(id);
     }
 
     /// Why this message cannot be taken, if so.
@@ -200,6 +225,12 @@ impl Broker {
         if self.options.check_payload_format && !is_text(publish.properties, publish.payload) {
             let (reason, drop) = (ReasonCode::PayloadFormatInvalid, DropReason::PayloadFormat);
             return Some(Refusal { reason, drop, close: None });
+        }
+        if publish.qos > QoS::AtMostOnce
+            && let Some(reason) = self.store_trouble()
+        {
+            let (drop, close) = (DropReason::StoreFailed, Some(CloseReason::StoreFailed));
+            return Some(Refusal { reason, drop, close });
         }
         if publish.qos > QoS::AtMostOnce && self.is_full() {
             let (reason, drop) = (ReasonCode::QuotaExceeded, DropReason::BrokerFull);
@@ -230,7 +261,7 @@ impl Broker {
                     && let Some(packet_id) = publish.packet_id
                     && publish.qos == QoS::ExactlyOnce
                 {
-                    self.session_mut(session_id).receipts.insert(packet_id);
+                    self.note_receipt(session_id, packet_id);
                 }
                 self.answer_publish(id, publish, refusal.reason);
             }
@@ -240,6 +271,9 @@ impl Broker {
     /// Nothing, PUBACK or PUBREC [MQTT-3.3.4-1]. Before 5.0 they have no reasons.
     fn answer_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, reason: ReasonCode) {
         let Some(packet_id) = publish.packet_id else { return };
+        if self.outputs.journal.unstored_bytes() > self.options.unstored_bytes_max {
+            self.await_store(id);
+        }
         let reason =
             if reason == ReasonCode::Success || self.has_reasons(id) { reason } else { ReasonCode::Success };
         if publish.qos == QoS::AtLeastOnce {
@@ -256,8 +290,11 @@ impl Broker {
     /// The client releases the identifier; an unknown one is answered alike, or a client that missed the first
     /// PUBCOMP would ask for ever [MQTT-4.3.3-2].
     pub(super) fn pubrel(&mut self, id: ConnectionId, session_id: SessionId, packet_id: PacketId) {
-        let was_known = self.session_mut(session_id).receipts.remove(packet_id);
-        let reason = if was_known { ReasonCode::Success } else { self.not_found(id) };
+        let receipt = self.session_mut(session_id).receipts.remove(packet_id);
+        if let Some(record) = receipt.filter(|record| record.is_some()) {
+            self.outputs.journal.remove(Kind::Receipt, record);
+        }
+        let reason = if receipt.is_some() { ReasonCode::Success } else { self.not_found(id) };
         self.reply(id, PacketKind::Pubcomp, Some(packet_id), |bytes| {
             encode::pubcomp(bytes, packet_id, reason);
         });

@@ -15,6 +15,7 @@ use std::num::NonZeroU32;
 
 use crate::clock::Duration;
 use crate::codec::{Properties, QoS};
+use crate::journal::Lsn;
 use crate::metrics::DropReason;
 use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
 use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter, TopicName};
@@ -24,6 +25,7 @@ use super::deliver::{Routing, has_room};
 use super::delivery::{Delivery, Via};
 use super::event::Limit;
 use super::message::RetainedMessage;
+use super::receive::is_reserved;
 use super::session::SessionId;
 use super::{Broker, Options};
 
@@ -58,24 +60,30 @@ impl RetainedMessages {
         self.bytes
     }
 
-    /// Keeps a message in place of the one its topic had.
-    pub(super) fn insert(&mut self, retained: RetainedMessage) {
+    /// Keeps a message in place of the one its topic had, which is returned.
+    pub(super) fn insert(&mut self, retained: RetainedMessage) -> Option<RetainedMessage> {
         self.bytes += retained.message.size();
         self.expiring += usize::from(retained.message.expires_at().is_some());
-        if let Some(replaced) = self.tree.insert(retained) {
-            self.forget(&replaced);
-        }
+        let replaced = self.tree.insert(retained);
+        replaced.inspect(|replaced| self.subtract(replaced))
     }
 
-    pub(super) fn remove(&mut self, topic: &str) {
-        if let Some(removed) = self.tree.remove(topic) {
-            self.forget(&removed);
-        }
+    fn remove(&mut self, topic: &str) -> Option<RetainedMessage> {
+        let removed = self.tree.remove(topic);
+        removed.inspect(|removed| self.subtract(removed))
     }
 
-    fn forget(&mut self, removed: &RetainedMessage) {
+    fn subtract(&mut self, removed: &RetainedMessage) {
         self.bytes -= removed.message.size();
         self.expiring -= usize::from(removed.message.expires_at().is_some());
+    }
+
+    /// Every message, in no particular order.
+    pub(super) fn for_each(&self, mut each: impl FnMut(&RetainedMessage)) {
+        self.tree.visit(&mut RetainedCursor::of_all(), usize::MAX, |kept| {
+            each(kept);
+            Visit::Next
+        });
     }
 }
 
@@ -87,9 +95,22 @@ pub(super) struct RetainedStream {
     grant: Grant,
     /// Topics ahead of the cursor whose value went out before its turn.
     preceded: BTreeSet<Box<str>>,
+    /// The record that the subscription waits for them.
+    pub(super) record: Lsn,
 }
 
 impl RetainedStream {
+    /// One that begins at the first topic of a filter.
+    pub(super) fn new(filter: TopicFilter<'_>, grant: Grant, record: Lsn) -> Self {
+        Self {
+            cursor: RetainedCursor::new(filter),
+            filter: filter.as_str().into(),
+            grant,
+            preceded: BTreeSet::new(),
+            record,
+        }
+    }
+
     fn awaits(&self, topic: TopicName<'_>, levels_max: u32) -> bool {
         !self.cursor.has_passed(topic.as_str())
             && !self.preceded.contains(topic.as_str())
@@ -103,14 +124,41 @@ impl Broker {
     pub(super) fn retain(&mut self, routing: &mut Routing<'_>) {
         let is_over = routing.expires_at.is_some_and(|expires_at| expires_at <= self.now);
         if routing.payload.is_empty() || is_over {
-            self.retained.remove(routing.topic.as_str());
+            self.forget_retained(routing.topic.as_str());
             self.retained.full_logged = false;
         } else {
             let message = routing.message(&self.messages).clone();
-            self.retained.insert(RetainedMessage { message, qos: routing.qos });
-            if self.retained.expiring > 0 && self.retained.sweep.is_none() {
-                self.begin_sweep();
+            // What the broker says of itself is not worth keeping.
+            let is_stored = self.outputs.journal.is_on() && !is_reserved(routing.topic.as_str());
+            let record = if is_stored {
+                self.outputs.journal.record_retained(&message, routing.qos)
+            } else {
+                Lsn::NONE
+            };
+            let replaced = self.retained.insert(RetainedMessage { message, qos: routing.qos, record });
+            if let Some(replaced) = replaced {
+                self.remove_retained_record(&replaced);
             }
+            self.expect_expiry();
+        }
+    }
+
+    fn forget_retained(&mut self, topic: &str) {
+        if let Some(removed) = self.retained.remove(topic) {
+            self.remove_retained_record(&removed);
+        }
+    }
+
+    fn remove_retained_record(&mut self, removed: &RetainedMessage) {
+        if removed.record.is_some() {
+            self.outputs.journal.remove_retained(removed.record, &removed.message);
+        }
+    }
+
+    /// Makes sure that retained messages that can expire are looked at.
+    pub(super) fn expect_expiry(&mut self) {
+        if self.retained.expiring > 0 && self.retained.sweep.is_none() {
+            self.begin_sweep();
         }
     }
 
@@ -131,7 +179,7 @@ impl Broker {
             Visit::Next
         });
         self.outputs.metrics.drop_messages(DropReason::Expired, expired.len() as u64);
-        expired.iter().for_each(|topic| self.retained.remove(topic));
+        expired.iter().for_each(|topic| self.forget_retained(topic));
         self.retained.full_logged &= expired.is_empty();
         if progress != Progress::Done {
             self.retained.sweep = Some(cursor);
@@ -169,22 +217,21 @@ impl Broker {
     }
 
     /// Begins to send the retained messages that match a subscription just made, again if it was there before
-    /// [MQTT-3.3.1-6] [MQTT-3.8.4-3].
-    pub(super) fn start_stream(&mut self, id: SessionId, filter: &str, grant: Grant) {
+    /// [MQTT-3.3.1-6] [MQTT-3.8.4-3]. `record` is that of the subscription.
+    pub(super) fn start_stream(&mut self, id: SessionId, filter: &str, grant: Grant, record: Lsn) {
         let Ok(parsed) = TopicFilter::parse(filter, self.options.topic_levels_max) else { return };
         self.stop_stream(id, filter);
-        if self.retained.len() == 0 || (!parsed.has_wildcard() && self.retained.tree.find(filter).is_none()) {
-            return;
+        if self.has_retained_for(parsed)
+            && let Some(session) = self.sessions.find_mut(id)
+        {
+            session.streams.push(RetainedStream::new(parsed, grant, record));
         }
-        let stream = RetainedStream {
-            cursor: RetainedCursor::new(parsed),
-            filter: filter.into(),
-            grant,
-            preceded: BTreeSet::new(),
-        };
-        if let Some(session) = self.sessions.find_mut(id) {
-            session.streams.push(stream);
-        }
+    }
+
+    /// Whether there may be retained messages for a filter.
+    pub(super) fn has_retained_for(&self, filter: TopicFilter<'_>) -> bool {
+        let retained = &self.retained;
+        retained.len() > 0 && (filter.has_wildcard() || retained.tree.find(filter.as_str()).is_some())
     }
 
     /// A subscription was made anew without its retained messages: what is still to be sent for it is sent as it is now.
@@ -222,8 +269,13 @@ impl Broker {
                 }
             }
         }
-        streams.drain(..finished);
-        self.session_mut(id).streams = streams;
+        let session = self.sessions.find_mut(id).expect("its streams are being sent");
+        for RetainedStream { filter, grant, record, .. } in streams.drain(..finished) {
+            if record.is_some() {
+                self.outputs.journal.end_stream(record, session.name, &filter, grant);
+            }
+        }
+        session.streams = streams;
     }
 
     /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.
@@ -261,7 +313,13 @@ impl Broker {
                 window -= usize::from(qos > QoS::AtMostOnce);
                 bytes_left = bytes_left.saturating_sub(kept.message.size() as usize);
                 let via = Via::of(grant.subscription_id.map(NonZeroU32::get).as_slice(), None, messages);
-                picked.push(Delivery { message: kept.message.clone(), qos, retain: true, via });
+                picked.push(Delivery {
+                    message: kept.message.clone(),
+                    qos,
+                    retain: true,
+                    via,
+                    record: Lsn::NONE,
+                });
                 Visit::Next
             });
             if matches!(progress, Progress::Stopped) && picked.is_empty() {
@@ -319,6 +377,7 @@ impl Broker {
             qos: kept.qos.min(highest),
             retain: true,
             via: Via::of(&subscription_ids, None, &self.messages),
+            record: Lsn::NONE,
         };
         let outbox_full = session
             .connection

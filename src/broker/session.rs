@@ -21,6 +21,7 @@ use slab::Slab;
 use crate::clock::{Duration, Instant};
 use crate::codec::PacketId;
 use crate::hash::{HashSeed, hash_text, seeded};
+use crate::journal::{Lsn, Owner, SessionRecord};
 use crate::topics::SubscriberId;
 use crate::wheel::TimerId;
 
@@ -54,6 +55,13 @@ pub(super) struct Sent {
     pub(super) packet_id: PacketId,
 }
 
+/// A PUBREL that was sent and not yet answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Released {
+    pub(super) packet_id: PacketId,
+    pub(super) record: Lsn,
+}
+
 /// The outgoing half of a session.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
@@ -63,7 +71,7 @@ pub(super) struct Outgoing {
     /// repeated [MQTT-4.4.0-1].
     pub(super) sent_here: usize,
     /// PUBREL sent, PUBCOMP not received; in the order of the PUBRECs [MQTT-4.6.0-4].
-    pub(super) released: VecDeque<PacketId>,
+    pub(super) released: VecDeque<Released>,
     /// Not sent yet.
     pub(super) queue: Queue,
     packet_ids: PacketIds,
@@ -83,8 +91,14 @@ impl Outgoing {
     /// An identifier for one more message. Its window is not full, so one is free.
     pub(super) fn allot_packet_id(&mut self) -> PacketId {
         let Self { sent, released, packet_ids, .. } = self;
-        let in_use = sent.iter().map(|sent| sent.packet_id).chain(released.iter().copied());
+        let in_use =
+            sent.iter().map(|sent| sent.packet_id).chain(released.iter().map(|released| released.packet_id));
         packet_ids.allot(in_use).expect("no window is larger than the number of identifiers less one in use")
+    }
+
+    /// Identifiers are in use that this allotter did not give away.
+    pub(super) fn restore_packet_ids(&mut self) {
+        self.packet_ids = PacketIds::resumed();
     }
 
     /// Takes back the identifier that was allotted last.
@@ -124,9 +138,29 @@ pub(super) struct Session {
     pub(super) group_turn: usize,
     /// Who authenticated when the session was made; nobody else may go on with it.
     pub(super) user: Option<Box<str>>,
+    /// The numbers of its first record, which is its name in the store, and of its latest one; none if it is not stored.
+    pub(super) name: Lsn,
+    pub(super) latest_record: Lsn,
 }
 
 impl Session {
+    /// What of it is stored.
+    pub(super) fn to_record(&self) -> SessionRecord<'_> {
+        SessionRecord {
+            client_id: &self.client_id,
+            user: self.user.as_deref(),
+            ends_with_connection: self.ends_with_connection,
+            expiry: self.expiry,
+            absent_since: self.connection.is_none().then_some(self.absent_since),
+            will: self.will.as_ref().map(|will| will.to_record()),
+        }
+    }
+
+    /// As whose a delivery is recorded, if it is to outlive the process.
+    pub(super) fn stored_as(&self) -> Option<Owner<'static>> {
+        self.name.is_some().then_some(Owner::Session(self.name))
+    }
+
     /// While absent: when it expires; `None` is never.
     pub(super) fn expires_at(&self) -> Option<Instant> {
         self.expiry.map(|expiry| self.absent_since + expiry)
@@ -181,6 +215,8 @@ impl Sessions {
             memberships: Vec::new(),
             group_turn: 0,
             user: None,
+            name: Lsn::NONE,
+            latest_record: Lsn::NONE,
         });
         let Self { slab, by_client_id, seed, .. } = self;
         by_client_id.insert_unique(hash_text(seed, client_id), slot, |slot| {

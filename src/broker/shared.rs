@@ -12,20 +12,22 @@
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
+use std::rc::Rc;
 
 use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use crate::codec::QoS;
 use crate::hash::{HashSeed, hash_text, seeded};
+use crate::journal::{Lsn, Owner};
 use crate::metrics::DropReason;
 use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree};
 
 use super::Broker;
-use super::deliver::{Routing, has_room};
+use super::deliver::{QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
-use super::session::{Sent, SessionId, Sessions};
+use super::session::{Sent, Session, SessionId, Sessions};
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
@@ -60,13 +62,22 @@ struct Place {
 struct Group {
     id: GroupId,
     /// As in SUBSCRIBE: `$share/NAME/FILTER`.
-    text: Box<str>,
+    text: Rc<str>,
+    /// How many members have a session that is stored: as long as there are any, what waits here is stored too.
+    stored_members: usize,
     /// The first `present` of them are connected.
     members: Vec<Member>,
     present: usize,
     /// Whose turn it is among equals.
     turn: usize,
     queue: Queue,
+}
+
+impl Group {
+    /// As whose its deliveries are recorded, if they are to outlive the process.
+    fn stored_as(&self) -> Option<Owner<'_>> {
+        (self.stored_members > 0).then_some(Owner::Group(&self.text))
+    }
 }
 
 /// All groups.
@@ -106,10 +117,28 @@ impl SharedSubscriptions {
         self.places.is_empty()
     }
 
-    fn find(&self, text: &str) -> Option<GroupId> {
+    /// A delivery waits again in a group that exists.
+    pub(super) fn restore_delivery(&mut self, text: &str, delivery: Delivery) {
+        let Some(id) = self.find(text) else { return };
+        let group = &mut self.groups[id.slot as usize];
+        self.waiting += usize::from(group.queue.is_empty());
+        group.queue.push(delivery);
+    }
+
+    pub(super) fn find(&self, text: &str) -> Option<GroupId> {
         let hash = hash_text(&self.seed, text);
         let slot = self.by_text.find(hash, |slot| *self.groups[*slot as usize].text == *text)?;
         Some(self.groups[*slot as usize].id)
+    }
+
+    /// The text of a group's subscription.
+    pub(super) fn text(&self, id: GroupId) -> Option<&str> {
+        self.group(id).map(|group| &*group.text)
+    }
+
+    /// The deliveries that wait in groups.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Delivery> {
+        self.groups.iter().flat_map(|(_, group)| group.queue.iter())
     }
 
     fn group(&self, id: GroupId) -> Option<&Group> {
@@ -139,6 +168,7 @@ impl SharedSubscriptions {
         entry.insert(Group {
             id,
             text: text.into(),
+            stored_members: 0,
             members: Vec::new(),
             present: 0,
             turn: 0,
@@ -232,6 +262,16 @@ impl Broker {
             return;
         }
         let member = group.members.len() as u32;
+        let is_stored = self.sessions.find(session_id).is_some_and(|session| session.name.is_some());
+        if is_stored {
+            group.stored_members += 1;
+            if group.stored_members == 1 {
+                let owner = Owner::Group(&group.text);
+                for delivery in group.queue.iter_mut() {
+                    delivery.record = self.outputs.record(owner, delivery, None);
+                }
+            }
+        }
         group.members.push(Member { session: session_id, grant });
         let memberships = &mut self.session_mut(session_id).memberships;
         let membership = memberships.len() as u32;
@@ -249,7 +289,8 @@ impl Broker {
     pub(super) fn leave_group(&mut self, session_id: SessionId, text: &str) -> bool {
         let Some(id) = self.shared.find(text) else { return false };
         let Some(Place { membership, .. }) = self.shared.place(id, session_id) else { return false };
-        self.remove_member(id, session_id);
+        let is_stored = self.session(session_id).name.is_some();
+        self.remove_member(id, session_id, is_stored);
         let memberships = &mut self.session_mut(session_id).memberships;
         memberships.swap_remove(membership as usize);
         if let Some(moved) = memberships.get(membership as usize).copied() {
@@ -258,16 +299,28 @@ impl Broker {
         true
     }
 
-    fn remove_member(&mut self, id: GroupId, session: SessionId) {
+    /// `is_stored` says whether the session is.
+    fn remove_member(&mut self, id: GroupId, session: SessionId, is_stored: bool) {
         self.shared.set_present(id, session, false);
         let Some(Place { member, .. }) = self.shared.places.remove(&(id.slot, session.slot)) else { return };
         let Some(group) = self.shared.group_mut(id) else { return };
         group.members.swap_remove(member as usize);
+        if is_stored {
+            group.stored_members -= 1;
+            if group.stored_members == 0 {
+                for delivery in group.queue.iter_mut() {
+                    self.outputs.forget(delivery);
+                    delivery.record = Lsn::NONE;
+                }
+            }
+        }
         if let Some(moved) = group.members.get(member as usize).map(|member| member.session) {
             self.shared.place_mut(id, moved).member = member;
         }
         if self.shared.group(id).is_some_and(|group| group.members.is_empty()) {
-            let queued = self.shared.remove_group(id).queue.len() as u64;
+            let group = self.shared.remove_group(id);
+            let queued = group.queue.len() as u64;
+            group.queue.into_deliveries().for_each(|delivery| self.outputs.forget(&delivery));
             self.outputs.metrics.queued_messages -= queued;
             self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
         }
@@ -299,13 +352,10 @@ impl Broker {
 
     /// A session has ended: what it was sent at QoS 1 and did not acknowledge goes back to the groups that it came from,
     /// as far as they have other members, and is taken out of `sent`.
-    pub(super) fn leave_all_groups(
-        &mut self,
-        session: SessionId,
-        memberships: &[GroupId],
-        sent: &mut VecDeque<Sent>,
-    ) {
-        memberships.iter().for_each(|id| self.remove_member(*id, session));
+    pub(super) fn leave_all_groups(&mut self, session: &mut Session) {
+        let is_stored = session.name.is_some();
+        session.memberships.iter().for_each(|id| self.remove_member(*id, session.id, is_stored));
+        let sent = &mut session.outgoing.sent;
         // Also to those that it had left before.
         while let Some(id) = sent.iter().filter_map(group_of).find(|id| self.shared.group(*id).is_some()) {
             let unacknowledged = take_unacknowledged(sent, id);
@@ -314,10 +364,18 @@ impl Broker {
     }
 
     /// Puts messages back before all others, and gives them to whoever has room.
-    fn return_to_group(&mut self, id: GroupId, deliveries: Vec<Delivery>) {
+    fn return_to_group(&mut self, id: GroupId, mut deliveries: Vec<Delivery>) {
         let Some(group) = self.shared.groups.get_mut(id.slot as usize).filter(|group| group.id == id) else {
             return;
         };
+        for delivery in &mut deliveries {
+            let record = match group.stored_as() {
+                Some(owner) => self.outputs.record(owner, delivery, None),
+                None => Lsn::NONE,
+            };
+            self.outputs.forget(delivery);
+            delivery.record = record;
+        }
         self.shared.waiting += usize::from(group.queue.is_empty() && !deliveries.is_empty());
         self.outputs.metrics.queued_messages += deliveries.len() as u64;
         group.queue.push_front(deliveries);
@@ -357,16 +415,23 @@ impl Broker {
     fn give(&mut self, id: GroupId, routing: &mut Routing<'_>) {
         let message = routing.message(&self.messages).clone();
         // QoS and flags as published: what the member is granted is known when there is one.
-        let delivery = Delivery { message, qos: routing.qos, retain: routing.retain, via: None };
+        let (qos, retain) = (routing.qos, routing.retain);
+        let mut delivery = Delivery { message, qos, retain, via: None, record: Lsn::NONE };
         if self.shared.group(id).is_some_and(|group| group.queue.is_empty())
             && let Some(member) = self.choose_member(id, true)
         {
+            if let Some(owner) = self.shared.groups[id.slot as usize].stored_as() {
+                delivery.record = self.outputs.record(owner, &delivery, None);
+            }
             return self.send_to_member(id, member, delivery);
         }
         let Self { shared, outputs, options, now, .. } = self;
         let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
         let was_empty = group.queue.is_empty();
-        outputs.enqueue(&mut group.queue, &group.text, delivery, options, *now);
+        let text = group.text.clone();
+        let stored_as = group.stored_as();
+        let owner = QueueOwner { name: &text, stored_as: stored_as.map(|_| Owner::Group(&text)) };
+        outputs.enqueue(&mut group.queue, owner, delivery, options, *now);
         shared.waiting += usize::from(was_empty && !group.queue.is_empty());
         // Making room among what has expired may have emptied it.
         shared.waiting -= usize::from(!was_empty && group.queue.is_empty());
@@ -415,18 +480,21 @@ impl Broker {
 
     /// Sends a message, with QoS and flags as published, to a member that has room for it.
     fn send_to_member(&mut self, id: GroupId, member: Member, delivery: Delivery) {
-        let Self { sessions, links, outputs, messages, now, .. } = self;
+        let Self { shared, sessions, links, outputs, messages, now, .. } = self;
         let Member { session, grant } = member;
         let session = sessions.find_mut(session).expect("a member has a session");
         let link = session.connection.and_then(|id| links.find_mut(id)).expect("it has room");
-        let Delivery { message, qos: published_qos, retain, .. } = delivery;
+        let Delivery { message, qos: published_qos, retain, record, .. } = delivery;
         let qos = published_qos.min(grant.qos);
-        let origin = Origin { group: id, qos: published_qos, retain };
+        let text = shared.groups[id.slot as usize].text.clone();
+        let origin = Origin { group: id, text, qos: published_qos, retain };
         let subscription_id = grant.subscription_id.map(NonZeroU32::get);
         let via = Via::of(subscription_id.as_slice(), (qos == QoS::AtLeastOnce).then_some(origin), messages);
-        let granted = Delivery { message, qos, retain: retain && grant.retain_as_published, via };
+        let retain = retain && grant.retain_as_published;
+        let granted = Delivery { message, qos, retain, via, record };
         if qos == QoS::AtMostOnce {
             outputs.write_delivery(link, &granted, None, false, *now);
+            outputs.forget(&granted);
         } else {
             outputs.send(session, link, granted, *now);
         }
@@ -465,7 +533,7 @@ impl Broker {
 
 /// The group that may give a message to somebody else.
 fn group_of(sent: &Sent) -> Option<GroupId> {
-    Some(sent.delivery.via.as_ref()?.origin?.group)
+    Some(sent.delivery.via.as_ref()?.origin.as_ref()?.group)
 }
 
 /// Takes out of a list of sent messages those at QoS 1 that came by a group, in their order and as they were published.
@@ -477,9 +545,9 @@ fn take_unacknowledged(sent: &mut VecDeque<Sent>, id: GroupId) -> Vec<Delivery> 
         std::mem::take(sent).into_iter().partition(|sent| group_of(sent) == Some(id));
     *sent = kept.into();
     let as_published = |sent: Sent| {
-        let Delivery { message, via, .. } = sent.delivery;
-        let Origin { qos, retain, .. } = via.and_then(|via| via.origin).expect("it came by a group");
-        Delivery { message, qos, retain, via: None }
+        let Delivery { message, via, record, .. } = sent.delivery;
+        let origin = via.as_ref().and_then(|via| via.origin.as_ref()).expect("it came by a group");
+        Delivery { message, qos: origin.qos, retain: origin.retain, via: None, record }
     };
     given_back.into_iter().map(as_published).collect()
 }

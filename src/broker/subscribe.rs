@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 
 use crate::codec::packet::{RetainHandling, Subscribe, SubscriptionRequest, Unsubscribe};
 use crate::codec::{PacketId, Property, QoS, ReasonCode, encode};
+use crate::journal::Lsn;
 use crate::topics::{Grant, SubscriptionFilter, TopicError};
 
 use super::Broker;
@@ -18,6 +19,8 @@ struct Granted {
     reason: ReasonCode,
     /// Whether retained messages are to be sent.
     streams: bool,
+    /// The record of the subscription, if it was recorded.
+    record: Lsn,
 }
 
 impl Broker {
@@ -47,7 +50,7 @@ impl Broker {
         for (request, granted) in subscribe.requests.into_iter().zip(granted) {
             let grant = grant_of(&request, subscription_id);
             if granted.streams {
-                self.start_stream(session_id, request.filter, grant);
+                self.start_stream(session_id, request.filter, grant, granted.record);
             } else if !granted.reason.is_error() {
                 self.change_stream(session_id, request.filter, grant);
             }
@@ -62,7 +65,13 @@ impl Broker {
         request: &SubscriptionRequest<'_>,
         subscription_id: Option<NonZeroU32>,
     ) -> Granted {
-        let refused = |reason| Granted { reason, streams: false };
+        let refused = |reason| Granted { reason, streams: false, record: Lsn::NONE };
+        let name = self.session(session_id).name;
+        if name.is_some()
+            && let Some(reason) = self.store_trouble()
+        {
+            return refused(reason);
+        }
         let subscriber = session_id.subscriber();
         let Ok(filter) = SubscriptionFilter::parse(request.filter, self.options.topic_levels_max) else {
             return refused(ReasonCode::TopicFilterInvalid);
@@ -83,11 +92,12 @@ impl Broker {
             return refused(ReasonCode::QuotaExceeded);
         }
         let grant = grant_of(request, subscription_id);
-        if filter.share_name.is_some() {
+        let is_changed = if filter.share_name.is_some() {
             self.join_group(session_id, request.filter, filter, grant);
+            true
         } else {
-            self.subscriptions.subscribe(subscriber, filter.filter, grant);
-        }
+            self.subscriptions.subscribe(subscriber, filter.filter, grant) != Some(grant)
+        };
         let reason = match request.options.qos {
             QoS::AtMostOnce => ReasonCode::Success,
             QoS::AtLeastOnce => ReasonCode::GrantedQoS1,
@@ -99,7 +109,13 @@ impl Broker {
             RetainHandling::DoNotSend => false,  // [MQTT5-3.3.1-11]
         };
         // A group is sent nothing that is retained: every member that comes would get it [B-012].
-        Granted { reason, streams: wanted && filter.share_name.is_none() }
+        let streams = wanted && filter.share_name.is_none() && self.has_retained_for(filter.filter);
+        let record = if name.is_some() && (is_changed || streams) {
+            self.outputs.journal.record_subscription(name, request.filter, grant, streams)
+        } else {
+            Lsn::NONE
+        };
+        Granted { reason, streams, record }
     }
 
     pub(super) fn unsubscribe(
@@ -113,9 +129,17 @@ impl Broker {
                 return self.close(id, reason);
             }
         }
+        let trouble = self.store_trouble().filter(|_| self.session(session_id).name.is_some());
+        if trouble.is_some() && !self.has_reasons(id) {
+            return self.close(id, CloseReason::StoreFailed);
+        }
         let mut reasons = std::mem::take(&mut self.reasons);
         for filter in unsubscribe.filters {
-            reasons.push(self.remove_subscription(session_id, filter));
+            reasons.push(match trouble {
+                // The one code of UNSUBACK that fits.
+                Some(_) => ReasonCode::ImplementationSpecificError,
+                None => self.remove_subscription(session_id, filter),
+            });
         }
         self.reply_to_request(id, PacketKind::Unsuback, unsubscribe.packet_id, &reasons);
         reasons.clear();
@@ -133,6 +157,10 @@ impl Broker {
                 self.subscriptions.unsubscribe(session_id.subscriber(), filter)
             }
         };
+        let name = self.session(session_id).name;
+        if existed && name.is_some() {
+            self.outputs.journal.remove_subscription(name, filter);
+        }
         if existed { ReasonCode::Success } else { ReasonCode::NoSubscriptionExisted }
     }
 

@@ -3,14 +3,17 @@
 use crate::clock::{Duration, Instant};
 use crate::codec::property::PropertyList;
 use crate::codec::{Property, QoS, packet};
+use crate::journal::WillRecord;
 use crate::metrics::DropReason;
 use crate::topics::{SubscriberId, TopicName};
 
 use super::Broker;
 use super::close_reason::CloseReason;
 use super::deliver::Routing;
-use super::message::{Content, Message};
+use super::journal::message_record;
+use super::message::{Content, Gauge, Message};
 use super::receive::{has_wildcard, is_reserved, is_text};
+use super::restore::content_of;
 
 /// A will, kept with the session from CONNECT [MQTT-3.1.2-8] until it is published or the client disconnects
 /// [MQTT-3.1.2-10].
@@ -25,6 +28,25 @@ pub(super) struct Will {
     pub(super) delay: Duration,
     /// When it is to be published; known once its connection has ended.
     pub(super) due_at: Option<Instant>,
+}
+
+impl Will {
+    pub(super) fn to_record(&self) -> WillRecord<'_> {
+        let Self { message, qos, retain, expiry, delay, due_at } = self;
+        WillRecord {
+            message: message_record(message),
+            qos: *qos,
+            retain: *retain,
+            expiry: *expiry,
+            delay: *delay,
+            due_at: *due_at,
+        }
+    }
+
+    pub(super) fn from_record(record: &WillRecord<'_>, gauge: &Gauge) -> Self {
+        let WillRecord { message, qos, retain, expiry, delay, due_at } = *record;
+        Self { message: Message::new(&content_of(&message), gauge), qos, retain, expiry, delay, due_at }
+    }
 }
 
 impl Broker {

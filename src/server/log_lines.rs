@@ -104,6 +104,7 @@ fn limit_text(limit: Limit) -> &'static str {
         Limit::RetainedMessages => "retained messages; new ones are refused",
         Limit::RetainedBytes => "bytes of retained messages; new ones are refused",
         Limit::Subscriptions => "subscriptions; more are refused",
+        Limit::UnstoredBytes => "bytes not stored yet; publishers at QoS 1 and 2 have to wait for the disk",
     }
 }
 

@@ -8,6 +8,7 @@
 
 mod acknowledge;
 pub(crate) mod coverage;
+mod crash;
 pub(crate) mod groups;
 mod judge;
 pub(crate) mod link;
@@ -15,7 +16,7 @@ pub(crate) mod message;
 mod route;
 pub(crate) mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use broker::broker::event::{Event, PacketKind};
@@ -45,7 +46,7 @@ pub(crate) struct Tally {
 }
 
 /// The model.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Model {
     pub(crate) now: Instant,
     sessions: BTreeMap<String, Session>,
@@ -56,6 +57,8 @@ pub(crate) struct Model {
     /// Every message ever retained: payload to number, if it has only one.
     numbers: BTreeMap<String, Option<usize>>,
     versions: BTreeMap<String, Vec<Rc<Published>>>,
+    /// The payloads of all messages that were taken.
+    published: BTreeSet<String>,
     departures: u64,
     incarnations: usize,
     pub(crate) tally: Tally,
@@ -199,8 +202,9 @@ impl Model {
                 self.coverage.see("session expired or evicted");
                 self.end_session(client_id);
             }
-            Event::Packet { connection, sent: true, kind: PacketKind::Publish, packet_id, .. } => {
-                self.sent(*connection, *packet_id);
+            Event::Packet { connection, sent: true, kind: PacketKind::Publish, packet_id, publish } => {
+                let (topic, length) = publish.as_ref().expect("it is a PUBLISH");
+                self.sent(*connection, *packet_id, topic, *length);
             }
             Event::Packet {
                 connection, sent: true, kind: PacketKind::Pubrel, packet_id: Some(id), ..
@@ -244,6 +248,7 @@ impl Model {
         session.connection = Some(connection);
         session.last_connection = Some(connection);
         (session.ends_with_connection, session.expiry) = asked.retention(options);
+        session.is_stored |= !session.ends_with_connection;
         // [MQTT5-3.1.3-9] [B-023]
         self.coverage.see_if("will: cancelled by the client's return", session.will.is_some());
         session.will = asked.will.clone();

@@ -4,16 +4,19 @@
 //! decision follows from the seed.
 
 mod act;
+mod crash;
 mod hear;
 mod rest;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
+use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::Packet;
 use broker::codec::{Inbox, PacketId, Protocol, ReasonCode, decode};
+use broker::metrics::DropReason;
 
 use super::client::aliases::Aliases;
 use super::client::{Ear, Memory, bytes_of};
@@ -21,6 +24,7 @@ use super::model::Model;
 use super::model::coverage::Coverage;
 use super::model::link::Asked;
 use super::random::Random;
+use crash::Disk;
 
 /// An answer that a client has yet to send.
 #[derive(Clone, Copy, Debug)]
@@ -90,8 +94,15 @@ pub(crate) struct World {
     model: Model,
     /// Whether the limits are so wide that nothing is ever dropped.
     roomy: bool,
+    /// Whether state is stored, and the process may crash.
+    is_stored: bool,
+    disk: Disk,
+    /// What processes before this one had dropped.
+    dropped_before: [u64; DropReason::ALL.len()],
     /// Whether members of groups may ask for QoS 0.
     shares_qos_0: bool,
+    /// Whether there are groups.
+    shares: bool,
     /// A running hash of every byte that the core sent.
     digest: u64,
     /// Whether everything is printed that happens.
@@ -104,6 +115,7 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let roomy = random.once_in(2);
+        let is_stored = random.once_in(2);
         let options = Options {
             seed,
             in_flight_max: *random.pick(&[1, 2, 3, 5, 20, 65_535]),
@@ -120,6 +132,8 @@ impl World {
             handshake_timeout: Duration(5_000),
             sys_interval: None,
             trace_packets: true,
+            durability: if is_stored { Durability::BeforeReply } else { Durability::None },
+            unstored_bytes_max: *random.pick(&[0, 500, 1 << 20]),
             ..Options::default()
         };
         let now = Instant(random.below(1_000_000) as u64);
@@ -133,7 +147,11 @@ impl World {
             .collect();
         Self {
             broker: Broker::new(options, now),
-            shares_qos_0: random.once_in(5),
+            shares_qos_0: !is_stored && random.once_in(5),
+            shares: !is_stored || random.once_in(4),
+            is_stored,
+            disk: Disk::default(),
+            dropped_before: Default::default(),
             random,
             now,
             connections: BTreeMap::new(),
@@ -147,6 +165,16 @@ impl World {
             packet_in_hand: false,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
+        .settle_terms()
+    }
+
+    /// A world that keeps its groups apart from its crashes, or else forgives what cannot be known.
+    fn settle_terms(mut self) -> Self {
+        if self.is_stored && self.shares {
+            self.model.confuse();
+        }
+        self.disk = Disk::new(&self.model);
+        self
     }
 
     /// Lives for so many steps, comes to rest, and checks that nothing is lost and nothing is left.
@@ -168,6 +196,14 @@ impl World {
             leap += self.random.below(most);
         }
         self.advance(Duration(leap as u64));
+        if self.is_stored {
+            match self.random.below(200) {
+                0..=59 => self.take_batch(),
+                60..=119 => self.store_batch(),
+                120 => self.crash(),
+                _ => {}
+            }
+        }
         let client = self.random.below(self.clients.len());
         match self.clients[client].open.last().copied() {
             None => self.connect(client),
@@ -430,7 +466,10 @@ impl World {
         let coverage = &mut self.model.coverage;
         coverage.see_if("violation told by its code", word.is_some() && reason.is_violation());
         coverage.see_if("receive maximum exceeded", word == Some(ReasonCode::ReceiveMaximumExceeded));
-        assert_eq!(self.model.replies_left(id), 0, "every packet was answered before {reason}");
+        // An answer that waits for the store is not worth a promise any more.
+        if !self.is_stored {
+            assert_eq!(self.model.replies_left(id), 0, "every packet was answered before {reason}");
+        }
     }
 
     fn timeout(&mut self) {
@@ -448,6 +487,12 @@ impl World {
             // [MQTT-3.1.2-24] [MQTT5-3.1.2-22]: unless it is us who do not read it.
             assert!(!self.broker.wants_input(id), "{id:?} should have been closed by its keep-alive");
         }
+    }
+
+    /// The core reads a client again; its silence was not its own.
+    fn read_again(&mut self, id: ConnectionId) {
+        self.model.now = self.now;
+        self.model.heard_from(id);
     }
 
     /// Takes bytes out of an outbox: all, or some, or none where the client does not read.
@@ -476,7 +521,11 @@ impl World {
                 self.digest = (self.digest ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01B3);
             }
             self.connection(id).to_client.extend(&bytes);
+            let was_read = self.broker.wants_input(id);
             self.broker.handle_written(self.now, id, bytes.len(), bytes.len() < length);
+            if !was_read && self.broker.wants_input(id) {
+                self.read_again(id);
+            }
             if bytes.len() < length || !all {
                 return;
             }

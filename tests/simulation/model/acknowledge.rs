@@ -2,7 +2,7 @@
 
 use broker::broker::ConnectionId;
 use broker::codec::packet::Ack;
-use broker::codec::{PacketId, ReasonCode};
+use broker::codec::{PacketId, QoS, ReasonCode};
 
 use super::Model;
 use crate::client::Heard;
@@ -76,12 +76,18 @@ impl Model {
         };
         assert!(!link.under_way.contains(&packet_id), "PUBREL before PUBREC [MQTT5-4.3.3-4]");
         let is_too_large = match &flight.heard {
-            Some(heard) if heard.subscription_ids.is_some() => heard.is_larger_than(largest),
-            // Nobody knows how large it is with its identifiers.
+            Some(heard) if heard.subscription_ids.is_some() && heard.qos == QoS::ExactlyOnce => {
+                heard.is_larger_than(largest)
+            }
+            // Nobody knows how large it is with its identifiers, or it is another message, and what was heard under its
+            // identifier went back to a group.
             _ => largest < u32::MAX,
         };
         assert!(is_too_large, "{}: {packet_id} is given up: {flight:?}", link.client_id);
         flight.released = true;
+        if flight.heard.as_ref().is_some_and(|heard| heard.qos < QoS::ExactlyOnce) {
+            (flight.heard, flight.holder) = (None, None);
+        }
         session.released.push(packet_id);
         link.late_replies.push(Heard::Pubrel(packet_id, ReasonCode::Success));
         if let Some(holder) = flight.holder {

@@ -89,7 +89,7 @@ impl Asked {
 }
 
 /// One connection.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Link {
     pub(crate) client_id: String,
     pub(crate) protocol: Protocol,

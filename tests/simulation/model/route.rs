@@ -71,6 +71,7 @@ impl Model {
 
     /// Hands a message to all who should get it. False if nobody is subscribed to its topic.
     pub(super) fn route(&mut self, message: &Rc<Published>) -> bool {
+        self.published.insert(message.payload.clone());
         let topic = &message.topic;
         let (mut is_matched, mut is_present) = (false, false);
         for (client_id, session) in &mut self.sessions {

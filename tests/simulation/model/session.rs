@@ -21,7 +21,7 @@ pub(crate) struct Subscription {
 }
 
 /// The messages of one publisher on one topic at one QoS that a session should get, and how many were passed.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Stream {
     expected: Vec<Expected>,
     passed: usize,
@@ -46,7 +46,7 @@ pub(crate) struct Will {
 }
 
 /// A SUBSCRIBE that asked for retained messages: each topic's may come once for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Asked {
     filter: String,
     qos: QoS,
@@ -59,7 +59,7 @@ struct Asked {
 }
 
 /// A retained message that came, and the SUBSCRIBEs that may have asked for it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Taken {
     topic: String,
     fitting: Vec<usize>,
@@ -67,14 +67,14 @@ struct Taken {
 }
 
 /// A retained message that a SUBSCRIBE asked for and that has not come yet.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Owed {
     filter: String,
     expected: Expected,
 }
 
 /// A PUBLISH that was sent at QoS 1 or 2 and is not finally acknowledged.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Flight {
     /// On which connection it was sent last.
     pub(crate) connection: ConnectionId,
@@ -88,12 +88,14 @@ pub(crate) struct Flight {
 }
 
 /// What the broker has to remember of one client.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Session {
     pub(crate) connection: Option<ConnectionId>,
     /// The connection that it has, or had last.
     pub(crate) last_connection: Option<ConnectionId>,
     pub(crate) ends_with_connection: bool,
+    /// Whether it once was to outlive its connection, so that it outlives a crash as well.
+    pub(crate) is_stored: bool,
     /// How long it outlives its connection; `None` is for ever.
     pub(crate) expiry: Option<Duration>,
     pub(crate) closed_at: Instant,
@@ -398,6 +400,28 @@ impl Session {
             .iter()
             .map(|Owed { expected, .. }| (expected.missing(now, &self.sizes), expected, true));
         live.chain(owed).collect()
+    }
+
+    /// Whether this message has yet to come.
+    pub(crate) fn awaits(&self, payload: &str, now: Instant) -> bool {
+        self.streams.values().any(|stream| {
+            let mut left = stream.expected[stream.passed..].iter();
+            left.any(|expected| {
+                expected.qos > QoS::AtMostOnce
+                    && expected.message.payload == payload
+                    && stream.missing(expected, now, &self.sizes) == Missing::Lost
+            })
+        })
+    }
+
+    /// After a crash nobody knows how far the retained messages for a subscription were: all may come once more.
+    pub(crate) fn ask_again(&mut self) {
+        let mut again = Vec::new();
+        for asked in self.asked.iter().filter(|asked| asked.ended_at.is_none()) {
+            self.permits += 1;
+            again.push(Asked { permit: self.permits, filter: asked.filter.clone(), ..*asked });
+        }
+        self.asked.append(&mut again);
     }
 
     /// When messages were sent that are under way to it and of which nobody knows what they are.

@@ -226,7 +226,7 @@ impl World {
         let mut requests = Vec::new();
         for _ in 0..1 + self.random.below(3) {
             let mut options = SubscriptionOptions::from(self.qos());
-            let is_shared = self.random.once_in(3);
+            let is_shared = self.random.once_in(3) && self.shares;
             if protocol.has_properties() {
                 options.no_local = !is_shared && self.random.once_in(4);
                 options.retain_as_published = self.random.once_in(3);

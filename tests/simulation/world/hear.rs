@@ -26,10 +26,11 @@ impl World {
     }
 
     pub(super) fn take_in(&mut self, id: ConnectionId, heard: &Heard) {
-        let connection = self.connections.get_mut(&id).expect("it hears");
         if self.traces {
             eprintln!("{} {id:?} hears {heard:?}", self.now.0);
         }
+        self.note_word(id, heard);
+        let connection = self.connections.get_mut(&id).expect("it hears");
         assert_eq!(connection.told, None, "nothing comes behind a DISCONNECT [MQTT5-3.14.4-1]");
         if let Heard::Connack { reason, .. } = heard {
             // [MQTT5-3.2.0-2]

@@ -1,0 +1,486 @@
+//! What of the core's state is to be stored, noted while it changes.
+//!
+//! A record is made where state changes, and waits here until the server takes all of them as one batch. Only one batch
+//! is on its way to disk at a time, so records pile up meanwhile: what is recorded and removed again before it was taken
+//! never leaves this list. A message that its subscribers acknowledge at once so costs the disk nothing.
+//!
+//! A reply that promises something is held back in its outbox until what it promises is stored: see [`Journal::promise`].
+//! All records of one input are in one batch, because batches are taken between inputs. So "stored" needs no finer grain
+//! than the last record of an input.
+//!
+//! Invariants: records are numbered without gaps; those from `first` on wait here, those before it were taken; a message
+//! has a record while something that is stored refers to it.
+//!
+//! Deliberately not here: the bytes of records (see `journal`), who calls (each conversation records what it changes),
+//! and how state comes back (see `restore`).
+
+use std::collections::VecDeque;
+
+use crate::codec::{PacketId, QoS};
+use crate::journal::{
+    Batch, DeliveryRecord, Key, Lsn, MessageRecord, Origin, Owner, ReceiptRecord, Record, ReleaseRecord,
+    RetainedRecord, SubscriptionRecord,
+};
+use crate::topics::Grant;
+
+use super::link::ConnectionId;
+use super::message::Message;
+use super::options::Durability;
+
+/// Kinds of records that are named by their number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Session,
+    Message,
+    Retained,
+    Delivery,
+    Release,
+    Receipt,
+}
+
+/// A record that waits, or the removal of one that was taken.
+#[derive(Debug)]
+enum Entry {
+    /// Who published it is told as soon as it need not be stored.
+    Message(Message, Option<ConnectionId>),
+    Retained(RetainedRecord),
+    Delivery {
+        session: Lsn,
+        message: Lsn,
+        packet_id: Option<PacketId>,
+        qos: QoS,
+        retain: bool,
+    },
+    Release(ReleaseRecord),
+    Receipt(ReceiptRecord),
+    Remove(Kind, Lsn),
+    /// Whatever is rare, in the bytes of a batch.
+    Encoded(Box<Batch>),
+}
+
+/// What the store can do at the moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreState {
+    /// It stores.
+    #[default]
+    Well,
+    /// It has no room.
+    Full,
+    /// It fails, or has not answered for too long.
+    Failing,
+}
+
+/// When a reply may leave.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Promise {
+    /// Once everything up to this number is stored.
+    pub(super) lsn: Lsn,
+    /// Or once the record of this message is not wanted any more, because all who were to get it have it.
+    pub(super) message: Lsn,
+    /// Whether it is a CONNACK: nothing at all leaves before it [MQTT-3.2.0-1].
+    pub(super) is_first: bool,
+}
+
+/// Records on their way to the store.
+#[derive(Debug)]
+pub(super) struct Journal {
+    durability: Durability,
+    pub(super) state: StoreState,
+    /// From number `first` on; `None` is what was removed before it was taken.
+    entries: Vec<Option<Entry>>,
+    first: Lsn,
+    /// Entries that are not `None`.
+    waiting: usize,
+    /// Bytes of the messages that wait, and of those in the batch that was taken last.
+    waiting_bytes: u64,
+    taken_bytes: u64,
+    /// Everything up to here was taken, and everything up to here is stored.
+    taken: Lsn,
+    stored: Lsn,
+    /// The first number of the input being handled, whose connection it came from, and the message it brought.
+    input_first: Lsn,
+    input_from: Option<ConnectionId>,
+    input_message: Lsn,
+    /// Which outboxes hold something back, in the order of what they wait for.
+    held: VecDeque<(Lsn, ConnectionId)>,
+    /// Publishers of messages that need not be stored any more.
+    relieved: Vec<ConnectionId>,
+    /// Connections that are not read until the store has caught up.
+    pub(super) paused: Vec<ConnectionId>,
+}
+
+/// A record beside its message costs about so much.
+const RECORD_BYTES: u64 = 48;
+
+impl Journal {
+    pub(super) fn new(durability: Durability) -> Self {
+        Self {
+            durability,
+            state: StoreState::Well,
+            entries: Vec::new(),
+            first: Lsn(1),
+            waiting: 0,
+            waiting_bytes: 0,
+            taken_bytes: 0,
+            taken: Lsn::NONE,
+            stored: Lsn::NONE,
+            input_first: Lsn(1),
+            input_from: None,
+            input_message: Lsn::NONE,
+            held: VecDeque::new(),
+            relieved: Vec::new(),
+            paused: Vec::new(),
+        }
+    }
+
+    /// Whether anything is stored at all.
+    pub(super) fn is_on(&self) -> bool {
+        self.durability != Durability::None
+    }
+
+    fn next(&self) -> Lsn {
+        Lsn(self.first.0 + self.entries.len() as u64)
+    }
+
+    /// Goes on behind the records that were stored by an earlier process.
+    pub(super) fn resume_after(&mut self, last: Lsn) {
+        assert!(self.entries.is_empty(), "state comes back before anything changes");
+        (self.first, self.taken, self.stored, self.input_first) = (last.next(), last, last, last.next());
+    }
+
+    /// A packet is about to be handled.
+    pub(super) fn begin_input(&mut self, from: Option<ConnectionId>) {
+        self.input_first = self.next();
+        self.input_from = from;
+        self.input_message = Lsn::NONE;
+    }
+
+    /// What a reply to the input being handled says is stored when it leaves; `Promise::default()` if it may leave at
+    /// once.
+    pub(super) fn promise(&self) -> Promise {
+        let next = self.next();
+        if next == self.input_first || self.durability != Durability::BeforeReply {
+            return Promise::default();
+        }
+        Promise { lsn: Lsn(next.0 - 1), ..Promise::default() }
+    }
+
+    /// The same for an acknowledgement that promises nothing but that the message is safe.
+    pub(super) fn promise_of_message(&self) -> Promise {
+        Promise { message: self.input_message, ..self.promise() }
+    }
+
+    /// What a packet needs that may leave only once a record is stored: a crash must not make the broker forget under
+    /// which identifier it sent a message at QoS 2.
+    pub(super) fn promise_of_record(&self, record: Lsn) -> Promise {
+        let is_needed = record > self.stored && self.durability == Durability::BeforeReply;
+        Promise { lsn: if is_needed { record } else { Lsn::NONE }, ..Promise::default() }
+    }
+
+    /// Whether this may leave.
+    pub(super) fn is_kept(&self, promise: Promise) -> bool {
+        promise.lsn <= self.stored || (promise.message.is_some() && self.is_cancelled(promise.message))
+    }
+
+    fn is_cancelled(&self, record: Lsn) -> bool {
+        record >= self.first && self.entries[(record.0 - self.first.0) as usize].is_none()
+    }
+
+    /// Notes that an outbox holds something back.
+    pub(super) fn note_held(&mut self, promise: Promise, connection: ConnectionId) {
+        self.held.push_back((promise.lsn, connection));
+    }
+
+    /// Everybody who waits for the store.
+    pub(super) fn take_held(&mut self) -> impl Iterator<Item = ConnectionId> {
+        std::mem::take(&mut self.held).into_iter().map(|(_, connection)| connection)
+    }
+
+    /// Bytes that are not stored yet.
+    pub(super) fn unstored_bytes(&self) -> u64 {
+        self.waiting_bytes + self.taken_bytes
+    }
+
+    fn append(&mut self, entry: Entry) -> Lsn {
+        let lsn = self.next();
+        self.waiting += 1;
+        self.waiting_bytes += bytes_of(&entry);
+        self.entries.push(Some(entry));
+        lsn
+    }
+
+    /// Removes a record: from this list, or by another record if it was taken already.
+    pub(super) fn remove(&mut self, kind: Kind, record: Lsn) {
+        if record < self.first {
+            self.append(Entry::Remove(kind, record));
+            return;
+        }
+        let entry = self.entries[(record.0 - self.first.0) as usize].take();
+        let entry = entry.expect("a record is removed once");
+        self.waiting -= 1;
+        self.waiting_bytes -= bytes_of(&entry);
+        if let Entry::Message(_, Some(publisher)) = entry {
+            self.relieved.push(publisher);
+        }
+    }
+
+    /// One more record will refer to this message.
+    fn hold(&mut self, message: &Message) -> Lsn {
+        let (record, holders) = message.record();
+        if holders > 0 {
+            message.set_record(record, holders + 1);
+            return record;
+        }
+        let record = self.append(Entry::Message(message.clone(), self.input_from));
+        message.set_record(record, 1);
+        if !self.input_message.is_some() {
+            self.input_message = record;
+        }
+        record
+    }
+
+    /// One record less refers to it.
+    fn let_go(&mut self, message: &Message) {
+        let (record, holders) = message.record();
+        message.set_record(record, holders - 1);
+        if holders == 1 {
+            self.remove(Kind::Message, record);
+        }
+    }
+
+    /// A message waits for a session, or was sent to it.
+    pub(super) fn record_delivery(
+        &mut self,
+        session: Lsn,
+        message: &Message,
+        packet_id: Option<PacketId>,
+        (qos, retain): (QoS, bool),
+    ) -> Lsn {
+        let message = self.hold(message);
+        self.append(Entry::Delivery { session, message, packet_id, qos, retain })
+    }
+
+    /// The same where there is more to say.
+    pub(super) fn record_delivery_in_full(
+        &mut self,
+        owner: Owner<'_>,
+        message: &Message,
+        packet_id: Option<PacketId>,
+        (qos, retain): (QoS, bool),
+        subscription_ids: &[u32],
+        origin: Option<Origin<'_>>,
+    ) -> Lsn {
+        let message = self.hold(message);
+        let subscription_ids: Vec<u8> = subscription_ids.iter().flat_map(|id| id.to_be_bytes()).collect();
+        let subscription_ids = subscription_ids.as_slice();
+        let record = DeliveryRecord { owner, message, qos, retain, packet_id, subscription_ids, origin };
+        self.append_encoded(Key::Delivery(self.next()), Some(&Record::Delivery(record)))
+    }
+
+    /// A delivery is done with, or will be recorded anew.
+    pub(super) fn remove_delivery(&mut self, record: Lsn, message: &Message) {
+        self.remove(Kind::Delivery, record);
+        self.let_go(message);
+    }
+
+    /// A message is retained.
+    pub(super) fn record_retained(&mut self, message: &Message, qos: QoS) -> Lsn {
+        let message = self.hold(message);
+        self.append(Entry::Retained(RetainedRecord { message, qos }))
+    }
+
+    /// It is not any more.
+    pub(super) fn remove_retained(&mut self, record: Lsn, message: &Message) {
+        self.remove(Kind::Retained, record);
+        self.let_go(message);
+    }
+
+    /// PUBREL is about to be sent.
+    pub(super) fn record_release(&mut self, session: Lsn, packet_id: PacketId) -> Lsn {
+        self.append(Entry::Release(ReleaseRecord { session, packet_id }))
+    }
+
+    /// A QoS 2 message was taken.
+    pub(super) fn record_receipt(&mut self, session: Lsn, packet_id: PacketId) -> Lsn {
+        self.append(Entry::Receipt(ReceiptRecord { session, packet_id }))
+    }
+
+    /// A session has changed. `name` and `latest` are the numbers of its first record and of its latest one, if it has
+    /// any; the latter, if it still waits, need not be stored. Returns both.
+    pub(super) fn record_session(
+        &mut self,
+        name: Lsn,
+        latest: Lsn,
+        record: &crate::journal::SessionRecord<'_>,
+    ) -> (Lsn, Lsn) {
+        if latest >= self.first && latest.is_some() {
+            self.remove(Kind::Session, latest);
+        }
+        let lsn = self.next();
+        let name = if name.is_some() { name } else { lsn };
+        self.append_encoded(Key::Session(name), Some(&Record::Session(*record)));
+        (name, lsn)
+    }
+
+    /// A session has ended. Whatever belongs to it is removed by itself.
+    pub(super) fn remove_session(&mut self, name: Lsn, latest: Lsn) {
+        if latest >= self.first {
+            self.remove(Kind::Session, latest);
+        }
+        if name < self.first {
+            self.append(Entry::Remove(Kind::Session, name));
+        }
+    }
+
+    /// A subscription was made or has changed.
+    pub(super) fn record_subscription(
+        &mut self,
+        session: Lsn,
+        filter: &str,
+        grant: Grant,
+        streams: bool,
+    ) -> Lsn {
+        let record = Record::Subscription(subscription_record(grant, streams));
+        self.append_encoded(Key::Subscription(session, filter), Some(&record))
+    }
+
+    /// All retained messages for a subscription were sent. `latest` is the number of its latest record.
+    pub(super) fn end_stream(&mut self, latest: Lsn, session: Lsn, filter: &str, grant: Grant) {
+        let mut batch = Batch::default();
+        batch.put(
+            Key::Subscription(session, filter),
+            &Record::Subscription(subscription_record(grant, false)),
+        );
+        let entry = Entry::Encoded(Box::new(batch));
+        match latest.0.checked_sub(self.first.0) {
+            // In its place: who has subscribed anew or unsubscribed since has a later record.
+            Some(at) => self.entries[at as usize] = Some(entry),
+            None => {
+                self.append(entry);
+            }
+        }
+    }
+
+    /// A subscription has ended.
+    pub(super) fn remove_subscription(&mut self, session: Lsn, filter: &str) {
+        self.append_encoded(Key::Subscription(session, filter), None);
+    }
+
+    fn append_encoded(&mut self, key: Key<'_>, record: Option<&Record<'_>>) -> Lsn {
+        let mut batch = Batch::default();
+        match record {
+            Some(record) => batch.put(key, record),
+            None => batch.remove(key),
+        }
+        self.append(Entry::Encoded(Box::new(batch)))
+    }
+
+    /// Everything that waits, if there is something and no batch is on its way.
+    pub(super) fn take(&mut self) -> Option<Batch> {
+        if self.entries.is_empty() || self.taken > self.stored {
+            return None;
+        }
+        let mut batch = Batch::default();
+        if self.waiting > 0 {
+            for (at, entry) in self.entries.iter().enumerate() {
+                if let Some(entry) = entry {
+                    put(&mut batch, Lsn(self.first.0 + at as u64), entry);
+                }
+            }
+        }
+        self.first = self.next();
+        self.taken = Lsn(self.first.0 - 1);
+        self.entries.clear();
+        if self.entries.capacity() > KEPT_CAPACITY {
+            self.entries = Vec::new();
+        }
+        (self.waiting, self.taken_bytes, self.waiting_bytes) = (0, self.waiting_bytes, 0);
+        batch.finish(self.taken);
+        if batch.is_empty() {
+            self.set_stored(self.taken);
+            return None;
+        }
+        Some(batch)
+    }
+
+    /// Everything up to this number is stored.
+    pub(super) fn set_stored(&mut self, last: Lsn) {
+        assert!(last <= self.taken, "only what was taken can be stored");
+        self.stored = self.stored.max(last);
+        if self.stored == self.taken {
+            self.taken_bytes = 0;
+        }
+    }
+
+    /// An outbox that may have something to let go.
+    pub(super) fn next_to_open(&mut self) -> Option<ConnectionId> {
+        if let Some(relieved) = self.relieved.pop() {
+            return Some(relieved);
+        }
+        let (_, connection) = self.held.pop_front_if(|(lsn, _)| *lsn <= self.stored)?;
+        Some(connection)
+    }
+
+    /// Whether nothing waits and nothing is on its way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.waiting == 0 && self.taken == self.stored
+    }
+}
+
+/// A longer list is freed: it stems from a store that did not keep up.
+const KEPT_CAPACITY: usize = 64 * 1024;
+
+fn bytes_of(entry: &Entry) -> u64 {
+    RECORD_BYTES
+        + match entry {
+            Entry::Message(message, _) => message.size(),
+            Entry::Encoded(batch) => batch.as_bytes().len() as u64,
+            _ => 0,
+        }
+}
+
+fn subscription_record(grant: Grant, streams: bool) -> SubscriptionRecord {
+    let Grant { qos, no_local, retain_as_published, subscription_id } = grant;
+    let subscription_id = subscription_id.map_or(0, std::num::NonZeroU32::get);
+    SubscriptionRecord { qos, no_local, retain_as_published, subscription_id, streams }
+}
+
+fn put(batch: &mut Batch, lsn: Lsn, entry: &Entry) {
+    match entry {
+        Entry::Message(message, _) => batch.put(Key::Message(lsn), &Record::Message(message_record(message))),
+        Entry::Retained(record) => batch.put(Key::Retained(lsn), &Record::Retained(*record)),
+        Entry::Delivery { session, message, packet_id, qos, retain } => {
+            let record = DeliveryRecord {
+                owner: Owner::Session(*session),
+                message: *message,
+                qos: *qos,
+                retain: *retain,
+                packet_id: *packet_id,
+                subscription_ids: &[],
+                origin: None,
+            };
+            batch.put(Key::Delivery(lsn), &Record::Delivery(record));
+        }
+        Entry::Release(record) => batch.put(Key::Release(lsn), &Record::Release(*record)),
+        Entry::Receipt(record) => batch.put(Key::Receipt(lsn), &Record::Receipt(*record)),
+        Entry::Remove(kind, lsn) => batch.remove(match kind {
+            Kind::Session => Key::Session(*lsn),
+            Kind::Message => Key::Message(*lsn),
+            Kind::Retained => Key::Retained(*lsn),
+            Kind::Delivery => Key::Delivery(*lsn),
+            Kind::Release => Key::Release(*lsn),
+            Kind::Receipt => Key::Receipt(*lsn),
+        }),
+        Entry::Encoded(encoded) => batch.append(encoded),
+    }
+}
+
+/// What of a message is stored.
+pub(super) fn message_record(message: &Message) -> MessageRecord<'_> {
+    MessageRecord {
+        topic: message.topic(),
+        properties: message.properties().as_bytes(),
+        payload: message.payload(),
+        expires_at: message.expires_at(),
+    }
+}

@@ -1,0 +1,118 @@
+//! Changes that are stored together.
+//!
+//! ```text
+//!  change := key length (2 bytes), value length + 1 or 0 for a removal (4 bytes), key, value
+//! ```
+//!
+//! All integers have their high byte first.
+
+use super::Lsn;
+use super::record::{Key, Record};
+
+/// Changes that are stored together or not at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    len: usize,
+    last: Lsn,
+}
+
+/// One change of what is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change<'a> {
+    /// The key has this value from now on.
+    Put(&'a [u8], &'a [u8]),
+    /// The key is gone.
+    Remove(&'a [u8]),
+}
+
+const HEAD_BYTES: usize = 6;
+
+impl Batch {
+    /// Adds that a record exists, or has changed.
+    pub fn put(&mut self, key: Key<'_>, record: &Record<'_>) {
+        let at = self.begin(key);
+        let value_at = self.bytes.len();
+        record.write(&mut self.bytes);
+        let length =
+            u32::try_from(self.bytes.len() - value_at + 1).expect("a packet has less than 2^28 bytes");
+        self.bytes[at + 2..at + HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
+    }
+
+    /// Adds that a record is gone.
+    pub fn remove(&mut self, key: Key<'_>) {
+        self.begin(key);
+    }
+
+    fn begin(&mut self, key: Key<'_>) -> usize {
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(&[0; HEAD_BYTES]);
+        key.write(&mut self.bytes);
+        let length =
+            u16::try_from(self.bytes.len() - at - HEAD_BYTES).expect("a filter has at most 65,535 bytes");
+        self.bytes[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        self.len += 1;
+        at
+    }
+
+    /// Adds the changes of another batch.
+    pub fn append(&mut self, other: &Self) {
+        self.bytes.extend_from_slice(&other.bytes);
+        self.len += other.len;
+    }
+
+    /// Says up to which number everything is stored once this batch is.
+    pub fn finish(&mut self, last: Lsn) {
+        self.last = last;
+    }
+
+    /// Everything up to this number is stored once this batch is.
+    pub const fn last(&self) -> Lsn {
+        self.last
+    }
+
+    /// How many changes it has.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing changes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Its bytes, from which [`Batch::changes_in`] reads.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The changes in their order.
+    pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
+        Self::changes_in(&self.bytes).map_while(Result::ok)
+    }
+
+    /// The changes in the bytes of a batch; an error, and then nothing, where they are not those of one.
+    pub fn changes_in(mut bytes: &[u8]) -> impl Iterator<Item = Result<Change<'_>, super::RecordError>> {
+        std::iter::from_fn(move || {
+            if bytes.is_empty() {
+                return None;
+            }
+            let change = split_change(bytes);
+            bytes = change.map_or(&[], |(_, rest)| rest);
+            Some(change.map(|(change, _)| change).ok_or(super::RecordError::Truncated))
+        })
+    }
+}
+
+fn split_change(bytes: &[u8]) -> Option<(Change<'_>, &[u8])> {
+    let (key_length, rest) = bytes.split_first_chunk()?;
+    let (value_length, rest) = rest.split_first_chunk()?;
+    let (key, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*key_length)))?;
+    match u32::from_be_bytes(*value_length).checked_sub(1) {
+        None => Some((Change::Remove(key), rest)),
+        Some(length) => {
+            let (value, rest) = rest.split_at_checked(length as usize)?;
+            Some((Change::Put(key, value), rest))
+        }
+    }
+}
