@@ -3,12 +3,13 @@
 //! The core is handed an [`Instant`] with every input and never asks for the time itself; only the server loop owns
 //! a [`Clock`]. An `Instant` can be built from a number, so a simulation can invent time.
 //!
-//! Deliberately not here: calendar time. The monotonic clock does not jump when the wall clock is set, so nothing
-//! expires early because somebody corrected the date.
+//! A [`Clock`] begins with the time of the wall clock and goes on with the monotonic one, which does not jump: nothing
+//! expires early because somebody corrected the date, and yet a time that was stored means the same to the next process.
 
 use std::ops::{Add, Sub};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-/// A point in time: milliseconds since an origin that the owner of the clock chose.
+/// A point in time: milliseconds since an origin that the owner of the clock chose. A server's is the beginning of 1970.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Instant(pub u64);
 
@@ -52,21 +53,29 @@ impl Sub<Duration> for Instant {
     }
 }
 
-/// The monotonic clock of the operating system, read once per turn of the loop.
+/// The clock of the operating system, read once per turn of the loop.
 #[derive(Debug)]
 pub struct Clock {
     origin: std::time::Instant,
+    /// What the wall clock said then.
+    started_at: Instant,
 }
 
 impl Clock {
-    /// A clock whose origin is now.
+    /// A clock that begins now.
     pub fn new() -> Self {
-        Self { origin: std::time::Instant::now() }
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { origin: std::time::Instant::now(), started_at: Instant(since_1970.as_millis() as u64) }
     }
 
-    /// Milliseconds since the clock was made.
+    /// When it began.
+    pub fn started_at(&self) -> Instant {
+        self.started_at
+    }
+
+    /// The time.
     pub fn now(&self) -> Instant {
-        Instant(self.origin.elapsed().as_millis() as u64)
+        self.started_at + Duration(self.origin.elapsed().as_millis() as u64)
     }
 
     /// Microseconds since the clock was made: for measuring the loop itself, not for deadlines.

@@ -44,6 +44,8 @@ pub mod hash;
 pub mod journal;
 pub mod metrics;
 pub mod server;
+#[cfg(feature = "persistence")]
+pub mod store;
 pub mod topics;
 pub mod transport;
 pub mod wheel;

@@ -67,9 +67,6 @@ fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         Ok(limit) => log::info!("open files: at most {limit}"),
         Err(error) => log::warn!("cannot raise the limit on open files: {error}"),
     }
-    for address in server.local_addresses() {
-        log::info!("listening on {address}");
-    }
     server.run()?;
     Ok(())
 }

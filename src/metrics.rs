@@ -110,6 +110,12 @@ pub struct Metrics {
     pub bytes_received: u64,
     /// Bytes written to sockets.
     pub bytes_sent: u64,
+    /// Batches that were stored.
+    pub store_commits: u64,
+    /// Bytes written for them, to the log.
+    pub store_bytes: u64,
+    /// Times that storing began to fail.
+    pub store_failures: u64,
     /// Connections closed by a limit or a time-out.
     pub closed_by_limit: u64,
     /// Connections closed for malformed packets or protocol violations.

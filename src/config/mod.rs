@@ -11,12 +11,20 @@ use std::net::{SocketAddr, ToSocketAddrs};
 
 use crate::access::Verifiers;
 use crate::broker::options::Redirect;
+#[cfg(feature = "persistence")]
+use crate::clock::Duration;
 use crate::server;
+#[cfg(feature = "persistence")]
+use crate::server::{Recovery, StoreOptions, Sync};
 
 use settings::{SETTINGS, Setting};
 
 /// What is sent to clients in one field.
 const TEXT_BYTES_MAX: usize = 4_096;
+
+/// The longest that a reply may be ahead of the disk.
+#[cfg(feature = "persistence")]
+const SYNC_MILLIS_MAX: u64 = 60_000;
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -98,6 +106,10 @@ pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
         Some(path) => Some(read_verifiers(&path)?),
         None => None,
     };
+    #[cfg(feature = "persistence")]
+    {
+        options.store = store(&mut arguments)?;
+    }
     no_more(arguments)?;
     options.addresses = resolve(&host, port)?;
     options.broker.trace_packets = verbose;
@@ -134,6 +146,44 @@ fn text(arguments: &mut pico_args::Arguments, name: &'static str) -> Result<Opti
         }
         _ => Ok(text),
     }
+}
+
+/// Where and when state is stored, if it is.
+#[cfg(feature = "persistence")]
+fn store(arguments: &mut pico_args::Arguments) -> Result<Option<StoreOptions>, UsageError> {
+    let directory = value(arguments, &["--data-dir"])?;
+    let sync = value(arguments, &["--sync"])?;
+    let recovery = value(arguments, &["--recover"])?;
+    let Some(directory) = directory else {
+        let option = sync.map(|_| "--sync").or(recovery.map(|_| "--recover"));
+        return option.map_or(Ok(None), |option| Err(UsageError(format!("{option} needs --data-dir"))));
+    };
+    if directory.is_empty() {
+        return Err(UsageError("--data-dir: a folder is wanted".to_owned()));
+    }
+    let sync = match sync.as_deref() {
+        None | Some("always") => Sync::Always,
+        Some(millis) => match millis.parse() {
+            Ok(millis) if (1..=SYNC_MILLIS_MAX).contains(&millis) => Sync::Within(Duration(millis)),
+            _ => {
+                return Err(UsageError(format!(
+                    "--sync: '{}' is neither 'always' nor a number of milliseconds (1 to {SYNC_MILLIS_MAX})",
+                    millis.escape_debug()
+                )));
+            }
+        },
+    };
+    let recovery = match recovery.as_deref() {
+        None => Recovery::SetAside,
+        Some("strict") => Recovery::Strict,
+        Some(other) => {
+            return Err(UsageError(format!(
+                "--recover: '{}' is not 'strict', the one thing to say",
+                other.escape_debug()
+            )));
+        }
+    };
+    Ok(Some(StoreOptions { directory: directory.into(), sync, recovery }))
 }
 
 fn no_more(arguments: pico_args::Arguments) -> Result<(), UsageError> {
@@ -179,6 +229,15 @@ fn help() -> String {
         ("--response-information TEXT", "what 5.0 clients that ask are told to build response topics from"),
         ("--redirect-to TEXT", "the server that 5.0 clients are sent to by SIGUSR1"),
         ("--redirect-permanently", "SIGUSR1 sends them there for good"),
+        #[cfg(feature = "persistence")]
+        ("--data-dir DIR", "keep sessions, queued and retained messages in this folder"),
+        #[cfg(feature = "persistence")]
+        (
+            "--sync always|MS",
+            "acknowledge what is on disk [always], or what will be so many milliseconds later",
+        ),
+        #[cfg(feature = "persistence")]
+        ("--recover strict", "do not start with a damaged store; without this it is set aside"),
         ("--scram-file FILE", "5.0 clients may authenticate by SCRAM-SHA-256 as a user of this file"),
         ("--scram-verifier NAME", "read a password, print a line for that file, and end"),
         ("--help", "print this text"),
@@ -280,6 +339,9 @@ mod tests {
             (&["--redirect-permanently"], "--redirect-to"),
             (&["--redirect-to", ""], "--redirect-to"),
             (&["--scram-file", "/no/such/file"], "/no/such/file"),
+            (&["--sync", "always"], "--data-dir"),
+            (&["--data-dir", "d", "--sync", "never"], "never"),
+            (&["--data-dir", "d", "--recover", "me"], "me"),
             (&["--scram-verifier", "me", "--nonsense"], "--nonsense"),
         ] {
             let error = run(arguments).unwrap_err();

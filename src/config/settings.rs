@@ -167,6 +167,14 @@ pub(super) const SETTINGS: &[Setting] = &[
         write: |options, value| options.broker.sessions_max = value as u32,
     },
     Setting {
+        name: "--unstored-bytes-max",
+        kind: Kind::Bytes,
+        bounds: (0, 1 << 40),
+        meaning: "bytes on their way to the disk; beyond, publishers at QoS 1 and 2 have to wait",
+        read: |options| options.broker.unstored_bytes_max,
+        write: |options, value| options.broker.unstored_bytes_max = value,
+    },
+    Setting {
         name: "--session-expiry",
         kind: Kind::Time,
         bounds: (0, TIME_MAX_SECS),

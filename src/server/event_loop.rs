@@ -4,13 +4,14 @@
 //!
 //! 1. poll, for at most as long as nothing is due
 //! 2. read the clock, once
-//! 3. signals and requests to stop
+//! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
 //! 5. read from connections that have something, one buffer each; who has more keeps its place for the next turn
 //! 6. steps of authentication, and what is due by the clock
-//! 7. flush every outbox with new bytes: one vectored write each
-//! 8. events to log lines, while the connections they speak of still have an address
-//! 9. free what ended: never earlier, so nothing frees what another step uses
+//! 7. hand this turn's records to the store, before any byte leaves
+//! 8. flush every outbox with new bytes: one vectored write each
+//! 9. events to log lines, while the connections they speak of still have an address
+//! 10. free what ended: never earlier, so nothing frees what another step uses
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -28,6 +29,8 @@ use crate::transport::Transport;
 
 use super::authenticator::Authenticator;
 use super::connection::{Connections, connection_id, token};
+#[cfg(feature = "persistence")]
+use super::keeper::Keeper;
 use super::listener::Listener;
 use super::signals::{Request, SignalSource};
 use super::{Handle, LISTENERS, LOG_TARGET, SIGNALS, Server, WAKER, log_lines};
@@ -43,6 +46,9 @@ const LAST_READS_MAX: usize = 64;
 
 /// Sockets beyond the limit on clients, for those who have yet to hear that they are one too many.
 const CONNECTIONS_RESERVE: usize = 64;
+
+/// How long a server that is to stop waits for its store, so that what was taken is acknowledged.
+const SHUTDOWN_STORE: Duration = Duration(5_000);
 
 /// How long a stopping server waits for its peers to take their last bytes.
 const SHUTDOWN_FLUSH: Duration = Duration(2_000);
@@ -63,21 +69,49 @@ pub(super) struct EventLoop {
     status_interval: Option<Duration>,
     status_due: Option<Instant>,
     busiest_turn_micros: u64,
+    #[cfg(feature = "persistence")]
+    keeper: Option<Keeper>,
+    /// The server is about to stop, and waits for its store until then; nothing is read any more.
+    settling: Option<Instant>,
     /// The server stops: no later than then.
     stopping: Option<Instant>,
 }
 
 impl EventLoop {
-    pub(super) fn new(server: Server) -> Self {
-        let Server { poll, listeners, signals, authenticator, handle, broker, status_interval } = server;
+    /// Loads what is stored, if anything is, and listens.
+    pub(super) fn new(server: Server) -> io::Result<Self> {
         let clock = Clock::new();
         let now = clock.now();
-        Self {
+        #[cfg(feature = "persistence")]
+        let (server, keeper, broker) = {
+            let mut server = server;
+            match server.store.take() {
+                Some((options, claim)) => {
+                    server.broker.durability = options.durability();
+                    let waker = server.handle.waker.clone();
+                    let (keeper, broker) =
+                        Keeper::load(options, claim, waker, || Broker::new(server.broker.clone(), now))?;
+                    server.listen()?;
+                    (server, Some(keeper), broker)
+                }
+                None => {
+                    let broker = Broker::new(server.broker.clone(), now);
+                    (server, None, broker)
+                }
+            }
+        };
+        #[cfg(not(feature = "persistence"))]
+        let broker = Broker::new(server.broker.clone(), now);
+        for listener in &server.listeners {
+            log::info!(target: LOG_TARGET, "listening on {}", listener.address);
+        }
+        let Server { poll, listeners, signals, authenticator, handle, status_interval, .. } = server;
+        Ok(Self {
             poll,
             clock,
             listeners,
             connections: Connections::default(),
-            broker: Broker::new(broker, now),
+            broker,
             ready: VecDeque::new(),
             read_buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
             signals,
@@ -86,8 +120,11 @@ impl EventLoop {
             status_interval,
             status_due: status_interval.map(|interval| now + interval),
             busiest_turn_micros: 0,
+            #[cfg(feature = "persistence")]
+            keeper,
+            settling: None,
             stopping: None,
-        }
+        })
     }
 
     /// Turns until something stops it.
@@ -101,17 +138,24 @@ impl EventLoop {
             let turn_began = self.clock.now_micros();
             let now = self.clock.now();
             self.note_events(now, &events);
+            self.take_reports(now);
             self.accept(now);
             self.read(now);
             self.authenticate(now);
             self.broker.handle_timeout(now);
+            self.hand_over(now);
             self.flush(now);
             self.log_events();
             self.free_ended();
             self.log_status(now);
             let turn_micros = self.clock.now_micros() - turn_began;
             self.busiest_turn_micros = self.busiest_turn_micros.max(turn_micros);
-            if self.stopping.is_some_and(|deadline| self.connections.len() == 0 || deadline <= now) {
+            let is_done = self.connections.len() == 0 && self.broker.is_stored();
+            if self.stopping.is_some_and(|deadline| is_done || deadline <= now) {
+                let unstored = self.broker.unstored_bytes();
+                if unstored > 0 {
+                    log::error!(target: LOG_TARGET, "{unstored} bytes could not be stored; nothing of it was acknowledged");
+                }
                 log::info!(target: LOG_TARGET, "stopped");
                 return Ok(());
             }
@@ -127,6 +171,7 @@ impl EventLoop {
         let pauses = self.listeners.iter().filter_map(Listener::pause_ends);
         let due =
             self.broker.poll_timeout().into_iter().chain(self.status_due).chain(self.stopping).chain(pauses);
+        let due = due.chain(self.settling).chain(self.store_due());
         due.min().map(|due| SystemDuration::from_millis(due.since(now).0))
     }
 
@@ -154,7 +199,12 @@ impl EventLoop {
             self.drain(now);
         }
         if self.stopping.is_none() && self.handle.stop.load(Ordering::Acquire) {
-            self.begin_to_stop(now);
+            // What was taken is acknowledged, if the store lets us.
+            let deadline = *self.settling.get_or_insert(now + SHUTDOWN_STORE);
+            if self.broker.is_stored() || deadline <= now {
+                self.settling = None;
+                self.begin_to_stop(now);
+            }
         }
     }
 
@@ -207,6 +257,9 @@ impl EventLoop {
 
     /// Reads once from every connection in line.
     fn read(&mut self, now: Instant) {
+        if self.settling.is_some() {
+            return;
+        }
         for _ in 0..self.ready.len() {
             let Some(id) = self.ready.pop_front() else { break };
             if let Some(connection) = self.connections.find_mut(id) {
@@ -288,6 +341,38 @@ impl EventLoop {
             self.broker.handle_verdict(now, id, verdict);
             self.resume_reading(id);
         }
+    }
+
+    /// Hears what the store has done.
+    fn take_reports(&mut self, now: Instant) {
+        #[cfg(feature = "persistence")]
+        if let Some(keeper) = &mut self.keeper {
+            keeper.take_reports(now, &mut self.broker);
+            while let Some(id) = self.broker.poll_resume() {
+                self.resume_reading(id);
+            }
+        }
+        let _ = now;
+    }
+
+    /// Gives the store what it has to do.
+    fn hand_over(&mut self, now: Instant) {
+        #[cfg(feature = "persistence")]
+        if let Some(keeper) = &mut self.keeper {
+            if self.settling.is_some() || self.stopping.is_some() {
+                keeper.hand_over_at_once(now, &mut self.broker);
+            } else {
+                keeper.hand_over(now, &mut self.broker);
+            }
+        }
+        let _ = now;
+    }
+
+    fn store_due(&self) -> Option<Instant> {
+        #[cfg(feature = "persistence")]
+        return self.keeper.as_ref().and_then(|keeper| keeper.due(&self.broker));
+        #[cfg(not(feature = "persistence"))]
+        return None;
     }
 
     fn flush(&mut self, now: Instant) {
@@ -400,7 +485,7 @@ impl EventLoop {
     fn log_status(&mut self, now: Instant) {
         let (Some(interval), Some(due)) = (self.status_interval, self.status_due) else { return };
         if due <= now {
-            log_lines::log_status(&self.broker, now.since(Instant::default()), self.busiest_turn_micros);
+            log_lines::log_status(&self.broker, now.since(self.clock.started_at()), self.busiest_turn_micros);
             self.busiest_turn_micros = 0;
             self.status_due = Some(now + interval);
         }

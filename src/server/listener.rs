@@ -6,7 +6,7 @@ use std::time::Duration as SystemDuration;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Interest, Registry, Token};
-use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::clock::{Duration, Instant};
 
@@ -33,7 +33,7 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    /// Opens a socket and listens on it. What accepted connections shall have is set here, because they inherit it:
+    /// Opens a socket; nobody can connect yet. What accepted connections shall have is set here, because they inherit it:
     /// no Nagle delay, and TCP keep-alive to find peers that vanished without a word.
     pub(super) fn bind(address: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
@@ -49,10 +49,14 @@ impl Listener {
         socket.set_tcp_keepalive(&keepalive)?;
         socket.set_nonblocking(true)?;
         socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
         let socket = TcpListener::from_std(socket.into());
         let address = socket.local_addr()?;
         Ok(Self { socket, address, ready: false, paused_until: None })
+    }
+
+    /// From here on clients can connect.
+    pub(super) fn listen(&mut self) -> io::Result<()> {
+        SockRef::from(&self.socket).listen(BACKLOG)
     }
 
     pub(super) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
@@ -112,12 +116,12 @@ impl Listener {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use socket2::SockRef;
 
     #[test]
     fn accepted_connections_inherit_the_options_of_their_listener() {
         // [B-090]: a peer that vanished without a word is found by the system even if it promised no keep-alive.
         let mut listener = Listener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+        listener.listen().expect("it listens");
         let _client = std::net::TcpStream::connect(listener.address).expect("it listens");
         let mut accepted = Vec::new();
         while accepted.is_empty() {

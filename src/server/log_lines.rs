@@ -5,6 +5,7 @@
 use std::fmt::Display;
 
 use crate::broker::event::{Event, Limit};
+use crate::broker::options::Durability;
 use crate::broker::{Broker, ClientStatus, CloseReason};
 use crate::clock::{Duration, Instant};
 use crate::metrics::{DropReason, Metrics};
@@ -153,6 +154,20 @@ pub(super) fn log_status(broker: &Broker, uptime: Duration, busiest_turn_micros:
         metrics.closed_by_limit,
         metrics.closed_by_violation,
         busiest_turn_micros,
+    );
+    if broker.options().durability != Durability::None {
+        log_store(broker);
+    }
+}
+
+fn log_store(broker: &Broker) {
+    let metrics = broker.metrics();
+    log::info!(
+        target: LOG_TARGET, "  store: {} commits, {} bytes written, {} bytes not stored yet, {} failures",
+        metrics.store_commits,
+        metrics.store_bytes,
+        broker.unstored_bytes(),
+        metrics.store_failures,
     );
 }
 

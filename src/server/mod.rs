@@ -9,6 +9,8 @@ mod authenticator;
 mod connection;
 mod descriptors;
 mod event_loop;
+#[cfg(feature = "persistence")]
+mod keeper;
 mod listener;
 mod log_lines;
 mod signals;
@@ -22,9 +24,13 @@ use mio::{Poll, Token, Waker};
 
 use crate::broker;
 use crate::clock::Duration;
+#[cfg(feature = "persistence")]
+use crate::store::Claim;
 
 pub use authenticator::{Authenticator, Scram};
 pub use descriptors::raise_descriptor_limit;
+#[cfg(feature = "persistence")]
+pub use keeper::{Recovery, StoreOptions, Sync};
 
 use event_loop::EventLoop;
 use listener::Listener;
@@ -45,6 +51,9 @@ pub struct Options {
     pub addresses: Vec<SocketAddr>,
     /// The limits of the core. A seed of 0 is replaced by a random one, and so is a `client_id_key` of zeros.
     pub broker: broker::Options,
+    /// Where state is kept; `None` is nowhere. Decides about the durability of the core.
+    #[cfg(feature = "persistence")]
+    pub store: Option<StoreOptions>,
     /// Between two status blocks in the log; `None` is never.
     pub status_interval: Option<Duration>,
     /// Whether SIGINT and SIGTERM stop this server, SIGUSR1 drains it and SIGUSR2 logs its clients. At most one server
@@ -57,6 +66,8 @@ impl Default for Options {
         Self {
             addresses: vec![SocketAddr::from(([0, 0, 0, 0], 1883))],
             broker: broker::Options::default(),
+            #[cfg(feature = "persistence")]
+            store: None,
             status_interval: Some(Duration::from_secs(30)),
             signals: false,
         }
@@ -91,7 +102,7 @@ impl Handle {
     }
 }
 
-/// An MQTT server that listens and waits to be run.
+/// An MQTT server that waits to be run.
 #[derive(Debug)]
 pub struct Server {
     poll: Poll,
@@ -100,25 +111,34 @@ pub struct Server {
     authenticator: Option<Box<dyn Authenticator>>,
     handle: Handle,
     broker: broker::Options,
+    #[cfg(feature = "persistence")]
+    store: Option<(StoreOptions, Claim)>,
     status_interval: Option<Duration>,
 }
 
 impl Server {
-    /// Opens the listening sockets. Clients can connect from here on; they are served by [`Server::run`].
+    /// Opens the listening sockets. Clients can connect from here on, and are served by [`Server::run`]; where state is
+    /// stored they can connect once it was loaded.
     ///
     /// # Errors
     ///
-    /// If an address cannot be bound (the error names it), or the system refuses the poll or has no random bytes.
+    /// If an address cannot be bound (the error names it), the store is in use, or the system refuses the poll or has no
+    /// random bytes.
     pub fn bind(options: Options) -> io::Result<Self> {
+        // First of all: two servers must never have one store.
+        #[cfg(feature = "persistence")]
+        let store = match options.store {
+            Some(store) => Some(store.claim().map(|claim| (store, claim))?),
+            None => None,
+        };
         let poll = Poll::new()?;
         // Before anybody can see that the server is there: a signal from then on must find it ready.
         let signals = if options.signals { Some(SignalSource::new(poll.registry(), SIGNALS)?) } else { None };
         let mut listeners = Vec::with_capacity(options.addresses.len());
-        for (index, address) in options.addresses.iter().enumerate() {
-            let mut listener = Listener::bind(*address).map_err(|error| {
+        for address in &options.addresses {
+            let listener = Listener::bind(*address).map_err(|error| {
                 io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
             })?;
-            listener.register(poll.registry(), Token(LISTENERS - index))?;
             listeners.push(listener);
         }
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
@@ -133,7 +153,38 @@ impl Server {
             getrandom::fill(&mut broker.client_id_key)?;
         }
         let status_interval = options.status_interval;
-        Ok(Self { poll, listeners, signals, authenticator: None, handle, broker, status_interval })
+        let mut server = Self {
+            poll,
+            listeners,
+            signals,
+            authenticator: None,
+            handle,
+            broker,
+            #[cfg(feature = "persistence")]
+            store,
+            status_interval,
+        };
+        if !server.has_store() {
+            server.listen()?;
+        }
+        Ok(server)
+    }
+
+    fn has_store(&self) -> bool {
+        #[cfg(feature = "persistence")]
+        return self.store.is_some();
+        #[cfg(not(feature = "persistence"))]
+        return false;
+    }
+
+    fn listen(&mut self) -> io::Result<()> {
+        for (index, listener) in self.listeners.iter_mut().enumerate() {
+            listener.listen().map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot listen on {}: {error}", listener.address))
+            })?;
+            listener.register(self.poll.registry(), Token(LISTENERS - index))?;
+        }
+        Ok(())
     }
 
     /// Has clients of 5.0 authenticate by the methods that this knows, if they want to.
@@ -158,8 +209,9 @@ impl Server {
     ///
     /// # Errors
     ///
-    /// If the system's poll fails. The trouble of a single connection is not an error of the server.
+    /// If the store cannot be loaded, or the system's poll fails. The trouble of a single connection is not an error of the
+    /// server.
     pub fn run(self) -> io::Result<()> {
-        EventLoop::new(self).run()
+        EventLoop::new(self)?.run()
     }
 }

@@ -1,0 +1,202 @@
+//! The base: what the log says, taken together, in a table on disk.
+//!
+//! The log alone would grow for ever. When a segment is full, what is left of its changes goes into the base as one
+//! transaction, and the segment is removed. Most messages are delivered before that and never get here.
+//!
+//! The table is kept by redb. It runs on the same medium as the log, so that the test which cuts the power cuts it for
+//! both.
+//!
+//! Invariant: the base has all changes up to `applied` and none of later ones.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
+
+use crate::journal::{Change, FORMAT_VERSION, Lsn};
+
+use super::medium::{Medium, MediumFile};
+use super::{Damage, OpenError};
+
+/// The name of its file.
+pub(super) const BASE_NAME: &str = "base.redb";
+
+const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
+const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+const FORMAT: &str = "format";
+const APPLIED: &str = "applied";
+
+/// What redb may keep of its file in memory, in bytes.
+const CACHE_BYTES: usize = 16 << 20;
+
+/// What changes: the last value of each key, or that it is gone.
+pub(super) type Changes = BTreeMap<Box<[u8]>, Option<Box<[u8]>>>;
+
+/// Adds the changes of a batch to those before it.
+pub(super) fn gather(changes: &mut Changes, batch: &[u8], name: &str) -> Result<(), Damage> {
+    for change in crate::journal::Batch::changes_in(batch) {
+        match change.map_err(|error| Damage::new(name, &error.to_string()))? {
+            Change::Put(key, value) => changes.insert(key.into(), Some(value.into())),
+            Change::Remove(key) => changes.insert(key.into(), None),
+        };
+    }
+    Ok(())
+}
+
+/// A table of records.
+#[derive(Debug)]
+pub(super) struct Base {
+    database: Database,
+    pub(super) applied: Lsn,
+}
+
+/// A file of the medium, as redb wants it.
+#[derive(Debug)]
+struct Backend(Box<dyn MediumFile>);
+
+impl redb::StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.length()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, out)
+    }
+
+    fn set_len(&self, length: u64) -> io::Result<()> {
+        self.0.set_length(length)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.synchronize()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_at(offset, data)
+    }
+}
+
+/// The machine's trouble, whatever redb calls it.
+fn io_error(error: impl Into<redb::Error>) -> io::Error {
+    match error.into() {
+        redb::Error::Io(error) => error,
+        other => io::Error::other(other.to_string()),
+    }
+}
+
+fn open_error(error: impl Into<redb::Error>) -> OpenError {
+    match error.into() {
+        redb::Error::Io(error) => OpenError::Io(error),
+        other => OpenError::Damaged(Damage::new(BASE_NAME, &other.to_string())),
+    }
+}
+
+impl Base {
+    /// Opens the table, and makes it if it is not there.
+    pub(super) fn open(medium: &dyn Medium) -> Result<Self, OpenError> {
+        let is_new = !medium.names()?.iter().any(|name| name == BASE_NAME);
+        let file = medium.open(BASE_NAME)?;
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = match builder.create_with_backend(Backend(file)) {
+            Ok(database) => database,
+            Err(DatabaseError::UpgradeRequired(_)) => return Err(OpenError::Newer(BASE_NAME.into())),
+            Err(error) => return Err(open_error(error)),
+        };
+        if is_new {
+            medium.synchronize_names()?;
+        }
+        let base = Self { database, applied: Lsn::NONE };
+        let (format, applied) = base.facts().map_err(open_error)?;
+        if format.is_some_and(|format| format > u64::from(FORMAT_VERSION)) {
+            return Err(OpenError::Newer(BASE_NAME.into()));
+        }
+        Ok(Self { applied, ..base })
+    }
+
+    fn facts(&self) -> Result<(Option<u64>, Lsn), redb::Error> {
+        let transaction = self.database.begin_read()?;
+        let facts = match transaction.open_table(FACTS) {
+            Ok(facts) => facts,
+            // As long as nothing was applied.
+            Err(redb::TableError::TableDoesNotExist(_)) => return Ok((None, Lsn::NONE)),
+            Err(error) => return Err(error.into()),
+        };
+        let format = facts.get(FORMAT)?.map(|value| value.value());
+        let applied = facts.get(APPLIED)?.map_or(0, |value| value.value());
+        Ok((format, Lsn(applied)))
+    }
+
+    /// Makes changes, all or none.
+    pub(super) fn apply(&mut self, changes: &Changes, applied: Lsn) -> io::Result<()> {
+        self.try_apply(changes, applied).map_err(io_error)?;
+        self.applied = applied;
+        Ok(())
+    }
+
+    fn try_apply(&self, changes: &Changes, applied: Lsn) -> Result<(), redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        // Opening after a crash would otherwise have to look at everything.
+        transaction.set_quick_repair(true);
+        {
+            let mut facts = transaction.open_table(FACTS)?;
+            facts.insert(FORMAT, u64::from(FORMAT_VERSION))?;
+            facts.insert(APPLIED, applied.0)?;
+            let mut records = transaction.open_table(RECORDS)?;
+            for (key, value) in changes {
+                match value {
+                    Some(value) => records.insert(&**key, &**value)?,
+                    None => records.remove(&**key)?,
+                };
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Every record, with changes that it does not have yet, in the order of keys.
+    pub(super) fn for_each<E: From<OpenError>>(
+        &self,
+        changes: &Changes,
+        mut each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut changes = changes.iter().peekable();
+        let transaction = self.database.begin_read().map_err(open_error)?;
+        match transaction.open_table(RECORDS) {
+            Ok(records) => {
+                let storage_error = |error: StorageError| open_error(error);
+                for record in records.iter().map_err(storage_error)? {
+                    let (key, value) = record.map_err(storage_error)?;
+                    let key = key.value();
+                    while let Some((changed, new)) = changes.next_if(|(changed, _)| &***changed < key) {
+                        if let Some(new) = new {
+                            each(changed, new)?;
+                        }
+                    }
+                    match changes.next_if(|(changed, _)| &***changed == key) {
+                        Some((_, Some(new))) => each(key, new)?,
+                        Some((_, None)) => {}
+                        None => each(key, value.value())?,
+                    }
+                }
+            }
+            Err(redb::TableError::TableDoesNotExist(_)) => {}
+            Err(error) => return Err(open_error(error).into()),
+        }
+        for (key, value) in changes {
+            if let Some(value) = value {
+                each(key, value)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at every page.
+    pub(super) fn check(&mut self) -> Result<(), OpenError> {
+        match self.database.check_integrity() {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(OpenError::Damaged(Damage::new(BASE_NAME, "it had to be repaired"))),
+            Err(error) => Err(open_error(error)),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! The log: batches one behind the other, each on disk before it is acknowledged.
+//!
+//! ```text
+//!  segment := magic (8 bytes), version (4 bytes), 0 (4 bytes), frame*
+//!  frame   := length of the batch (4 bytes), checksum of the rest (4 bytes),
+//!             last number of the frame before (8 bytes), last number of this one (8 bytes), batch
+//! ```
+//!
+//! All integers have their high byte first. A commit is one write and one synchronization, at the end of a file: the
+//! least that a disk can be asked for. A segment that is full is closed; once the base has taken its changes in, it is
+//! removed.
+//!
+//! Invariants: each frame names the one before it, so that a hole shows; a frame is appended only when the one before it
+//! is on disk, so that a power cut can tear the last one at most.
+//!
+//! Deliberately not here: what a batch says.
+
+use std::io;
+use std::sync::Arc;
+
+use crate::journal::{Batch, Lsn};
+
+use super::Damage;
+use super::medium::{Medium, MediumFile};
+
+const MAGIC: &[u8; 8] = b"MQTTLOG\n";
+const HEADER_BYTES: usize = 16;
+const FRAME_HEAD_BYTES: usize = 24;
+
+/// The version of this format.
+pub(super) const LOG_VERSION: u32 = 1;
+
+const NAME_PREFIX: &str = "log-";
+
+/// The name of a segment.
+pub(super) fn segment_name(number: u64) -> String {
+    format!("{NAME_PREFIX}{number:016}")
+}
+
+/// The numbers of all segments, in their order.
+pub(super) fn segment_numbers(names: &[String]) -> Vec<u64> {
+    let number = |name: &String| name.strip_prefix(NAME_PREFIX)?.parse().ok();
+    let mut numbers: Vec<u64> = names.iter().filter_map(number).collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// The log, as far as it is written to.
+#[derive(Debug)]
+pub(super) struct Log {
+    medium: Arc<dyn Medium>,
+    segment_bytes: u64,
+    /// The segment that is written to; none after it could not be synchronized, or before there is one.
+    segment: Option<Segment>,
+    next_number: u64,
+    /// Segments that were closed and not yet handed out.
+    closed: Vec<u64>,
+    last: Lsn,
+    frame: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Segment {
+    file: Box<dyn MediumFile>,
+    number: u64,
+    /// What stands in it for certain.
+    length: u64,
+}
+
+impl Log {
+    /// A log that goes on behind `last`, in segments from `next_number` on.
+    pub(super) fn new(medium: Arc<dyn Medium>, next_number: u64, last: Lsn, segment_bytes: u64) -> Self {
+        Self {
+            medium,
+            segment_bytes,
+            segment: None,
+            next_number,
+            closed: Vec::new(),
+            last,
+            frame: Vec::new(),
+        }
+    }
+
+    /// Appends a batch. When this returns it is on disk.
+    pub(super) fn append(&mut self, batch: &Batch) -> io::Result<u64> {
+        if self.segment.as_ref().is_some_and(|segment| segment.length >= self.segment_bytes) {
+            self.close_segment();
+        }
+        if self.segment.is_none() {
+            self.begin_segment()?;
+        }
+        fill_frame(&mut self.frame, self.last, batch);
+        let Some(segment) = &mut self.segment else { unreachable!("just begun") };
+        segment.file.check_presence()?;
+        if let Err(error) = segment.file.write_at(segment.length, &self.frame) {
+            // What was written in part would look like a batch that was torn, and it need not be there at all. If it cannot
+            // be cut off now, the next attempt writes over it.
+            let _ = segment.file.set_length(segment.length);
+            return Err(error);
+        }
+        if let Err(error) = segment.file.synchronize() {
+            // The system may have forgotten what it could not write: this file is not to be trusted with more.
+            let _ = segment.file.set_length(segment.length);
+            self.close_segment();
+            return Err(error);
+        }
+        segment.length += self.frame.len() as u64;
+        self.last = batch.last();
+        let bytes = self.frame.len() as u64;
+        if self.frame.capacity() > 1 << 20 {
+            self.frame = Vec::new();
+        }
+        Ok(bytes)
+    }
+
+    fn begin_segment(&mut self) -> io::Result<()> {
+        let number = self.next_number;
+        let file = self.medium.open(&segment_name(number))?;
+        let mut header = [0; HEADER_BYTES];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&LOG_VERSION.to_be_bytes());
+        file.write_at(0, &header)?;
+        file.synchronize()?;
+        self.medium.synchronize_names()?;
+        self.next_number += 1;
+        self.segment = Some(Segment { file, number, length: HEADER_BYTES as u64 });
+        Ok(())
+    }
+
+    fn close_segment(&mut self) {
+        self.closed.extend(self.segment.take().map(|segment| segment.number));
+    }
+
+    /// Segments that were closed since the last call.
+    pub(super) fn take_closed(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.closed)
+    }
+}
+
+fn fill_frame(frame: &mut Vec<u8>, previous: Lsn, batch: &Batch) {
+    frame.clear();
+    let length = u32::try_from(batch.as_bytes().len()).expect("a batch is bounded far below this");
+    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&[0; 4]);
+    frame.extend_from_slice(&previous.0.to_be_bytes());
+    frame.extend_from_slice(&batch.last().0.to_be_bytes());
+    frame.extend_from_slice(batch.as_bytes());
+    let checksum = crc32fast::hash(&frame[8..]);
+    frame[4..8].copy_from_slice(&checksum.to_be_bytes());
+}
+
+/// One frame of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Frame<'a> {
+    previous: Lsn,
+    last: Lsn,
+    batch: &'a [u8],
+}
+
+/// The frame at the beginning of these bytes, and what follows it.
+fn split_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>()?;
+    let (length, head) = head.split_first_chunk()?;
+    let (checksum, head) = head.split_first_chunk()?;
+    let (previous, head) = head.split_first_chunk()?;
+    let (last, _) = head.split_first_chunk()?;
+    let (batch, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    let checked = &bytes[8..FRAME_HEAD_BYTES + batch.len()];
+    let frame =
+        Frame { previous: Lsn(u64::from_be_bytes(*previous)), last: Lsn(u64::from_be_bytes(*last)), batch };
+    (crc32fast::hash(checked) == u32::from_be_bytes(*checksum)).then_some((frame, rest))
+}
+
+/// Reads the batches of a segment that come after `seen`, which becomes the last of them.
+pub(super) fn read_segment(
+    medium: &dyn Medium,
+    number: u64,
+    seen: &mut Lsn,
+    mut each: impl FnMut(&[u8]) -> Result<(), Damage>,
+) -> Result<(), ReadError> {
+    let name = segment_name(number);
+    let file = medium.open(&name)?;
+    let mut bytes = vec![0; file.length()? as usize];
+    file.read_at(0, &mut bytes)?;
+    let Some((header, mut rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
+        return Ok(()); // The power went before the header was on disk, and so before there was a batch.
+    };
+    if header[..8] != MAGIC[..] {
+        // Or there is not even that.
+        let is_blank = bytes.iter().all(|byte| *byte == 0);
+        return if is_blank { Ok(()) } else { Err(Damage::new(&name, "it is not a log").into()) };
+    }
+    let version = header[8..12].iter().fold(0, |version, byte| version << 8 | u32::from(*byte));
+    if version > LOG_VERSION {
+        return Err(ReadError::Newer(name));
+    }
+    while let Some((frame, behind)) = split_frame(rest) {
+        rest = behind;
+        if frame.last <= *seen {
+            continue; // Written again because nobody knew whether it was on disk.
+        }
+        if frame.previous > *seen {
+            return Err(Damage::new(&name, "a batch is missing").into());
+        }
+        each(frame.batch)?;
+        *seen = frame.last;
+    }
+    // A power cut tears the last frame at most. Where another one stands behind it, it was not a power cut.
+    for at in 1..rest.len() {
+        if split_frame(&rest[at..]).is_some_and(|(frame, _)| frame.last > *seen) {
+            return Err(Damage::new(&name, "a batch has changed").into());
+        }
+    }
+    Ok(())
+}
+
+/// Why a segment cannot be read.
+#[derive(Debug)]
+pub(super) enum ReadError {
+    Newer(String),
+    Damage(Damage),
+    Io(io::Error),
+}
+
+impl From<io::Error> for ReadError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<Damage> for ReadError {
+    fn from(damage: Damage) -> Self {
+        Self::Damage(damage)
+    }
+}

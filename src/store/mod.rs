@@ -1,0 +1,282 @@
+//! The store: where state is kept beyond the process.
+//!
+//! ```text
+//!  loop ──batch──> log thread: append, synchronize ──stored──> loop
+//!                       │ full segments
+//!                       v
+//!                  base thread: what is left of them, one transaction, remove the segments
+//! ```
+//!
+//! A batch costs one write at the end of a file and one synchronization. While that runs, what happens meanwhile gathers in
+//! the core and is the next batch, so the more is to be done, the less each of it costs. Full segments of the log are
+//! taken into the base behind its back.
+//!
+//! Only bytes go in and out; what they mean is for `journal`. No thread but these two touches a file, and nothing here
+//! touches the state of the broker.
+//!
+//! When the disk fails, the batch in hand is tried again until it is stored, and the loop is told, so that nothing more
+//! is promised until then. What was acknowledged stays as it is, and nothing that was not becomes so.
+
+mod base;
+mod log;
+pub mod medium;
+mod worker;
+
+use std::fmt;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::journal::{Batch, Lsn};
+
+use base::{Base, Changes, gather};
+use log::{Log, ReadError, read_segment, segment_name, segment_numbers};
+use medium::{Folder, Medium};
+use worker::{BaseWorker, LogWorker};
+
+pub use worker::Report;
+
+/// A segment of the log that has grown beyond this is closed, if nobody wants it otherwise.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// Whoever holds a lock on this file uses the folder.
+const LOCK_NAME: &str = "lock";
+
+/// Something on disk that is not what was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The file.
+    pub name: String,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+impl Damage {
+    fn new(name: &str, what: &str) -> Self {
+        Self { name: name.to_owned(), what: what.to_owned() }
+    }
+}
+
+impl fmt::Display for Damage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.name, self.what)
+    }
+}
+
+/// Why a store cannot be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// Another process uses it.
+    InUse,
+    /// A later version of the broker wrote this file.
+    Newer(String),
+    /// It is not what was written.
+    Damaged(Damage),
+    /// The machine's trouble.
+    Io(io::Error),
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse => f.write_str("another broker is using it"),
+            Self::Newer(name) => write!(f, "{name} was written by a later version of the broker"),
+            Self::Damaged(damage) => write!(f, "damaged: {damage}"),
+            Self::Io(error) => error.fmt(f),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<io::Error> for OpenError {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+impl From<ReadError> for OpenError {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Newer(name) => Self::Newer(name),
+            ReadError::Damage(damage) => Self::Damaged(damage),
+            ReadError::Io(error) => Self::Io(error),
+        }
+    }
+}
+
+/// A folder that this process alone uses.
+#[derive(Debug)]
+pub struct Claim {
+    path: PathBuf,
+    /// Locked as long as it is open.
+    _lock: File,
+}
+
+impl Claim {
+    /// Claims a folder, and makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// If another process has it, or it cannot be made or written to.
+    pub fn new(path: &Path) -> Result<Self, OpenError> {
+        fs::create_dir_all(path)?;
+        let lock =
+            File::options().read(true).write(true).create(true).truncate(false).open(path.join(LOCK_NAME))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse),
+            Err(TryLockError::Error(error)) => Err(error.into()),
+        }
+    }
+
+    /// Its files.
+    pub fn medium(&self) -> Arc<dyn Medium> {
+        Arc::new(Folder::new(&self.path))
+    }
+
+    /// Moves everything that is in it into a new folder beside it, and returns that.
+    ///
+    /// # Errors
+    ///
+    /// The machine's.
+    pub fn set_aside(&self) -> io::Result<PathBuf> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let aside = self.path.join(format!("damaged-{now}"));
+        fs::create_dir(&aside)?;
+        for name in self.medium().names()?.iter().filter(|name| *name != LOCK_NAME) {
+            fs::rename(self.path.join(name), aside.join(name))?;
+        }
+        File::open(&self.path)?.sync_all()?;
+        Ok(aside)
+    }
+}
+
+/// A store at rest: its records can be read, or replaced.
+#[derive(Debug)]
+pub struct Stored {
+    medium: Arc<dyn Medium>,
+    base: Base,
+    /// What the log says and the base does not.
+    changes: Changes,
+    segments: Vec<u64>,
+    last: Lsn,
+}
+
+impl Stored {
+    /// Opens a store, and makes it if it is not there.
+    ///
+    /// # Errors
+    ///
+    /// If it is damaged, of a later version, or cannot be read or written.
+    pub fn open(medium: Arc<dyn Medium>) -> Result<Self, OpenError> {
+        let base = Base::open(&*medium)?;
+        let segments = segment_numbers(&medium.names()?);
+        let (mut changes, mut last) = (Changes::new(), base.applied);
+        for number in &segments {
+            let name = segment_name(*number);
+            read_segment(&*medium, *number, &mut last, |batch| gather(&mut changes, batch, &name))?;
+        }
+        Ok(Self { medium, base, changes, segments, last })
+    }
+
+    /// Every record, in the order of keys.
+    ///
+    /// # Errors
+    ///
+    /// Those of `each`, or if the store cannot be read.
+    pub fn for_each<E: From<OpenError>>(
+        &self,
+        each: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.base.for_each(&self.changes, each)
+    }
+
+    /// Looks at every page of the base.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong.
+    pub fn check(&mut self) -> Result<(), OpenError> {
+        self.base.check()
+    }
+
+    /// Puts records into a store that has none, in as many calls as it takes: all of one call, or none.
+    ///
+    /// # Errors
+    ///
+    /// The machine's.
+    pub fn fill(&mut self, records: &Batch) -> Result<(), OpenError> {
+        let mut changes = Changes::new();
+        gather(&mut changes, records.as_bytes(), "import").map_err(OpenError::Damaged)?;
+        self.last = self.last.max(records.last());
+        self.base.apply(&changes, self.last)?;
+        Ok(())
+    }
+
+    /// Begins to store what comes, in a log of segments of about so many bytes. `wake` is called, from another thread,
+    /// whenever there is a report.
+    pub fn start(self, segment_bytes: u64, wake: Arc<dyn Fn() + Send + Sync>) -> Store {
+        let Self { medium, base, segments, last, .. } = self;
+        let next_number = segments.last().map_or(1, |number| number + 1);
+        let log = Log::new(medium.clone(), next_number, last, segment_bytes);
+        let (reports_in, reports) = channel();
+        let (closed_in, closed) = channel();
+        let base_worker = BaseWorker {
+            medium,
+            base: Some(base),
+            closed,
+            segments,
+            reports: reports_in.clone(),
+            wake: wake.clone(),
+        };
+        let (batches, batches_out) = channel();
+        let log_worker =
+            LogWorker { log, batches: batches_out, closed: closed_in, reports: reports_in, wake };
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("a thread can be made")
+        };
+        let threads = vec![
+            spawn("store-log", Box::new(move || log_worker.run())),
+            spawn("store-base", Box::new(move || base_worker.run())),
+        ];
+        Store { batches: Some(batches), reports, threads }
+    }
+}
+
+/// A store at work.
+#[derive(Debug)]
+pub struct Store {
+    batches: Option<Sender<Batch>>,
+    reports: Receiver<Report>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Store {
+    /// Hands over a batch. The one before it must have been reported as stored.
+    pub fn commit(&mut self, batch: Batch) {
+        if let Some(batches) = &self.batches {
+            // The thread ends only after this end of the channel.
+            let _ = batches.send(batch);
+        }
+    }
+
+    /// The next report, if there is one.
+    pub fn poll(&mut self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+}
+
+impl Drop for Store {
+    /// Waits for what is being written. A batch that cannot be stored is given up.
+    fn drop(&mut self) {
+        self.batches = None;
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! The two threads of a store.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
+
+use crate::journal::{Batch, Lsn};
+
+use super::base::{Base, Changes, gather};
+use super::log::{Log, ReadError, read_segment, segment_name};
+use super::medium::Medium;
+
+/// Between two attempts.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Segments that go into the base at once: what the later ones undo of the earlier ones is never written.
+const SEGMENTS_AT_ONCE: usize = 4;
+
+/// What a store has to say.
+#[derive(Debug)]
+pub enum Report {
+    /// Everything up to this number is on disk; so many bytes were written for it.
+    Stored(Lsn, u64),
+    /// The batch in hand cannot be stored for now.
+    Failed(io::Error),
+    /// Full segments cannot be taken into the base for now. The log goes on, and grows.
+    BaseFailed(io::Error),
+    /// So many full segments were taken into the base.
+    Condensed(usize),
+}
+
+/// Appends batches to the log.
+pub(super) struct LogWorker {
+    pub(super) log: Log,
+    pub(super) batches: Receiver<Batch>,
+    pub(super) closed: Sender<u64>,
+    pub(super) reports: Sender<Report>,
+    pub(super) wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl LogWorker {
+    pub(super) fn run(mut self) {
+        while let Ok(batch) = self.batches.recv() {
+            if !self.store(&batch) {
+                return;
+            }
+        }
+    }
+
+    /// Stores a batch, however long it takes. False if the broker stops before that.
+    fn store(&mut self, batch: &Batch) -> bool {
+        loop {
+            let result = self.log.append(batch);
+            for number in self.log.take_closed() {
+                // Ends later than this thread.
+                let _ = self.closed.send(number);
+            }
+            match result {
+                Ok(bytes) => {
+                    self.report(Report::Stored(batch.last(), bytes));
+                    return true;
+                }
+                Err(error) => self.report(Report::Failed(error)),
+            }
+            // No other batch comes before this one is stored.
+            match self.batches.recv_timeout(RETRY) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(_) | Err(RecvTimeoutError::Disconnected) => return false,
+            }
+        }
+    }
+
+    fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
+        (self.wake)();
+    }
+}
+
+/// Takes full segments into the base.
+pub(super) struct BaseWorker {
+    pub(super) medium: Arc<dyn Medium>,
+    /// None after an error: redb does not go on after one, so it is opened anew.
+    pub(super) base: Option<Base>,
+    pub(super) closed: Receiver<u64>,
+    /// Those that are waiting.
+    pub(super) segments: Vec<u64>,
+    pub(super) reports: Sender<Report>,
+    pub(super) wake: Arc<dyn Fn() + Send + Sync>,
+}
+
+impl BaseWorker {
+    pub(super) fn run(mut self) {
+        loop {
+            self.segments.extend(self.closed.try_iter());
+            let result = if self.segments.is_empty() {
+                match self.closed.recv() {
+                    Ok(number) => {
+                        self.segments.push(number);
+                        continue;
+                    }
+                    Err(_) => return,
+                }
+            } else {
+                self.condense()
+            };
+            match result {
+                Ok(count) => self.report(Report::Condensed(count)),
+                Err(error) => {
+                    self.report(Report::BaseFailed(error));
+                    // It is written to when it is closed, so there must never be two.
+                    self.base = None;
+                    match self.closed.recv_timeout(RETRY * 8) {
+                        Ok(number) => self.segments.push(number),
+                        Err(RecvTimeoutError::Timeout) => {}
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the first segments into the base and removes them. Returns how many that were.
+    fn condense(&mut self) -> io::Result<usize> {
+        let Self { medium, base, segments, .. } = self;
+        let base = match base {
+            Some(base) => base,
+            None => base.insert(Base::open(&**medium).map_err(|error| io::Error::other(error.to_string()))?),
+        };
+        let count = segments.len().min(SEGMENTS_AT_ONCE);
+        let (mut changes, mut last) = (Changes::new(), base.applied);
+        for number in &segments[..count] {
+            let name = segment_name(*number);
+            read_segment(&**medium, *number, &mut last, |batch| gather(&mut changes, batch, &name)).map_err(
+                |error| match error {
+                    ReadError::Io(error) => error,
+                    ReadError::Newer(name) => io::Error::other(format!("{name}: of a later version")),
+                    ReadError::Damage(damage) => io::Error::other(damage.to_string()),
+                },
+            )?;
+        }
+        base.apply(&changes, last)?;
+        for number in segments.drain(..count) {
+            medium.remove(&segment_name(number))?;
+        }
+        Ok(count)
+    }
+
+    fn report(&self, report: Report) {
+        let _ = self.reports.send(report);
+        (self.wake)();
+    }
+}
