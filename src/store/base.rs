@@ -21,6 +21,9 @@ use super::{Damage, OpenError};
 /// The name of its file.
 pub(super) const BASE_NAME: &str = "base.redb";
 
+/// Its name until it is complete: nobody opens a half-made one.
+const UNFINISHED_NAME: &str = "base.new";
+
 const RECORDS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("records");
 const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
 const FORMAT: &str = "format";
@@ -94,18 +97,27 @@ fn open_error(error: impl Into<redb::Error>) -> OpenError {
 impl Base {
     /// Opens the table, and makes it if it is not there.
     pub(super) fn open(medium: &dyn Medium) -> Result<Self, OpenError> {
-        let is_new = !medium.names()?.iter().any(|name| name == BASE_NAME);
-        let file = medium.open(BASE_NAME)?;
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE_BYTES);
-        let database = match builder.create_with_backend(Backend(file)) {
-            Ok(database) => database,
-            Err(DatabaseError::UpgradeRequired(_)) => return Err(OpenError::Newer(BASE_NAME.into())),
-            Err(error) => return Err(open_error(error)),
-        };
-        if is_new {
+        let names = medium.names()?;
+        if !names.iter().any(|name| name == BASE_NAME) {
+            if names.iter().any(|name| name == UNFINISHED_NAME) {
+                medium.remove(UNFINISHED_NAME)?;
+            }
+            Self::open_as(medium, UNFINISHED_NAME)?.apply(&Changes::new(), Lsn::NONE)?;
+            medium.open(UNFINISHED_NAME)?.synchronize()?;
+            medium.rename(UNFINISHED_NAME, BASE_NAME)?;
             medium.synchronize_names()?;
         }
+        Self::open_as(medium, BASE_NAME)
+    }
+
+    fn open_as(medium: &dyn Medium, name: &str) -> Result<Self, OpenError> {
+        let mut builder = Database::builder();
+        builder.set_cache_size(CACHE_BYTES);
+        let database = match builder.create_with_backend(Backend(medium.open(name)?)) {
+            Ok(database) => database,
+            Err(DatabaseError::UpgradeRequired(_)) => return Err(OpenError::Newer(name.into())),
+            Err(error) => return Err(open_error(error)),
+        };
         let base = Self { database, applied: Lsn::NONE };
         let (format, applied) = base.facts().map_err(open_error)?;
         if format.is_some_and(|format| format > u64::from(FORMAT_VERSION)) {

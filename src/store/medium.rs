@@ -25,6 +25,13 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// The machine's.
     fn open(&self, name: &str) -> io::Result<Box<dyn MediumFile>>;
 
+    /// Gives a file another name, which nothing has yet.
+    ///
+    /// # Errors
+    ///
+    /// The machine's.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
     /// Removes a file.
     ///
     /// # Errors
@@ -120,6 +127,10 @@ impl Medium for Folder {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let inode = file.metadata()?.ino();
         Ok(Box::new(FolderFile { file, path, inode }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path.join(from), self.path.join(to))
     }
 
     fn remove(&self, name: &str) -> io::Result<()> {

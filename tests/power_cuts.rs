@@ -1,0 +1,382 @@
+//! The power goes, at any moment, again and again: what was reported as stored is there afterwards, and batches are there
+//! whole or not at all.
+//!
+//! The store runs on a disk of our own, which forgets what was not synchronized: any part of it, in any order, down to
+//! single sectors, and names of files as well. `POWER_CUTS=n` makes a longer run, `POWER_CUTS_SEED=n` replays one.
+
+#![cfg(feature = "persistence")]
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use broker::codec::PacketId;
+use broker::journal::{Batch, Change, Key, Lsn, ReceiptRecord, Record};
+use broker::store::medium::{Medium, MediumFile};
+use broker::store::{OpenError, Report, Stored};
+
+const SECTOR_BYTES: usize = 512;
+
+/// A generator that a seed decides.
+#[derive(Debug)]
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
+    }
+
+    fn once_in(&mut self, count: usize) -> bool {
+        self.below(count) == 0
+    }
+}
+
+/// A change of a file that is not certain yet.
+#[derive(Clone, Debug)]
+enum Pending {
+    Write(u64, Vec<u8>),
+    Length(u64),
+}
+
+fn write(content: &mut Vec<u8>, position: usize, bytes: &[u8]) {
+    if content.len() < position + bytes.len() {
+        content.resize(position + bytes.len(), 0);
+    }
+    content[position..position + bytes.len()].copy_from_slice(bytes);
+}
+
+/// One file: as everybody sees it, and as it would be if the power went and nothing else had got to disk.
+#[derive(Clone, Debug, Default)]
+struct Content {
+    seen: Vec<u8>,
+    certain: Vec<u8>,
+    pending: Vec<Pending>,
+}
+
+impl Content {
+    /// What is left of it: some of what is pending may have got to disk.
+    fn survive(&self, random: &mut Random) -> Vec<u8> {
+        let mut content = self.certain.clone();
+        for pending in &self.pending {
+            match pending {
+                Pending::Length(length) if random.once_in(2) => content.resize(*length as usize, 0),
+                Pending::Length(_) => {}
+                Pending::Write(position, bytes) => {
+                    let mut position = *position as usize;
+                    let mut rest = bytes.as_slice();
+                    while !rest.is_empty() {
+                        let room = SECTOR_BYTES - position % SECTOR_BYTES;
+                        let (sector, behind) = rest.split_at(room.min(rest.len()));
+                        if random.once_in(2) {
+                            write(&mut content, position, sector);
+                        }
+                        position += sector.len();
+                        rest = behind;
+                    }
+                }
+            }
+        }
+        content
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Operations until the power goes.
+    power: u64,
+    contents: Vec<Content>,
+    names: BTreeMap<String, usize>,
+    certain_names: BTreeMap<String, usize>,
+}
+
+/// A disk that loses power.
+#[derive(Clone, Debug, Default)]
+struct Disk(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct DiskFile {
+    disk: Disk,
+    number: usize,
+}
+
+impl Disk {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The same for an operation that needs power.
+    fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.state();
+        if state.power == 0 {
+            return Err(io::Error::other("no power"));
+        }
+        state.power -= 1;
+        Ok(state)
+    }
+
+    /// The disk as it is when the power is back.
+    fn survive(&self, random: &mut Random) -> Self {
+        let state = self.state();
+        let mut survivor = State::default();
+        let mut names = state.certain_names.clone();
+        for (name, number) in &state.names {
+            if !names.contains_key(name) && random.once_in(2) {
+                names.insert(name.clone(), *number);
+            }
+        }
+        names.retain(|name, _| state.names.contains_key(name) || random.once_in(2));
+        for (name, number) in names {
+            let content = state.contents[number].survive(random);
+            survivor.names.insert(name, survivor.contents.len());
+            survivor.contents.push(Content { seen: content.clone(), certain: content, pending: Vec::new() });
+        }
+        survivor.certain_names = survivor.names.clone();
+        Self(Arc::new(Mutex::new(survivor)))
+    }
+}
+
+impl Medium for Disk {
+    fn names(&self) -> io::Result<Vec<String>> {
+        Ok(self.powered()?.names.keys().cloned().collect())
+    }
+
+    fn open(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
+        let mut state = self.powered()?;
+        let next = state.contents.len();
+        let number = *state.names.entry(name.to_owned()).or_insert(next);
+        if number == next {
+            state.contents.push(Content::default());
+        }
+        Ok(Box::new(DiskFile { disk: self.clone(), number }))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.powered()?;
+        let number = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
+        assert!(state.names.insert(to.to_owned(), number).is_none(), "nothing has that name yet");
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.powered()?.names.remove(name).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+
+    fn synchronize_names(&self) -> io::Result<()> {
+        let mut state = self.powered()?;
+        state.certain_names = state.names.clone();
+        Ok(())
+    }
+}
+
+impl MediumFile for DiskFile {
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.disk.powered()?.contents[self.number].seen.len() as u64)
+    }
+
+    fn set_length(&self, length: u64) -> io::Result<()> {
+        let content = &mut self.disk.powered()?.contents[self.number];
+        content.seen.resize(length as usize, 0);
+        content.pending.push(Pending::Length(length));
+        Ok(())
+    }
+
+    fn read_at(&self, position: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.disk.powered()?;
+        let position = position as usize;
+        let found = state.contents[self.number].seen.get(position..position + out.len());
+        out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        let content = &mut self.disk.powered()?.contents[self.number];
+        write(&mut content.seen, position as usize, bytes);
+        content.pending.push(Pending::Write(position, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn synchronize(&self) -> io::Result<()> {
+        let content = &mut self.disk.powered()?.contents[self.number];
+        content.certain = content.seen.clone();
+        content.pending.clear();
+        Ok(())
+    }
+
+    fn check_presence(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Records = BTreeMap<Vec<u8>, Vec<u8>>;
+
+fn apply(records: &mut Records, batch: &Batch) {
+    for change in batch.changes() {
+        match change {
+            Change::Put(key, value) => {
+                records.insert(key.to_vec(), value.to_vec());
+            }
+            Change::Remove(key) => {
+                records.remove(key);
+            }
+        }
+    }
+}
+
+fn read(stored: &Stored) -> Result<Records, OpenError> {
+    let mut records = Records::new();
+    stored.for_each(|key, value| {
+        records.insert(key.to_vec(), value.to_vec());
+        Ok::<(), OpenError>(())
+    })?;
+    Ok(records)
+}
+
+/// Some records are made, some go.
+fn batch(random: &mut Random, last: Lsn) -> Batch {
+    let mut batch = Batch::default();
+    for _ in 0..1 + random.below(12) {
+        let key = Key::Receipt(Lsn(random.below(60) as u64 + 1));
+        if random.once_in(3) {
+            batch.remove(key);
+        } else {
+            let record =
+                ReceiptRecord { session: Lsn(random.below(1 << 30) as u64), packet_id: PacketId::FIRST };
+            batch.put(key, &Record::Receipt(record));
+        }
+    }
+    batch.finish(last);
+    batch
+}
+
+/// What happened in one world.
+#[derive(Debug, Default)]
+struct Tally {
+    cuts: u64,
+    commits: u64,
+    /// Cuts after which a batch was there that had not been reported.
+    unreported: u64,
+    /// Times that segments were taken into the base.
+    condensed: u64,
+}
+
+/// One disk, a few lives.
+fn live(seed: u64) -> Tally {
+    let mut random = Random(seed);
+    let mut tally = Tally::default();
+    let mut disk = Disk::default();
+    let mut truth = Records::new();
+    let mut under_way: Option<Records> = None;
+    let mut last = Lsn(0);
+    for _ in 0..6 {
+        let power = *[20, 60, 200, 1_000].get(random.below(4)).expect("one of four");
+        disk.state().power = 1 + random.below(power) as u64;
+        tally.cuts += 1;
+        match Stored::open(Arc::new(disk.clone())) {
+            Ok(stored) => match read(&stored) {
+                Ok(records) => {
+                    if let Some(possible) = under_way.take_if(|possible| *possible == records) {
+                        truth = possible;
+                        tally.unreported += 1;
+                    }
+                    assert_eq!(records, truth, "what was reported is there, and batches are whole");
+                    under_way = None;
+                    last = commit_until_the_cut(
+                        stored,
+                        &mut random,
+                        &mut tally,
+                        &mut truth,
+                        &mut under_way,
+                        last,
+                    );
+                }
+                Err(OpenError::Io(_)) => {}
+                Err(error) => panic!("it can be read: {error}"),
+            },
+            Err(error) => assert_eq!(disk.state().power, 0, "with power it can be opened: {error}"),
+        }
+        disk = disk.survive(&mut random);
+    }
+    tally
+}
+
+fn commit_until_the_cut(
+    stored: Stored,
+    random: &mut Random,
+    tally: &mut Tally,
+    truth: &mut Records,
+    under_way: &mut Option<Records>,
+    mut last: Lsn,
+) -> Lsn {
+    let (wake, woken) = channel();
+    let wake = Mutex::new(wake);
+    let mut store = stored.start(
+        900,
+        Arc::new(move || {
+            let _ = wake.lock().map(|wake| wake.send(()));
+        }),
+    );
+    for _ in 0..300 {
+        last = Lsn(last.0 + 1 + random.below(9) as u64);
+        let batch = batch(random, last);
+        let mut after = truth.clone();
+        apply(&mut after, &batch);
+        store.commit(batch);
+        *under_way = Some(after);
+        loop {
+            match store.poll() {
+                Some(Report::Stored(stored, _)) => {
+                    assert_eq!(stored, last);
+                    *truth = under_way.take().expect("one was under way");
+                    tally.commits += 1;
+                    break;
+                }
+                Some(Report::Failed(_)) => return last,
+                Some(Report::Condensed(_)) => tally.condensed += 1,
+                Some(Report::BaseFailed(_)) => {}
+                None => woken.recv_timeout(Duration::from_secs(30)).expect("the store answers"),
+            }
+        }
+    }
+    last
+}
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
+}
+
+#[test]
+fn nothing_that_was_stored_is_lost() {
+    if let Some(seed) = setting("POWER_CUTS_SEED") {
+        println!("{:?}", live(seed));
+        return;
+    }
+    let seeds = setting("POWER_CUTS").unwrap_or(150);
+    let next = AtomicU64::new(0);
+    let tallies: Vec<Tally> = std::thread::scope(|scope| {
+        let worker = || {
+            let mut tallies = Vec::new();
+            loop {
+                let seed = next.fetch_add(1, Ordering::Relaxed);
+                if seed >= seeds {
+                    return tallies;
+                }
+                let lived = std::panic::catch_unwind(|| live(seed));
+                tallies.push(lived.unwrap_or_else(|_| panic!("POWER_CUTS_SEED={seed} failed")));
+            }
+        };
+        let threads: Vec<_> = (0..2).map(|_| scope.spawn(worker)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a seed failed, see above")).collect()
+    });
+    let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
+    println!("{} cuts, {} commits", sum(|tally| tally.cuts), sum(|tally| tally.commits));
+    if seeds >= 100 {
+        assert!(sum(|tally| tally.commits) > 1_000 && sum(|tally| tally.condensed) > 100);
+        assert!(sum(|tally| tally.unreported) > 5, "the power went between disk and report, too");
+    }
+}
