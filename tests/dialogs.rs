@@ -1,4 +1,5 @@
-//! Runs the dialogs of `tests/dialogs` twice: against the core with invented time, and over TCP against a server.
+//! Runs the dialogs of `tests/dialogs` against the core with invented time, against a core that stores, and over TCP against
+//! a server. Those in `tests/dialogs/stored` are about storing, and run against the core that does.
 //!
 //! A dialog is text: who sends which bytes, and what must come back. The notation is described in
 //! `tests/dialogs/README.md`. A failure names file, line and what came instead.
@@ -27,6 +28,18 @@ fn core() {
     let dialogs = dialogs();
     let failures: Vec<String> =
         dialogs.iter().filter_map(|dialog| dialog.run(&mut CoreWorld::new(&dialog.options)).err()).collect();
+    report(&failures, dialogs.len());
+}
+
+#[test]
+fn core_that_stores() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/dialogs/stored");
+    let mut dialogs = dialogs();
+    dialogs.extend(read_dialogs(&folder));
+    let failures: Vec<String> = dialogs
+        .iter()
+        .filter_map(|dialog| dialog.run(&mut CoreWorld::stored(&dialog.options)).err())
+        .collect();
     report(&failures, dialogs.len());
 }
 

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::IoSlice;
 
-use broker::broker::{Broker, ConnectionId};
+use broker::broker::options::{Durability, Options};
+use broker::broker::{Broker, ConnectionId, StoreState};
 use broker::clock::{Duration, Instant};
 use broker::codec::{Inbox, Packet, decode};
 use broker::config::{self, Command, Config};
+use broker::journal::{Batch, Change};
 
 use super::script::World;
 
@@ -29,9 +31,18 @@ struct Actor {
     closed: bool,
 }
 
+/// What is stored, and the batch that is on its way while the store stalls.
+#[derive(Default)]
+struct Disk {
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
+    stalls: bool,
+    taken: Option<Batch>,
+}
+
 /// The core, and who talks to it.
 pub(crate) struct CoreWorld {
     broker: Broker,
+    disk: Disk,
     now: Instant,
     actors: BTreeMap<String, Actor>,
     generation: u32,
@@ -40,10 +51,35 @@ pub(crate) struct CoreWorld {
 impl CoreWorld {
     /// A core with these command line options.
     pub(crate) fn new(options: &[String]) -> Self {
-        let mut options = configuration(options).server.broker;
-        options.seed = 1;
+        Self::with(configuration(options).server.broker)
+    }
+
+    /// The same with a store.
+    pub(crate) fn stored(options: &[String]) -> Self {
+        let options = configuration(options).server.broker;
+        Self::with(Options { durability: Durability::BeforeReply, ..options })
+    }
+
+    fn with(options: Options) -> Self {
         let now = Instant(1_000);
-        Self { broker: Broker::new(options, now), now, actors: BTreeMap::new(), generation: 0 }
+        let broker = Broker::new(Options { seed: 1, ..options }, now);
+        Self { broker, disk: Disk::default(), now, actors: BTreeMap::new(), generation: 0 }
+    }
+
+    /// Stores what there is to store, as far as the store can. True if something was.
+    fn store(&mut self) -> bool {
+        if let Some(batch) = self.broker.poll_journal() {
+            self.disk.taken = Some(batch);
+        }
+        let Some(batch) = self.disk.taken.take_if(|_| !self.disk.stalls) else { return false };
+        for change in batch.changes() {
+            match change {
+                Change::Put(key, value) => self.disk.records.insert(key.to_vec(), value.to_vec()),
+                Change::Remove(key) => self.disk.records.remove(key),
+            };
+        }
+        self.broker.handle_stored(self.now, batch.last());
+        true
     }
 
     fn actor(&mut self, name: &str) -> &mut Actor {
@@ -60,7 +96,10 @@ impl CoreWorld {
 
     /// Lets all bytes travel until nothing moves any more.
     fn settle(&mut self) {
-        while self.broker.poll_timeout().is_some_and(|due| due <= self.now) || self.broker.dirty_len() > 0 {
+        while self.store()
+            || self.broker.poll_timeout().is_some_and(|due| due <= self.now)
+            || self.broker.dirty_len() > 0
+        {
             self.broker.handle_timeout(self.now);
             while let Some(id) = self.broker.poll_flush() {
                 self.flush(id);
@@ -139,6 +178,32 @@ impl World for CoreWorld {
             self.broker.handle_lost(self.now, actor.id, false);
             self.settle();
         }
+    }
+
+    fn restart(&mut self) {
+        self.actors.clear();
+        self.disk.taken = None;
+        self.broker = Broker::new(self.broker.options().clone(), self.now);
+        let mut restore = self.broker.restore();
+        for (key, value) in &self.disk.records {
+            restore.record(key, value).expect("the records fit together");
+        }
+        restore.finish();
+        self.settle();
+        let expected: Vec<&Vec<u8>> = self.disk.records.keys().collect();
+        let keys = self.broker.keys_to_be_stored();
+        assert_eq!(keys.iter().collect::<Vec<_>>(), expected, "what is stored is what should be");
+    }
+
+    fn set_store(&mut self, state: &str) {
+        self.disk.stalls = state != "works";
+        let state = match state {
+            "works" | "stalls" => StoreState::Well,
+            "full" => StoreState::Full,
+            _ => StoreState::Failing,
+        };
+        self.broker.handle_store_state(self.now, state);
+        self.settle();
     }
 
     fn wait(&mut self, millis: u64) {

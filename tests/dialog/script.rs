@@ -20,6 +20,14 @@ pub(crate) trait World {
     fn cut(&mut self, actor: &str);
     /// Time passes.
     fn wait(&mut self, millis: u64);
+    /// The process ends without a word, and another one goes on with what was stored.
+    fn restart(&mut self) {
+        panic!("only a world with a store restarts");
+    }
+    /// From now on the store `works`, `stalls`, is `full`, or `fails`.
+    fn set_store(&mut self, _state: &str) {
+        panic!("only a world with a store has one");
+    }
 }
 
 /// One dialog.
@@ -95,6 +103,17 @@ fn run_step(world: &mut dyn World, assigned: &mut Assigned, step: &str) -> Resul
         world.wait((seconds * 1_000.0) as u64);
         return Ok(());
     }
+    if step == "restart" {
+        world.restart();
+        return Ok(());
+    }
+    if let Some(state) = step.strip_prefix("store ") {
+        if !["works", "stalls", "full", "fails"].contains(&state) {
+            return Err("a store works, stalls, is full, or fails".to_owned());
+        }
+        world.set_store(state);
+        return Ok(());
+    }
     let (actor, rest) = step.split_once(' ').ok_or("a step has an actor and an action")?;
     let (action, rest) = rest.split_once(' ').unwrap_or((rest, ""));
     let words: Vec<&str> = rest.split_whitespace().collect();
@@ -116,6 +135,10 @@ fn run_step(world: &mut dyn World, assigned: &mut Assigned, step: &str) -> Resul
             } else {
                 Err("it is not closed".to_owned())
             }
+        }
+        ("silent", []) => {
+            let received = world.receive(actor, usize::MAX);
+            if received.is_empty() { Ok(()) } else { Err(format!("received {}", show(&received))) }
         }
         ("open", []) => {
             if world.is_open(actor) {
