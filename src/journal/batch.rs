@@ -1,7 +1,7 @@
 //! Changes that are stored together.
 //!
 //! ```text
-//!  change := key length (2 bytes), value length + 1 or 0 for a removal (4 bytes), key, value
+//!  change := key length (4 bytes), value length + 1 or 0 for a removal (4 bytes), key, value
 //! ```
 //!
 //! All integers have their high byte first.
@@ -26,7 +26,7 @@ pub enum Change<'a> {
     Remove(&'a [u8]),
 }
 
-const HEAD_BYTES: usize = 6;
+const HEAD_BYTES: usize = 8;
 
 impl Batch {
     /// Adds that a record exists, or has changed.
@@ -36,7 +36,7 @@ impl Batch {
         record.write(&mut self.bytes);
         let length =
             u32::try_from(self.bytes.len() - value_at + 1).expect("a packet has less than 2^28 bytes");
-        self.bytes[at + 2..at + HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
+        self.bytes[at + 4..at + HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
     }
 
     /// Adds that a record is gone.
@@ -48,9 +48,8 @@ impl Batch {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; HEAD_BYTES]);
         key.write(&mut self.bytes);
-        let length =
-            u16::try_from(self.bytes.len() - at - HEAD_BYTES).expect("a filter has at most 65,535 bytes");
-        self.bytes[at..at + 2].copy_from_slice(&length.to_be_bytes());
+        let length = u32::try_from(self.bytes.len() - at - HEAD_BYTES).expect("a filter has less than 2^28 bytes");
+        self.bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
         self.len += 1;
         at
     }
@@ -107,7 +106,7 @@ impl Batch {
 fn split_change(bytes: &[u8]) -> Option<(Change<'_>, &[u8])> {
     let (key_length, rest) = bytes.split_first_chunk()?;
     let (value_length, rest) = rest.split_first_chunk()?;
-    let (key, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*key_length)))?;
+    let (key, rest) = rest.split_at_checked(u32::from_be_bytes(*key_length) as usize)?;
     match u32::from_be_bytes(*value_length).checked_sub(1) {
         None => Some((Change::Remove(key), rest)),
         Some(length) => {

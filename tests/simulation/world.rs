@@ -97,6 +97,8 @@ pub(crate) struct World {
     /// Whether state is stored, and the process may crash.
     is_stored: bool,
     disk: Disk,
+    /// Crashes in 200 steps.
+    crashes: usize,
     /// What processes before this one had dropped.
     dropped_before: [u64; DropReason::ALL.len()],
     /// Whether members of groups may ask for QoS 0.
@@ -151,6 +153,7 @@ impl World {
             shares: !is_stored || random.once_in(4),
             is_stored,
             disk: Disk::default(),
+            crashes: *random.pick(&[1, 3, 10]),
             dropped_before: Default::default(),
             random,
             now,
@@ -200,7 +203,7 @@ impl World {
             match self.random.below(200) {
                 0..=59 => self.take_batch(),
                 60..=119 => self.store_batch(),
-                120 => self.crash(),
+                lot if lot >= 200 - self.crashes => self.crash(),
                 _ => {}
             }
         }

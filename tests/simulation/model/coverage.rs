@@ -87,4 +87,8 @@ pub(crate) const EXPECTED: &[&str] = &[
     "shared delivery out of the group's queue",
     "group ended",
     "group at rest with members away",
+    "crash",
+    "session back after a crash",
+    "acknowledged before it was stored",
+    "read again when the store had caught up",
 ];

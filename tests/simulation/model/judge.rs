@@ -175,7 +175,10 @@ impl Model {
             for missing in &place.missing {
                 match missing {
                     Missing::Expired => tally.expired += 1,
-                    Missing::TooLarge => tally.too_large += 1,
+                    Missing::TooLarge => {
+                        tally.too_large += 1;
+                        self.lost.push(format!("{client_id}, too large before {delivery:?}"));
+                    }
                     Missing::Lost => {
                         tally.lost += 1;
                         self.lost.push(format!("{client_id}, before {delivery:?}"));
@@ -252,7 +255,10 @@ impl Model {
                     Missing::Lost if is_owed && qos == QoS::AtMostOnce => tally.lost_at_most_once += 1,
                     _ if qos == QoS::AtMostOnce => {}
                     Missing::Expired => tally.expired += 1,
-                    Missing::TooLarge => tally.too_large += 1,
+                    Missing::TooLarge => {
+                        tally.too_large += 1;
+                        self.lost.push(format!("{client_id}, too large: {expected:?}"));
+                    }
                     Missing::Lost => {
                         tally.lost += 1;
                         self.lost.push(format!("{client_id}: {expected:?}"));

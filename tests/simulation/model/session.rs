@@ -165,7 +165,10 @@ impl Session {
     pub(crate) fn place(&self, delivery: &Delivery, sending: &Sending) -> Option<Place> {
         let stream = self.streams.get(&Self::key(delivery))?;
         let ahead = &stream.expected[stream.passed..];
-        let at = ahead.iter().position(|expected| expected.fits(delivery, sending))?;
+        // At QoS 0 a live message is sent when it is published, or never.
+        let is_live =
+            |expected: &Expected| delivery.qos > QoS::AtMostOnce || sending.begun == expected.message.at;
+        let at = ahead.iter().position(|expected| expected.fits(delivery, sending) && is_live(expected))?;
         // At QoS 0 anything may be missing.
         let passed = if delivery.qos == QoS::AtMostOnce { &[] } else { &ahead[..at] };
         let missing =
@@ -395,9 +398,17 @@ impl Session {
             let left = &stream.expected[stream.passed..];
             left.iter().map(|expected| (stream.missing(expected, now, &self.sizes), expected, false))
         });
+        // In front of a live message it is sent, or dropped, once for all subscriptions that wait for it.
+        let is_first = |(at, owed): &(usize, &Owed)| {
+            let before = &self.owed[..*at];
+            !before.iter().any(|other| Rc::ptr_eq(&other.expected.message, &owed.expected.message))
+        };
         let owed = self
             .owed
             .iter()
+            .enumerate()
+            .filter(is_first)
+            .map(|(_, owed)| owed)
             .map(|Owed { expected, .. }| (expected.missing(now, &self.sizes), expected, true));
         live.chain(owed).collect()
     }
