@@ -13,6 +13,7 @@
 //! * [`access`]: who is who;
 //! * [`broker`]: the core. No socket, no clock, no thread, no log: the same inputs in the same order put the same
 //!   bytes into the same outboxes;
+//! * `db`: what is stored, as text and in numbers;
 //! * [`transport`] and [`server`]: the loop that owns sockets and time;
 //! * [`config`]: the command line, turned into the options of each layer.
 //!
@@ -40,6 +41,8 @@ pub mod broker;
 pub mod clock;
 pub mod codec;
 pub mod config;
+#[cfg(feature = "persistence")]
+pub mod db;
 pub mod hash;
 pub mod journal;
 pub mod metrics;

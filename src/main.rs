@@ -22,6 +22,13 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Ok(Command::MakeVerifier(name)) => exit_code(make_verifier(&name)),
+        #[cfg(feature = "persistence")]
+        Ok(Command::Database(action, directory)) => exit_code(broker::db::command::run(
+            action,
+            &directory,
+            std::io::stdin().lock(),
+            &mut std::io::BufWriter::new(std::io::stdout().lock()),
+        )),
         Ok(Command::Run(config)) => exit_code(run(*config)),
         Err(error) => {
             eprintln!("broker: {error}");

@@ -39,7 +39,8 @@ pub enum RestoreError {
     Missing(Lsn),
     /// A topic, a filter or properties are not what MQTT allows.
     Content,
-    /// Two sessions have the same client id.
+    /// What there can be once only is there a second time: a client id, a topic's retained message, or a packet identifier
+    /// of a session.
     Twice(Lsn),
 }
 
@@ -49,7 +50,9 @@ impl fmt::Display for RestoreError {
             Self::Record(error) => error.fmt(f),
             Self::Missing(lsn) => write!(f, "record {} is missing", lsn.0),
             Self::Content => f.write_str("a topic, a filter or properties are not valid"),
-            Self::Twice(lsn) => write!(f, "the client id of session {} is taken", lsn.0),
+            Self::Twice(lsn) => {
+                write!(f, "record {} has a client id, a topic or a packet identifier that is taken", lsn.0)
+            }
         }
     }
 }
@@ -135,6 +138,9 @@ impl Restore<'_> {
     pub fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), RestoreError> {
         let key = Key::read(key)?;
         let lsn = key.lsn();
+        if !lsn.is_some() || lsn.0 == u64::MAX {
+            return Err(RecordError::Value.into());
+        }
         self.last = self.last.max(lsn);
         match (key, Record::read(key, value)?) {
             (_, Record::Session(record)) => self.session(lsn, &record),
@@ -169,6 +175,9 @@ impl Restore<'_> {
 
     fn session(&mut self, name: Lsn, record: &SessionRecord<'_>) -> Result<(), RestoreError> {
         let SessionRecord { client_id, user, ends_with_connection, expiry, absent_since, will } = *record;
+        if ends_with_connection && absent_since.is_some() {
+            return Err(RestoreError::Content); // It would have ended.
+        }
         let Broker { sessions, messages, now, .. } = &mut *self.broker;
         if sessions.find_by_client_id(client_id).is_some() {
             return Err(RestoreError::Twice(name));
@@ -279,7 +288,12 @@ impl Restore<'_> {
     }
 
     /// All records have come: the broker can begin.
-    pub fn finish(self) -> Restored {
+    ///
+    /// # Errors
+    ///
+    /// If they do not fit together. The broker is of no use then.
+    pub fn finish(self) -> Result<Restored, RestoreError> {
+        self.check_packet_ids()?;
         let Self { broker, restored, messages, mut absent, connected, streams, orphans, last, .. } = self;
         broker.outputs.journal.resume_after(last);
         for (kind, record) in orphans {
@@ -304,7 +318,23 @@ impl Restore<'_> {
             broker.leave(id, CloseReason::ConnectionLost);
         }
         broker.expect_expiry();
-        restored
+        Ok(restored)
+    }
+
+    fn check_packet_ids(&self) -> Result<(), RestoreError> {
+        let mut ids = Vec::new();
+        for id in self.sessions.values() {
+            let Some(session) = self.broker.sessions.find(*id) else { continue };
+            let outgoing = &session.outgoing;
+            ids.clear();
+            ids.extend(outgoing.sent.iter().map(|sent| sent.packet_id));
+            ids.extend(outgoing.released.iter().map(|released| released.packet_id));
+            ids.sort_unstable();
+            if ids.windows(2).any(|pair| pair[0] == pair[1]) {
+                return Err(RestoreError::Twice(session.name));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -8,11 +8,15 @@ mod settings;
 use std::ffi::OsString;
 use std::fmt;
 use std::net::{SocketAddr, ToSocketAddrs};
+#[cfg(feature = "persistence")]
+use std::path::PathBuf;
 
 use crate::access::Verifiers;
 use crate::broker::options::Redirect;
 #[cfg(feature = "persistence")]
 use crate::clock::Duration;
+#[cfg(feature = "persistence")]
+use crate::db::command::Action;
 use crate::server;
 #[cfg(feature = "persistence")]
 use crate::server::{Recovery, StoreOptions, Sync};
@@ -35,6 +39,9 @@ pub enum Command {
     Print(String),
     /// Read a password from standard input, print the line of a SCRAM file for this user, and end.
     MakeVerifier(String),
+    /// Do something with the store in this folder, and end.
+    #[cfg(feature = "persistence")]
+    Database(Action, PathBuf),
 }
 
 /// Everything that `main` needs.
@@ -66,12 +73,18 @@ impl std::error::Error for UsageError {}
 ///
 /// An unknown option, a value out of bounds, or a host that cannot be resolved, each named.
 pub fn parse(arguments: Vec<OsString>) -> Result<Command, UsageError> {
+    #[cfg(feature = "persistence")]
+    let is_database = arguments.first().is_some_and(|first| first == "db");
     let mut arguments = pico_args::Arguments::from_vec(arguments);
     if arguments.contains("--help") {
         return Ok(Command::Print(help()));
     }
     if arguments.contains("--version") {
         return Ok(Command::Print(format!("broker {}", env!("CARGO_PKG_VERSION"))));
+    }
+    #[cfg(feature = "persistence")]
+    if is_database {
+        return database(arguments);
     }
     if let Some(name) = value(&mut arguments, &["--scram-verifier"])? {
         no_more(arguments)?;
@@ -148,6 +161,18 @@ fn text(arguments: &mut pico_args::Arguments, name: &'static str) -> Result<Opti
     }
 }
 
+/// `db ACTION DIR`.
+#[cfg(feature = "persistence")]
+fn database(mut arguments: pico_args::Arguments) -> Result<Command, UsageError> {
+    const USAGE: &str = "db: what is wanted is check, stats, export or import, and a folder";
+    let mut word = || arguments.free_from_str::<String>().map_err(|_| UsageError(USAGE.to_owned()));
+    word()?;
+    let action = Action::parse(&word()?).ok_or_else(|| UsageError(USAGE.to_owned()))?;
+    let directory = word()?;
+    no_more(arguments)?;
+    Ok(Command::Database(action, directory.into()))
+}
+
 /// Where and when state is stored, if it is.
 #[cfg(feature = "persistence")]
 fn store(arguments: &mut pico_args::Arguments) -> Result<Option<StoreOptions>, UsageError> {
@@ -217,7 +242,8 @@ fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, UsageError> {
 fn help() -> String {
     let mut text = String::from(
         "broker: an MQTT 5.0 and 3.1.1 broker\n\n\
-         Usage: broker [OPTIONS]\n\n\
+         Usage: broker [OPTIONS]\n\
+         \x20      broker db check|stats|export|import DIR   (on the data directory of a broker that does not run)\n\n\
          Options:\n",
     );
     let plain = [
@@ -278,6 +304,8 @@ mod tests {
         match parse(arguments.iter().map(OsString::from).collect()) {
             Ok(Command::Run(config)) => Ok(*config),
             Ok(Command::Print(text) | Command::MakeVerifier(text)) => Err(text),
+            #[cfg(feature = "persistence")]
+            Ok(Command::Database(action, directory)) => Err(format!("{action:?} {}", directory.display())),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -339,6 +367,9 @@ mod tests {
             (&["--redirect-permanently"], "--redirect-to"),
             (&["--redirect-to", ""], "--redirect-to"),
             (&["--scram-file", "/no/such/file"], "/no/such/file"),
+            (&["db", "repair", "d"], "check, stats"),
+            (&["db", "check"], "a folder"),
+            (&["db", "check", "d", "--data-dir", "e"], "--data-dir"),
             (&["--sync", "always"], "--data-dir"),
             (&["--data-dir", "d", "--sync", "never"], "never"),
             (&["--data-dir", "d", "--recover", "me"], "me"),

@@ -48,7 +48,8 @@ impl Batch {
         let at = self.bytes.len();
         self.bytes.extend_from_slice(&[0; HEAD_BYTES]);
         key.write(&mut self.bytes);
-        let length = u32::try_from(self.bytes.len() - at - HEAD_BYTES).expect("a filter has less than 2^28 bytes");
+        let length =
+            u32::try_from(self.bytes.len() - at - HEAD_BYTES).expect("a filter has less than 2^28 bytes");
         self.bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
         self.len += 1;
         at

@@ -239,7 +239,10 @@ fn load(
             OpenError::Damaged(Damage { name: "records".to_owned(), what: error.to_string() })
         })
     })?;
-    let Restored { sessions, subscriptions, deliveries, retained } = restore.finish();
+    let restored = restore.finish();
+    let Restored { sessions, subscriptions, deliveries, retained } = restored.map_err(|error| {
+        OpenError::Damaged(Damage { name: "records".to_owned(), what: error.to_string() })
+    })?;
     log::info!(
         target: LOG_TARGET, "loaded from {} in {} ms: {sessions} sessions, {subscriptions} subscriptions, {deliveries} messages \
          waiting, {retained} retained",

@@ -139,6 +139,16 @@ impl Claim {
         Arc::new(Folder::new(&self.path))
     }
 
+    /// Whether there is a store in it.
+    ///
+    /// # Errors
+    ///
+    /// The machine's.
+    pub fn has_store(&self) -> io::Result<bool> {
+        let names = self.medium().names()?;
+        Ok(names.iter().any(|name| name == base::BASE_NAME) || !segment_numbers(&names).is_empty())
+    }
+
     /// Moves everything that is in it into a new folder beside it, and returns that.
     ///
     /// # Errors

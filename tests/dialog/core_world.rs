@@ -19,7 +19,7 @@ pub(crate) fn configuration(options: &[String]) -> Config {
     arguments.extend(options.iter().map(OsString::from));
     match config::parse(arguments) {
         Ok(Command::Run(config)) => *config,
-        Ok(Command::Print(_) | Command::MakeVerifier(_)) => panic!("a dialog runs a broker"),
+        Ok(_) => panic!("a dialog runs a broker"),
         Err(error) => panic!("the options of a dialog: {error}"),
     }
 }
@@ -188,7 +188,7 @@ impl World for CoreWorld {
         for (key, value) in &self.disk.records {
             restore.record(key, value).expect("the records fit together");
         }
-        restore.finish();
+        restore.finish().expect("the records fit together");
         self.settle();
         let expected: Vec<&Vec<u8>> = self.disk.records.keys().collect();
         let keys = self.broker.keys_to_be_stored();

@@ -168,7 +168,7 @@ impl Model {
 
     fn check(&self, tree: &SubscriptionTree) {
         tree.check_invariants();
-        assert_eq!(tree.len(), self.0.values().map(Vec::len).sum());
+        assert_eq!(tree.len(), self.0.values().map(Vec::len).sum::<usize>());
         for (id, list) in &self.0 {
             let id = SubscriberId(*id);
             let in_tree: Vec<(String, Grant)> =

@@ -175,7 +175,7 @@ impl World {
         for (key, value) in &self.disk.records {
             restore.record(key, value).unwrap_or_else(|error| panic!("the store makes sense: {error}"));
         }
-        restore.finish();
+        restore.finish().expect("the store makes sense");
         self.disk.words.clear();
         self.disk.stored.words = 0;
         self.model.end_unstored();

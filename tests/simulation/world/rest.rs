@@ -138,15 +138,25 @@ impl World {
         let is_confused = self.model.is_confused();
         let lost = tally.lost + tally.lost_of_groups;
         let words = (&self.model.lost, self.broker.metrics().dropped);
-        assert!(lost <= full || is_confused, "{tally:?}, {full} counted as dropped by full queues: {words:#?}");
+        assert!(
+            lost <= full || is_confused,
+            "{tally:?}, {full} counted as dropped by full queues: {words:#?}"
+        );
         // [MQTT5-3.1.2-25] [MQTT5-3.3.2-5]
         let missing = lost + tally.too_large + tally.expired;
         let counted = full + too_large + expired;
-        assert!(missing <= counted || is_confused, "{tally:?}, {full} + {too_large} + {expired} counted: {:#?}", self.model.lost);
+        assert!(
+            missing <= counted || is_confused,
+            "{tally:?}, {full} + {too_large} + {expired} counted: {:#?}",
+            self.model.lost
+        );
         // A retained message comes after every SUBSCRIBE that asks for it [MQTT-3.3.1-6] [MQTT5-3.3.1-9].
         let dropped_at_most_once = self.dropped(DropReason::OutboxFull);
         assert!(tally.lost_at_most_once <= dropped_at_most_once, "a retained message did not come");
-        assert!(!self.roomy || is_confused || (lost, full) == (0, 0), "nothing may be lost with so much room");
+        assert!(
+            !self.roomy || is_confused || (lost, full) == (0, 0),
+            "nothing may be lost with so much room"
+        );
     }
 
     /// A new subscriber gets exactly what is retained [MQTT-3.3.1-6] [MQTT-3.3.1-8] [MQTT5-3.3.1-5] [MQTT5-3.3.1-8]
