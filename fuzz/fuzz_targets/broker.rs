@@ -1,19 +1,21 @@
 //! Operations of a few clients of all versions on the core, well-formed packets and any bytes, with every invariant
-//! checked after each. What comes out is read as the clients would read it.
+//! checked after each. What comes out is read as the clients would read it. In half of the worlds state is stored, and the
+//! process may end at any time and go on with what was.
 
 #![no_main]
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
-use broker::broker::options::Redirect;
-use broker::broker::{AuthenticationStep, Broker, ConnectionId, Options, Verdict};
+use broker::broker::options::{Durability, Redirect};
+use broker::broker::{AuthenticationStep, Broker, ConnectionId, Options, StoreState, Verdict};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{
     Ack, Auth, Connect, Disconnect, Packet, Publish, QoS, RetainHandling, SubscriptionOptions, Will,
 };
 use broker::codec::property::PropertyList;
 use broker::codec::{Inbox, PacketId, Properties, Property, Protocol, ReasonCode, decode, encode};
+use broker::journal::{Batch, Change};
 use libfuzzer_sys::fuzz_target;
 
 const CLIENTS: usize = 4;
@@ -209,6 +211,10 @@ struct World {
     generation: u32,
     connections: [Option<Connection>; CLIENTS],
     steps: VecDeque<AuthenticationStep>,
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// On its way to the disk, where nothing gets while the store stalls.
+    taken: Option<Batch>,
+    stalls: bool,
 }
 
 impl World {
@@ -236,6 +242,8 @@ impl World {
             session_expiry: Some(Duration(5_000)),
             sys_interval: None,
             trace_packets: settings & 0x20 != 0,
+            durability: if settings & 0x40 != 0 { Durability::BeforeReply } else { Durability::None },
+            unstored_bytes_max: if settings & 0x80 != 0 { 500 } else { 1 << 20 },
             ..Options::default()
         };
         let now = Instant(1);
@@ -245,6 +253,49 @@ impl World {
             generation: 0,
             connections: [const { None }; CLIENTS],
             steps: VecDeque::new(),
+            records: BTreeMap::new(),
+            taken: None,
+            stalls: false,
+        }
+    }
+
+    fn store(&mut self) {
+        if let Some(batch) = self.broker.poll_journal() {
+            assert!(self.taken.replace(batch).is_none(), "one batch at a time");
+        }
+        let Some(batch) = self.taken.take_if(|_| !self.stalls) else { return };
+        for change in batch.changes() {
+            match change {
+                Change::Put(key, value) => self.records.insert(key.to_vec(), value.to_vec()),
+                Change::Remove(key) => self.records.remove(key),
+            };
+        }
+        self.broker.handle_stored(self.now, batch.last());
+        while self.broker.poll_resume().is_some() {}
+    }
+
+    /// The process ends without a word, and another one goes on.
+    fn crash(&mut self) {
+        self.connections = [const { None }; CLIENTS];
+        self.steps.clear();
+        self.taken = None;
+        self.broker = Broker::new(self.broker.options().clone(), self.now);
+        let mut restore = self.broker.restore();
+        for (key, value) in &self.records {
+            restore.record(key, value).expect("the store makes sense");
+        }
+        restore.finish().expect("the store makes sense");
+    }
+
+    /// What is stored is what should be.
+    fn check_stored(&mut self) {
+        self.stalls = false;
+        for _ in 0..3 {
+            self.store();
+        }
+        assert!(self.broker.is_stored());
+        if self.broker.options().durability != Durability::None {
+            assert!(self.broker.keys_to_be_stored().iter().eq(self.records.keys()));
         }
     }
 
@@ -297,6 +348,7 @@ impl World {
     /// The shell's share of a turn: some bytes go out, what ended is freed.
     fn turn(&mut self, write_max: usize) {
         self.broker.handle_timeout(self.now);
+        self.store();
         for slot in 0..CLIENTS {
             self.receive(slot, &[]);
         }
@@ -396,9 +448,18 @@ impl World {
             55..=57 => self.lose(slot, input.flag()),
             58 => self.now = self.now + Duration(input.byte().into()),
             59..=62 => self.now = self.now + Duration(u64::from(input.byte()) * 50),
-            // It spoils all that follows.
-            _ if input.byte() == 0xFF => assert!(self.broker.handle_drain(self.now)),
-            _ => {}
+            _ => match input.byte() {
+                0x00..=0x3F => self.stalls = !self.stalls,
+                0x40..=0x7F => self.crash(),
+                0x80..=0x9F => self.check_stored(),
+                0xA0..=0xBF => {
+                    let states = [StoreState::Well, StoreState::Full, StoreState::Failing];
+                    self.broker.handle_store_state(self.now, input.pick(&states));
+                }
+                // It spoils all that follows.
+                0xFF => assert!(self.broker.handle_drain(self.now)),
+                _ => {}
+            },
         }
     }
 }
@@ -601,6 +662,8 @@ fuzz_target!(|bytes: &[u8]| {
         // Most sockets take all there is.
         world.turn(if writes < 0xC0 { usize::MAX } else { usize::from(writes & 0x3F) });
     }
+    world.broker.handle_store_state(world.now, StoreState::Well);
+    world.check_stored();
     world.broker.handle_shutdown(world.now);
     world.turn(usize::MAX);
     // Longer than any session waits for its client, and until no retained message can expire any more.
@@ -609,6 +672,7 @@ fuzz_target!(|bytes: &[u8]| {
         world.broker.handle_timeout(world.now);
     }
     world.turn(usize::MAX);
+    world.check_stored();
     assert_eq!(world.broker.timers_armed(), 0);
     let status = world.broker.status();
     assert_eq!((status.sessions, status.subscriptions, world.broker.connections()), (0, 0, 0));

@@ -175,8 +175,10 @@ impl Restore<'_> {
 
     fn session(&mut self, name: Lsn, record: &SessionRecord<'_>) -> Result<(), RestoreError> {
         let SessionRecord { client_id, user, ends_with_connection, expiry, absent_since, will } = *record;
-        if ends_with_connection && absent_since.is_some() {
-            return Err(RestoreError::Content); // It would have ended.
+        let is_absent = absent_since.is_some();
+        // With its connection it would have ended, and only a delay keeps a will beyond that.
+        if (ends_with_connection && is_absent) || will.is_some_and(|will| will.due_at.is_some() != is_absent) {
+            return Err(RestoreError::Content);
         }
         let Broker { sessions, messages, now, .. } = &mut *self.broker;
         if sessions.find_by_client_id(client_id).is_some() {
