@@ -149,7 +149,11 @@ impl Journal {
     }
 
     /// A packet is about to be handled.
+    #[inline]
     pub(super) fn begin_input(&mut self, from: Option<ConnectionId>) {
+        if !self.is_on() {
+            return;
+        }
         self.input_first = self.next();
         self.input_from = from;
         self.input_message = Lsn::NONE;
@@ -157,9 +161,13 @@ impl Journal {
 
     /// What a reply to the input being handled says is stored when it leaves; `Promise::default()` if it may leave at
     /// once.
+    #[inline]
     pub(super) fn promise(&self) -> Promise {
+        if self.durability != Durability::BeforeReply {
+            return Promise::default();
+        }
         let next = self.next();
-        if next == self.input_first || self.durability != Durability::BeforeReply {
+        if next == self.input_first {
             return Promise::default();
         }
         Promise { lsn: Lsn(next.0 - 1), ..Promise::default() }

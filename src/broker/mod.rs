@@ -244,7 +244,7 @@ impl Broker {
 
     /// `count` bytes of the outbox went out; `blocked` says that the socket takes no more for now.
     pub fn handle_written(&mut self, now: Instant, id: ConnectionId, count: usize, blocked: bool) {
-        self.begin_input(now, None);
+        self.now = now;
         let Some(link) = self.links.find_mut(id) else { return };
         let Outputs { metrics, pool, .. } = &mut self.outputs;
         metrics.bytes_sent += count as u64;
@@ -493,10 +493,12 @@ impl Broker {
     ) {
         let Some(link) = self.links.find_mut(id) else { return };
         let size_max = link.packet_size_max as usize;
+        let journal = &self.outputs.journal;
         let promise = match kind {
-            PacketKind::Puback => self.outputs.journal.promise_of_message(),
-            PacketKind::Connack => Promise { is_first: true, ..self.outputs.journal.promise() },
-            _ => self.outputs.journal.promise(),
+            _ if !journal.is_on() => Promise::default(),
+            PacketKind::Puback => journal.promise_of_message(),
+            PacketKind::Connack => Promise { is_first: true, ..journal.promise() },
+            _ => journal.promise(),
         };
         self.outputs.hold_back(link, promise);
         let is_written = self.outputs.write_within(link, kind, packet_id, size_max, write);

@@ -114,7 +114,9 @@ impl Outbox {
 
     /// Whether nothing may leave at the moment.
     pub fn is_held(&self) -> bool {
-        self.copied_end() == self.start && self.shared.front().is_none_or(|payload| !self.is_open(payload))
+        self.is_empty()
+            || self.copied_end() == self.start
+                && self.shared.front().is_none_or(|payload| !self.is_open(payload))
     }
 
     /// Whether the first packet of all is held back.

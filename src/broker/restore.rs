@@ -177,7 +177,8 @@ impl Restore<'_> {
         let SessionRecord { client_id, user, ends_with_connection, expiry, absent_since, will } = *record;
         let is_absent = absent_since.is_some();
         // With its connection it would have ended, and only a delay keeps a will beyond that.
-        if (ends_with_connection && is_absent) || will.is_some_and(|will| will.due_at.is_some() != is_absent) {
+        if (ends_with_connection && is_absent) || will.is_some_and(|will| will.due_at.is_some() != is_absent)
+        {
             return Err(RestoreError::Content);
         }
         let Broker { sessions, messages, now, .. } = &mut *self.broker;

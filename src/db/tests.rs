@@ -319,7 +319,10 @@ fn check_says_what_comes_back_or_which_record_does_not_fit() {
         key[0] = 3;
         (key, value)
     });
-    assert_eq!(check(last, now).unwrap_err(), "message 18446744073709551615: a record has a value that it cannot have");
+    assert_eq!(
+        check(last, now).unwrap_err(),
+        "message 18446744073709551615: a record has a value that it cannot have"
+    );
 }
 
 #[test]
