@@ -385,13 +385,18 @@ impl Broker {
         self.outputs.journal.set_stored(last);
         self.open_gates();
         if self.outputs.journal.unstored_bytes() <= self.options.unstored_bytes_max / 2 {
-            for id in std::mem::take(&mut self.outputs.journal.paused) {
-                if let Some(link) = self.links.find_mut(id) {
-                    link.awaits_store = false;
-                    // Its packets waited in the socket for our sake.
-                    link.last_received = now;
-                    self.outputs.resumed.push_back(id);
-                }
+            self.read_paused_again();
+        }
+    }
+
+    /// Publishers that had to wait for the store need not any more.
+    fn read_paused_again(&mut self) {
+        for id in std::mem::take(&mut self.outputs.journal.paused) {
+            if let Some(link) = self.links.find_mut(id) {
+                link.awaits_store = false;
+                // Its packets waited in the socket for our sake.
+                link.last_received = self.now;
+                self.outputs.resumed.push_back(id);
             }
         }
     }
@@ -400,6 +405,10 @@ impl Broker {
     pub fn handle_store_state(&mut self, now: Instant, state: StoreState) {
         self.begin_input(now, None);
         self.outputs.journal.state = state;
+        if state != StoreState::Well {
+            // They are refused now, which adds nothing to what waits.
+            self.read_paused_again();
+        }
     }
 
     /// The next connection that is to be read again because the store has caught up.

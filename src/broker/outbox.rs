@@ -322,6 +322,7 @@ mod tests {
     use super::super::message::{Content, Gauge};
     use super::*;
     use crate::codec::Properties;
+    use crate::journal::Lsn;
 
     fn flatten(outbox: &Outbox, slices_max: usize) -> Vec<u8> {
         let mut slices = vec![IoSlice::new(&[]); slices_max];
@@ -358,6 +359,77 @@ mod tests {
             assert_eq!((outbox.bytes.capacity(), outbox.shared.capacity()), (0, 0));
         }
         assert_eq!(gauge.bytes(), 0);
+    }
+
+    /// A promise that is kept from this number on.
+    fn until(lsn: u64) -> Promise {
+        Promise { lsn: Lsn(lsn), ..Promise::default() }
+    }
+
+    #[test]
+    fn what_stands_behind_a_gate_leaves_once_it_is_open() {
+        let gauge = Gauge::default();
+        for step in 1..20 {
+            let mut pool = BufferPool::default();
+            let mut outbox = Outbox::default();
+            let mut expected = Vec::new();
+            let mut behind = [0; 4];
+            for number in 0..4_u8 {
+                if number > 0 {
+                    outbox.hold(until(number.into()));
+                }
+                behind[usize::from(number)] = expected.len();
+                let head = vec![number; 3];
+                outbox.append(&mut pool, |bytes| bytes.extend_from_slice(&head));
+                expected.extend_from_slice(&head);
+                let payload = vec![100 + number; 7];
+                let content =
+                    Content { topic: "t", properties: Properties::NONE, payload: &payload, expires_at: None };
+                outbox.append_shared(Message::new(&content, &gauge), false);
+                expected.extend_from_slice(&payload);
+            }
+            let mut written = Vec::new();
+            for stored in 0..4 {
+                outbox.open(|promise| promise.lsn.0 <= stored);
+                while !outbox.is_held() {
+                    let bytes = flatten(&outbox, 3);
+                    let count = bytes.len().min(step);
+                    written.extend_from_slice(&bytes[..count]);
+                    outbox.consume(count, &mut pool);
+                }
+                let end = behind.get(stored as usize + 1).copied().unwrap_or(expected.len());
+                assert_eq!(written, expected[..end]);
+            }
+            assert!(outbox.is_empty() && !outbox.has_gate());
+        }
+        assert_eq!(gauge.bytes(), 0);
+    }
+
+    #[test]
+    fn a_packet_goes_around_what_is_held_back_and_the_rest_can_be_dropped() {
+        let gauge = Gauge::default();
+        let mut pool = BufferPool::default();
+        let mut outbox = Outbox::default();
+        outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"open"));
+        outbox.hold(until(1));
+        outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"held"));
+        let content =
+            Content { topic: "t", properties: Properties::NONE, payload: b"large", expires_at: None };
+        outbox.append_shared(Message::new(&content, &gauge), false);
+        outbox.hold(until(2));
+        outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"last"));
+        outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"ping"));
+        outbox.move_last_before_gates(4);
+        assert_eq!(flatten(&outbox, 8), b"openping");
+        assert!(outbox.open(|promise| promise.lsn.0 <= 1));
+        assert_eq!(flatten(&outbox, 8), b"openpingheldlarge");
+        outbox.consume(2, &mut pool);
+        let (copied, packets) = outbox.drop_held(&mut pool);
+        assert_eq!((copied, packets <= 4, outbox.has_gate()), (4, true, false));
+        assert_eq!(flatten(&outbox, 8), b"enpingheldlarge");
+        outbox.consume(15, &mut pool);
+        assert!(outbox.is_empty());
+        assert_eq!((gauge.bytes(), outbox.packets), (0, 0));
     }
 
     #[test]

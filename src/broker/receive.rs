@@ -23,7 +23,7 @@ use super::event::{Limit, PacketKind};
 use super::link::ConnectionId;
 use super::receipts::Arrival;
 use super::session::SessionId;
-use super::{Kind, Lsn};
+use super::{Kind, Lsn, StoreState};
 
 /// Topics that a client may not publish to: the broker's own, and those that look like a shared subscription.
 pub(super) fn is_reserved(topic: &str) -> bool {
@@ -271,7 +271,8 @@ impl Broker {
     /// Nothing, PUBACK or PUBREC [MQTT-3.3.4-1]. Before 5.0 they have no reasons.
     fn answer_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, reason: ReasonCode) {
         let Some(packet_id) = publish.packet_id else { return };
-        if self.outputs.journal.unstored_bytes() > self.options.unstored_bytes_max {
+        let journal = &self.outputs.journal;
+        if journal.unstored_bytes() > self.options.unstored_bytes_max && journal.state == StoreState::Well {
             self.await_store(id);
         }
         let reason =

@@ -138,11 +138,13 @@ impl EventLoop {
             let turn_began = self.clock.now_micros();
             let now = self.clock.now();
             self.note_events(now, &events);
+            #[cfg(feature = "persistence")]
             self.take_reports(now);
             self.accept(now);
             self.read(now);
             self.authenticate(now);
             self.broker.handle_timeout(now);
+            #[cfg(feature = "persistence")]
             self.hand_over(now);
             self.flush(now);
             self.log_events();
@@ -344,20 +346,19 @@ impl EventLoop {
     }
 
     /// Hears what the store has done.
+    #[cfg(feature = "persistence")]
     fn take_reports(&mut self, now: Instant) {
-        #[cfg(feature = "persistence")]
         if let Some(keeper) = &mut self.keeper {
             keeper.take_reports(now, &mut self.broker);
             while let Some(id) = self.broker.poll_resume() {
                 self.resume_reading(id);
             }
         }
-        let _ = now;
     }
 
     /// Gives the store what it has to do.
+    #[cfg(feature = "persistence")]
     fn hand_over(&mut self, now: Instant) {
-        #[cfg(feature = "persistence")]
         if let Some(keeper) = &mut self.keeper {
             if self.settling.is_some() || self.stopping.is_some() {
                 keeper.hand_over_at_once(now, &mut self.broker);
@@ -365,7 +366,6 @@ impl EventLoop {
                 keeper.hand_over(now, &mut self.broker);
             }
         }
-        let _ = now;
     }
 
     fn store_due(&self) -> Option<Instant> {
