@@ -11,9 +11,12 @@
 //! * [`codec`]: bytes to packets and back;
 //! * [`topics`]: names, filters, and who matches what;
 //! * [`access`]: who is who;
+//! * [`journal`]: what is kept beyond the process, as bytes;
 //! * [`broker`]: the core. No socket, no clock, no thread, no log: the same inputs in the same order put the same
 //!   bytes into the same outboxes;
 //! * `db`: what is stored, as text and in numbers;
+//! * `store`: files, and the two threads that write them; `db`: what can be done with a store at rest. Both belong to
+//!   the feature `persistence`;
 //! * [`transport`] and [`server`]: the loop that owns sockets and time;
 //! * [`config`]: the command line, turned into the options of each layer.
 //!

@@ -9,7 +9,7 @@
 //!
 //! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
 //! `deliver` (PUBLISH to clients), `shared` (to one of many), `acknowledge` (their answers), `retained`, `will`,
-//! `deadlines`.
+//! `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`.
 
 mod acknowledge;
 mod authenticate;
