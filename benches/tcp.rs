@@ -79,7 +79,15 @@ impl Drop for Running {
 }
 
 fn run(criterion: &mut Criterion, name: &str, shape: Shape, qos: QoS, window: u64) {
-    let plan = Plan { shape, qos, window, batch: 1, payload_bytes: PAYLOAD_BYTES };
+    let plan = Plan {
+        shape,
+        qos,
+        window,
+        batch: 1,
+        payload_bytes: PAYLOAD_BYTES,
+        is_stored: false,
+        is_absent: false,
+    };
     let deliveries = plan.publishers() as u64 * plan.receivers();
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(deliveries));

@@ -237,20 +237,35 @@ fn read(stored: &Stored) -> Result<Records, OpenError> {
     Ok(records)
 }
 
-/// Some records are made, some go.
-fn batch(random: &mut Random, last: Lsn) -> Batch {
+/// Some records are made, some change, some go. Of those that never change each is made once.
+fn batch(random: &mut Random, truth: &Records, last: &mut Lsn) -> Batch {
     let mut batch = Batch::default();
+    let mut here: Vec<Lsn> = Vec::new();
     for _ in 0..1 + random.below(12) {
-        let key = Key::Receipt(Lsn(random.below(60) as u64 + 1));
-        if random.once_in(3) {
-            batch.remove(key);
-        } else {
-            let record =
-                ReceiptRecord { session: Lsn(random.below(1 << 30) as u64), packet_id: PacketId::FIRST };
-            batch.put(key, &Record::Receipt(record));
+        let record = ReceiptRecord { session: Lsn(random.below(1 << 30) as u64), packet_id: PacketId::FIRST };
+        let changing = Key::Session(Lsn(random.below(30) as u64 + 1));
+        *last = last.next();
+        match random.below(6) {
+            0 => batch.put(changing, &Record::Receipt(record)),
+            1 => batch.remove(changing),
+            2..=4 => {
+                here.push(*last);
+                batch.put(Key::Receipt(*last), &Record::Receipt(record));
+            }
+            _ => {
+                let known = truth.keys().filter_map(|key| Key::read(key).ok());
+                let receipts: Vec<Lsn> = known
+                    .filter(|key| matches!(key, Key::Receipt(_)))
+                    .map(Key::lsn)
+                    .chain(here.drain(..))
+                    .collect();
+                if !receipts.is_empty() {
+                    batch.remove(Key::Receipt(receipts[random.below(receipts.len())]));
+                }
+            }
         }
     }
-    batch.finish(last);
+    batch.finish(*last);
     batch
 }
 
@@ -322,8 +337,10 @@ fn commit_until_the_cut(
         }),
     );
     for _ in 0..300 {
-        last = Lsn(last.0 + 1 + random.below(9) as u64);
-        let batch = batch(random, last);
+        let batch = batch(random, truth, &mut last);
+        if batch.is_empty() {
+            continue;
+        }
         let mut after = truth.clone();
         apply(&mut after, &batch);
         store.commit(batch);

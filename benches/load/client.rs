@@ -31,22 +31,47 @@ impl Client {
         client_id: &str,
         filter: Option<(&str, QoS)>,
     ) -> io::Result<Self> {
+        match Self::open(address, &connect_bytes(client_id), filter)? {
+            (client, false) => Ok(client),
+            (_, true) => Err(io::Error::other("a new session that is said to have been there before")),
+        }
+    }
+
+    /// The same with a session that outlives the connection. Tells whether there was one already.
+    pub(crate) fn connect_stored(
+        address: SocketAddr,
+        client_id: &str,
+        filter: Option<(&str, QoS)>,
+    ) -> io::Result<(Self, bool)> {
+        Self::open(address, &connect_bytes_of(client_id, false), filter)
+    }
+
+    fn open(address: SocketAddr, connect: &[u8], filter: Option<(&str, QoS)>) -> io::Result<(Self, bool)> {
         let mut stream = std::net::TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut bytes = connect_bytes(client_id);
+        let mut bytes = connect.to_vec();
         if let Some((filter, qos)) = filter {
             let requests = [(filter, qos.into())];
             encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
         }
         stream.write_all(&bytes)?;
-        expect(&mut stream, &[0x20, 2, 0, 0])?;
+        let mut connack = [0; 4];
+        stream.read_exact(&mut connack)?;
+        let is_present = match connack {
+            [0x20, 2, is_present @ 0..=1, 0] => is_present == 1,
+            other => return Err(io::Error::other(format!("{other:?} is no CONNACK that accepts"))),
+        };
         if let Some((_, qos)) = filter {
-            expect(&mut stream, &[0x90, 3, 0, 1, qos.number()])?;
+            let (wanted, mut suback) = ([0x90, 3, 0, 1, qos.number()], [0; 5]);
+            stream.read_exact(&mut suback)?;
+            if suback != wanted {
+                return Err(io::Error::other(format!("{suback:?} instead of {wanted:?}")));
+            }
         }
         stream.set_nonblocking(true)?;
         let stream = TcpStream::from_std(stream);
-        Ok(Self { stream, inbox: Inbox::default(), out: Vec::new(), written: 0 })
+        Ok((Self { stream, inbox: Inbox::default(), out: Vec::new(), written: 0 }, is_present))
     }
 
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
@@ -98,9 +123,13 @@ impl Client {
 
 /// A CONNECT without anything that is not needed.
 pub(crate) fn connect_bytes(client_id: &str) -> Vec<u8> {
+    connect_bytes_of(client_id, true)
+}
+
+fn connect_bytes_of(client_id: &str, clean_start: bool) -> Vec<u8> {
     let connect = Connect {
         protocol: PROTOCOL,
-        clean_start: true,
+        clean_start,
         keep_alive_secs: 0,
         properties: Properties::NONE,
         client_id,
@@ -111,11 +140,4 @@ pub(crate) fn connect_bytes(client_id: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode::encode(&Packet::Connect(connect), PROTOCOL, &mut bytes).expect("it has a form on the wire");
     bytes
-}
-
-fn expect(stream: &mut std::net::TcpStream, wanted: &[u8]) -> io::Result<()> {
-    let mut bytes = [0; 8];
-    let bytes = &mut bytes[..wanted.len()];
-    stream.read_exact(bytes)?;
-    if bytes == wanted { Ok(()) } else { Err(io::Error::other(format!("{bytes:?} instead of {wanted:?}"))) }
 }

@@ -4,6 +4,7 @@
 //! message is on its way until every subscriber of its topic has it and, at QoS 1 and 2, its publisher has the last
 //! answer. So the load follows the broker, and a broker that is slow drops nothing for that reason.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -26,6 +27,7 @@ const LABEL_BYTES: usize = 4 + 8;
 
 /// Who talks to whom.
 #[derive(Clone, Copy, Debug)]
+#[allow(dead_code)] // Not every benchmark has all of them.
 pub(crate) enum Shape {
     /// So many publishers with one subscriber each.
     Pairs(usize),
@@ -45,6 +47,10 @@ pub(crate) struct Plan {
     /// A publisher waits until it may send so many at once: 1 never waits.
     pub(crate) batch: u64,
     pub(crate) payload_bytes: usize,
+    /// Whether the subscribers' sessions outlive their connections.
+    pub(crate) is_stored: bool,
+    /// Whether there are no subscribers here: what becomes of the messages is for somebody else to see.
+    pub(crate) is_absent: bool,
 }
 
 impl Plan {
@@ -57,6 +63,7 @@ impl Plan {
 
     fn subscribers(&self) -> usize {
         match self.shape {
+            _ if self.is_absent => 0,
             Shape::Pairs(count) | Shape::FanOut(count) => count,
             Shape::FanIn(_) => 1,
         }
@@ -65,12 +72,14 @@ impl Plan {
     /// How many subscribers get each message.
     pub(crate) fn receivers(&self) -> u64 {
         match self.shape {
+            _ if self.is_absent => 0,
             Shape::Pairs(_) | Shape::FanIn(_) => 1,
             Shape::FanOut(count) => count as u64,
         }
     }
 
-    fn filter(&self, subscriber: usize) -> String {
+    /// What this subscriber subscribes to.
+    pub(crate) fn filter(&self, subscriber: usize) -> String {
         match self.shape {
             Shape::Pairs(_) => topic(subscriber),
             Shape::FanIn(_) => "bench/flow/+".to_owned(),
@@ -100,6 +109,9 @@ impl fmt::Display for Faults {
     }
 }
 
+/// Is told of each PUBACK and PUBCOMP how long after the PUBLISH it came.
+pub(crate) type OnAnswer = Box<dyn FnMut(Duration)>;
+
 struct Publisher {
     topic: String,
     /// The packet, into which identifier and running number are written.
@@ -113,6 +125,8 @@ struct Publisher {
     answered: u64,
     /// Deliveries of all its messages to all their receivers.
     delivered: u64,
+    /// If answers are timed: when messages that are not answered were sent, and how many in all by then.
+    bursts: VecDeque<(u64, Instant)>,
 }
 
 /// The packet identifier of the message with this running number. It is free again long before it comes round.
@@ -148,12 +162,13 @@ impl Publisher {
             half_answered: 0,
             answered: 0,
             delivered: 0,
+            bursts: VecDeque::new(),
         }
     }
 
     /// Messages on their way.
     fn under_way(&self, plan: &Plan) -> u64 {
-        let undelivered = (self.sent * plan.receivers() - self.delivered).div_ceil(plan.receivers());
+        let undelivered = (self.sent * plan.receivers() - self.delivered).div_ceil(plan.receivers().max(1));
         let unanswered = if plan.qos > QoS::AtMostOnce { self.sent - self.answered } else { 0 };
         undelivered.max(unanswered)
     }
@@ -169,8 +184,21 @@ impl Publisher {
         }
     }
 
+    /// How long ago the message was sent that was answered last.
+    fn time_to_answer(&mut self, now: Instant) -> Option<Duration> {
+        while self.bursts.pop_front_if(|(sent, _)| *sent < self.answered).is_some() {}
+        self.bursts.front().map(|(_, sent_at)| now - *sent_at)
+    }
+
     /// Takes an answer of the broker.
-    fn take(&mut self, packet: Packet<'_>, out: &mut Vec<u8>, plan: &Plan, faults: &mut Faults) {
+    fn take(
+        &mut self,
+        packet: Packet<'_>,
+        out: &mut Vec<u8>,
+        plan: &Plan,
+        faults: &mut Faults,
+        (on_answer, now): (&mut Option<OnAnswer>, Instant),
+    ) {
         let mut count = |counter: &mut u64, ack: Ack| {
             // Answers come in the order of what they answer [MQTT-4.6.0-2] [MQTT-4.6.0-3].
             faults.strange += u64::from(ack.packet_id != packet_id(*counter) || *counter == self.sent);
@@ -179,6 +207,11 @@ impl Publisher {
         match (packet, plan.qos) {
             (Packet::Puback(ack), QoS::AtLeastOnce) | (Packet::Pubcomp(ack), QoS::ExactlyOnce) => {
                 count(&mut self.answered, ack);
+                if let Some(on_answer) = on_answer
+                    && let Some(time) = self.time_to_answer(now)
+                {
+                    on_answer(time);
+                }
             }
             (Packet::Pubrec(ack), QoS::ExactlyOnce) => {
                 count(&mut self.half_answered, ack);
@@ -270,6 +303,8 @@ pub(crate) struct Flow {
     touched: Vec<usize>,
     delivered: u64,
     faults: Faults,
+    /// To be set before anything is sent.
+    pub(crate) on_answer: Option<OnAnswer>,
 }
 
 impl Flow {
@@ -281,7 +316,12 @@ impl Flow {
         for index in 0..publishers + subscribers {
             let filter = index.checked_sub(publishers).map(|subscriber| plan.filter(subscriber));
             let filter = filter.as_ref().map(|filter| (filter.as_str(), plan.qos));
-            let mut client = Client::connect(address, &format!("flow-{index}"), filter)?;
+            let client_id = format!("flow-{index}");
+            let mut client = if plan.is_stored && filter.is_some() {
+                Client::connect_stored(address, &client_id, filter)?.0
+            } else {
+                Client::connect(address, &client_id, filter)?
+            };
             client.register(poll.registry(), Token(index))?;
             clients.push(client);
         }
@@ -296,6 +336,7 @@ impl Flow {
             touched: Vec::new(),
             delivered: 0,
             faults: Faults::default(),
+            on_answer: None,
             plan,
         })
     }
@@ -363,6 +404,9 @@ impl Flow {
             let count = unsent.min(room);
             if count > 0 && (count >= self.plan.batch || count == unsent) {
                 publisher.publish(&mut self.clients[index].out, count);
+                if self.on_answer.is_some() {
+                    publisher.bursts.push_back((publisher.sent, Instant::now()));
+                }
                 self.touched.push(index);
             }
         }
@@ -370,7 +414,9 @@ impl Flow {
 
     /// Reads from every client that has something.
     fn take(&mut self) -> io::Result<()> {
-        let Self { events, clients, publishers, subscribers, plan, faults, buffer, touched, .. } = self;
+        let Self {
+            events, clients, publishers, subscribers, plan, faults, buffer, touched, on_answer, ..
+        } = self;
         let delivered = |publishers: &[Publisher]| -> u64 {
             publishers.iter().map(|publisher| publisher.delivered).sum()
         };
@@ -379,9 +425,12 @@ impl Flow {
             let client = &mut clients[index];
             if event.is_readable() || event.is_read_closed() {
                 match index.checked_sub(publishers.len()) {
-                    None => client.read(buffer, |packet, out| {
-                        publishers[index].take(packet, out, plan, faults);
-                    })?,
+                    None => {
+                        let now = Instant::now();
+                        client.read(buffer, |packet, out| {
+                            publishers[index].take(packet, out, plan, faults, (&mut *on_answer, now));
+                        })?;
+                    }
                     Some(number) => client.read(buffer, |packet, out| {
                         subscribers[number].take(packet, out, publishers, plan, faults);
                     })?,

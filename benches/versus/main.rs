@@ -147,7 +147,15 @@ fn scenarios() -> Vec<Scenario> {
     for (name, shape, window, batch, levels) in flows {
         for qos in levels.iter().copied() {
             let name = format!("{name}, QoS {}, {window} on their way each", qos.number());
-            let plan = Plan { shape, qos, window, batch, payload_bytes: PAYLOAD_BYTES };
+            let plan = Plan {
+                shape,
+                qos,
+                window,
+                batch,
+                payload_bytes: PAYLOAD_BYTES,
+                is_stored: false,
+                is_absent: false,
+            };
             all.push(Scenario { name, load: Load::Flow(plan) });
         }
     }

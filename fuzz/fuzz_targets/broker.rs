@@ -15,7 +15,7 @@ use broker::codec::packet::{
 };
 use broker::codec::property::PropertyList;
 use broker::codec::{Inbox, PacketId, Properties, Property, Protocol, ReasonCode, decode, encode};
-use broker::journal::{Batch, Change};
+use broker::journal::{Batch, Change, Lsn};
 use libfuzzer_sys::fuzz_target;
 
 const CLIENTS: usize = 4;
@@ -214,6 +214,7 @@ struct World {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     /// On its way to the disk, where nothing gets while the store stalls.
     taken: Option<Batch>,
+    last: Lsn,
     stalls: bool,
 }
 
@@ -255,6 +256,7 @@ impl World {
             steps: VecDeque::new(),
             records: BTreeMap::new(),
             taken: None,
+            last: Lsn::NONE,
             stalls: false,
         }
     }
@@ -270,6 +272,8 @@ impl World {
                 Change::Remove(key) => self.records.remove(key),
             };
         }
+        assert!(batch.last() > self.last, "numbers only grow");
+        self.last = batch.last();
         self.broker.handle_stored(self.now, batch.last());
         while self.broker.poll_resume().is_some() {}
     }
@@ -280,7 +284,7 @@ impl World {
         self.steps.clear();
         self.taken = None;
         self.broker = Broker::new(self.broker.options().clone(), self.now);
-        let mut restore = self.broker.restore();
+        let mut restore = self.broker.restore(self.last);
         for (key, value) in &self.records {
             restore.record(key, value).expect("the store makes sense");
         }

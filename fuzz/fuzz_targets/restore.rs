@@ -7,11 +7,11 @@ use std::collections::BTreeMap;
 use broker::broker::options::{Durability, Options};
 use broker::broker::{Broker, RestoreError};
 use broker::clock::{Duration, Instant};
-use broker::journal::{Batch, Change};
+use broker::journal::{Batch, Change, Lsn};
 use libfuzzer_sys::fuzz_target;
 
 fn restore(broker: &mut Broker, records: &BTreeMap<&[u8], &[u8]>) -> Result<(), RestoreError> {
-    let mut restore = broker.restore();
+    let mut restore = broker.restore(Lsn::NONE);
     for (key, value) in records {
         restore.record(key, value)?;
     }

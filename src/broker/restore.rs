@@ -112,8 +112,9 @@ pub struct Restore<'a> {
 }
 
 impl Broker {
-    /// Begins to bring back what an earlier process stored. To be called before anything else happens.
-    pub fn restore(&mut self) -> Restore<'_> {
+    /// Begins to bring back what earlier processes stored, the last of it under the number `last`, be it there still or not.
+    /// To be called before anything else happens.
+    pub fn restore(&mut self, last: Lsn) -> Restore<'_> {
         let seed = self.options.seed;
         Restore {
             broker: self,
@@ -124,7 +125,7 @@ impl Broker {
             connected: Vec::new(),
             streams: Vec::new(),
             orphans: Vec::new(),
-            last: Lsn::NONE,
+            last,
         }
     }
 }

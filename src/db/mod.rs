@@ -48,7 +48,7 @@ pub use stats::{SessionQueue, Stats, stats};
 pub fn check(records: impl Iterator<Item = (Vec<u8>, Vec<u8>)>, now: Instant) -> Result<Restored, String> {
     let options = Options { durability: Durability::BeforeReply, ..Options::default() };
     let mut broker = Broker::new(options, now);
-    let mut restore = broker.restore();
+    let mut restore = broker.restore(Lsn::NONE);
     for (key, value) in records {
         restore.record(&key, &value).map_err(|error| format!("{}: {error}", name_of(&key)))?;
     }

@@ -22,6 +22,11 @@ const DELIVERY: u8 = 5;
 const RELEASE: u8 = 6;
 const RECEIPT: u8 = 7;
 
+/// Whether the key with these bytes is that of a record which never changes: it is put once and removed once.
+pub fn is_named_once(key: &[u8]) -> bool {
+    key.first().is_some_and(|kind| *kind >= MESSAGE)
+}
+
 /// The name of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key<'a> {

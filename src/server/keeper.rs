@@ -228,7 +228,7 @@ fn load(
     let began = std::time::Instant::now();
     let stored = Stored::open(claim.medium())?;
     let mut broker = make();
-    let mut restore = broker.restore();
+    let mut restore = broker.restore(stored.last());
     let mut records = 0_u64;
     stored.for_each(|key, value| {
         records += 1;

@@ -8,13 +8,13 @@
 //!
 //! Invariant: the base has all changes up to `applied` and none of later ones.
 
-use std::collections::BTreeMap;
 use std::io;
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
-use crate::journal::{Change, FORMAT_VERSION, Lsn};
+use crate::journal::{FORMAT_VERSION, Lsn};
 
+use super::changes::Changes;
 use super::medium::{Medium, MediumFile};
 use super::{Damage, OpenError};
 
@@ -31,20 +31,6 @@ const APPLIED: &str = "applied";
 
 /// What redb may keep of its file in memory, in bytes.
 const CACHE_BYTES: usize = 16 << 20;
-
-/// What changes: the last value of each key, or that it is gone.
-pub(super) type Changes = BTreeMap<Box<[u8]>, Option<Box<[u8]>>>;
-
-/// Adds the changes of a batch to those before it.
-pub(super) fn gather(changes: &mut Changes, batch: &[u8], name: &str) -> Result<(), Damage> {
-    for change in crate::journal::Batch::changes_in(batch) {
-        match change.map_err(|error| Damage::new(name, &error.to_string()))? {
-            Change::Put(key, value) => changes.insert(key.into(), Some(value.into())),
-            Change::Remove(key) => changes.insert(key.into(), None),
-        };
-    }
-    Ok(())
-}
 
 /// A table of records.
 #[derive(Debug)]
@@ -102,7 +88,7 @@ impl Base {
             if names.iter().any(|name| name == UNFINISHED_NAME) {
                 medium.remove(UNFINISHED_NAME)?;
             }
-            Self::open_as(medium, UNFINISHED_NAME)?.apply(&Changes::new(), Lsn::NONE)?;
+            Self::open_as(medium, UNFINISHED_NAME)?.apply(&Changes::default(), Lsn::NONE)?;
             medium.open(UNFINISHED_NAME)?.synchronize()?;
             medium.rename(UNFINISHED_NAME, BASE_NAME)?;
             medium.synchronize_names()?;
@@ -155,10 +141,10 @@ impl Base {
             facts.insert(FORMAT, u64::from(FORMAT_VERSION))?;
             facts.insert(APPLIED, applied.0)?;
             let mut records = transaction.open_table(RECORDS)?;
-            for (key, value) in changes {
+            for (key, value) in changes.iter() {
                 match value {
-                    Some(value) => records.insert(&**key, &**value)?,
-                    None => records.remove(&**key)?,
+                    Some(value) => records.insert(key, value)?,
+                    None => records.remove(key)?,
                 };
             }
         }
@@ -180,12 +166,12 @@ impl Base {
                 for record in records.iter().map_err(storage_error)? {
                     let (key, value) = record.map_err(storage_error)?;
                     let key = key.value();
-                    while let Some((changed, new)) = changes.next_if(|(changed, _)| &***changed < key) {
+                    while let Some((changed, new)) = changes.next_if(|(changed, _)| *changed < key) {
                         if let Some(new) = new {
                             each(changed, new)?;
                         }
                     }
-                    match changes.next_if(|(changed, _)| &***changed == key) {
+                    match changes.next_if(|(changed, _)| *changed == key) {
                         Some((_, Some(new))) => each(key, new)?,
                         Some((_, None)) => {}
                         None => each(key, value.value())?,

@@ -10,12 +10,13 @@
 //! least that a disk can be asked for. A segment that is full is closed; once the base has taken its changes in, it is
 //! removed.
 //!
-//! Invariants: each frame names the one before it, so that a hole shows; a frame is appended only when the one before it
+//! Invariants: numbers only grow, over restarts as well; each frame names the one before it, so that a hole shows; a frame is appended only when the one before it
 //! is on disk, so that a power cut can tear the last one at most.
 //!
 //! Deliberately not here: what a batch says.
 
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::journal::{Batch, Lsn};
@@ -89,6 +90,10 @@ impl Log {
         if self.segment.is_none() {
             self.begin_segment()?;
         }
+        assert!(
+            batch.last() > self.last,
+            "numbers only grow, or a batch would be taken for one that is known"
+        );
         fill_frame(&mut self.frame, self.last, batch);
         let Some(segment) = &mut self.segment else { unreachable!("just begun") };
         segment.file.check_presence()?;
@@ -171,24 +176,33 @@ fn split_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     (crc32fast::hash(checked) == u32::from_be_bytes(*checksum)).then_some((frame, rest))
 }
 
-/// Reads the batches of a segment that come after `seen`, which becomes the last of them.
-pub(super) fn read_segment(
-    medium: &dyn Medium,
-    number: u64,
-    seen: &mut Lsn,
-    mut each: impl FnMut(&[u8]) -> Result<(), Damage>,
-) -> Result<(), ReadError> {
+/// A segment that was read.
+#[derive(Debug)]
+pub(super) struct Contents {
+    pub(super) bytes: Vec<u8>,
+    /// Where its batches stand, in their order.
+    pub(super) batches: Vec<Range<usize>>,
+}
+
+/// Reads a segment, with those of its batches that come after `seen`, which becomes the last of them.
+pub(super) fn read_segment(medium: &dyn Medium, number: u64, seen: &mut Lsn) -> Result<Contents, ReadError> {
     let name = segment_name(number);
     let file = medium.open(&name)?;
     let mut bytes = vec![0; file.length()? as usize];
     file.read_at(0, &mut bytes)?;
+    let mut batches = Vec::new();
     let Some((header, mut rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-        return Ok(()); // The power went before the header was on disk, and so before there was a batch.
+        // The power went before the header was on disk, and so before there was a batch.
+        return Ok(Contents { bytes, batches });
     };
     if header[..8] != MAGIC[..] {
         // Or there is not even that.
         let is_blank = bytes.iter().all(|byte| *byte == 0);
-        return if is_blank { Ok(()) } else { Err(Damage::new(&name, "it is not a log").into()) };
+        return if is_blank {
+            Ok(Contents { bytes, batches })
+        } else {
+            Err(Damage::new(&name, "it is not a log").into())
+        };
     }
     let version = header[8..12].iter().fold(0, |version, byte| version << 8 | u32::from(*byte));
     if version > LOG_VERSION {
@@ -202,7 +216,8 @@ pub(super) fn read_segment(
         if frame.previous > *seen {
             return Err(Damage::new(&name, "a batch is missing").into());
         }
-        each(frame.batch)?;
+        let end = bytes.len() - rest.len();
+        batches.push(end - frame.batch.len()..end);
         *seen = frame.last;
     }
     // A power cut tears the last frame at most. Where another one stands behind it, it was not a power cut.
@@ -211,7 +226,7 @@ pub(super) fn read_segment(
             return Err(Damage::new(&name, "a batch has changed").into());
         }
     }
-    Ok(())
+    Ok(Contents { bytes, batches })
 }
 
 /// Why a segment cannot be read.

@@ -18,6 +18,7 @@
 //! is promised until then. What was acknowledged stays as it is, and nothing that was not becomes so.
 
 mod base;
+mod changes;
 mod log;
 pub mod medium;
 mod worker;
@@ -33,8 +34,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::journal::{Batch, Lsn};
 
-use base::{Base, Changes, gather};
-use log::{Log, ReadError, read_segment, segment_name, segment_numbers};
+use base::Base;
+use changes::Changes;
+use log::{Log, ReadError, segment_numbers};
 use medium::{Folder, Medium};
 use worker::{BaseWorker, LogWorker};
 
@@ -186,12 +188,17 @@ impl Stored {
     pub fn open(medium: Arc<dyn Medium>) -> Result<Self, OpenError> {
         let base = Base::open(&*medium)?;
         let segments = segment_numbers(&medium.names()?);
-        let (mut changes, mut last) = (Changes::new(), base.applied);
+        let (mut changes, mut last) = (Changes::default(), base.applied);
         for number in &segments {
-            let name = segment_name(*number);
-            read_segment(&*medium, *number, &mut last, |batch| gather(&mut changes, batch, &name))?;
+            changes.read(&*medium, *number, &mut last)?;
         }
+        changes.sort();
         Ok(Self { medium, base, changes, segments, last })
+    }
+
+    /// The number of the last record that was stored, be it there still or not: what comes has to have later ones.
+    pub const fn last(&self) -> Lsn {
+        self.last
     }
 
     /// Every record, in the order of keys.
@@ -221,8 +228,9 @@ impl Stored {
     ///
     /// The machine's.
     pub fn fill(&mut self, records: &Batch) -> Result<(), OpenError> {
-        let mut changes = Changes::new();
-        gather(&mut changes, records.as_bytes(), "import").map_err(OpenError::Damaged)?;
+        let mut changes = Changes::default();
+        changes.add_batch(records, "import").map_err(OpenError::Damaged)?;
+        changes.sort();
         self.last = self.last.max(records.last());
         self.base.apply(&changes, self.last)?;
         Ok(())

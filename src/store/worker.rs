@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use crate::journal::{Batch, Lsn};
 
-use super::base::{Base, Changes, gather};
-use super::log::{Log, ReadError, read_segment, segment_name};
+use super::base::Base;
+use super::changes::Changes;
+use super::log::{Log, ReadError, segment_name};
 use super::medium::Medium;
 
 /// Between two attempts.
@@ -128,17 +129,15 @@ impl BaseWorker {
             None => base.insert(Base::open(&**medium).map_err(|error| io::Error::other(error.to_string()))?),
         };
         let count = segments.len().min(SEGMENTS_AT_ONCE);
-        let (mut changes, mut last) = (Changes::new(), base.applied);
+        let (mut changes, mut last) = (Changes::default(), base.applied);
         for number in &segments[..count] {
-            let name = segment_name(*number);
-            read_segment(&**medium, *number, &mut last, |batch| gather(&mut changes, batch, &name)).map_err(
-                |error| match error {
-                    ReadError::Io(error) => error,
-                    ReadError::Newer(name) => io::Error::other(format!("{name}: of a later version")),
-                    ReadError::Damage(damage) => io::Error::other(damage.to_string()),
-                },
-            )?;
+            changes.read(&**medium, *number, &mut last).map_err(|error| match error {
+                ReadError::Io(error) => error,
+                ReadError::Newer(name) => io::Error::other(format!("{name}: of a later version")),
+                ReadError::Damage(damage) => io::Error::other(damage.to_string()),
+            })?;
         }
+        changes.sort();
         base.apply(&changes, last)?;
         for number in segments.drain(..count) {
             medium.remove(&segment_name(number))?;

@@ -9,7 +9,7 @@ use broker::broker::{Broker, ConnectionId, StoreState};
 use broker::clock::{Duration, Instant};
 use broker::codec::{Inbox, Packet, decode};
 use broker::config::{self, Command, Config};
-use broker::journal::{Batch, Change};
+use broker::journal::{Batch, Change, Lsn};
 
 use super::script::World;
 
@@ -37,6 +37,7 @@ struct Disk {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     stalls: bool,
     taken: Option<Batch>,
+    last: Lsn,
 }
 
 /// The core, and who talks to it.
@@ -78,6 +79,7 @@ impl CoreWorld {
                 Change::Remove(key) => self.disk.records.remove(key),
             };
         }
+        self.disk.last = batch.last();
         self.broker.handle_stored(self.now, batch.last());
         true
     }
@@ -184,7 +186,7 @@ impl World for CoreWorld {
         self.actors.clear();
         self.disk.taken = None;
         self.broker = Broker::new(self.broker.options().clone(), self.now);
-        let mut restore = self.broker.restore();
+        let mut restore = self.broker.restore(self.disk.last);
         for (key, value) in &self.disk.records {
             restore.record(key, value).expect("the records fit together");
         }

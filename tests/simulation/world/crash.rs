@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use broker::broker::{Broker, ConnectionId};
 use broker::codec::QoS;
-use broker::journal::{Batch, Change};
+use broker::journal::{Batch, Change, Lsn};
 use broker::metrics::DropReason;
 
 use super::World;
@@ -41,6 +41,7 @@ struct Snapshot {
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
+    last: Lsn,
     stored: Snapshot,
     taken: Option<(Batch, Snapshot)>,
     words: Vec<Word>,
@@ -53,6 +54,8 @@ impl Disk {
     }
 
     fn store(&mut self, batch: &Batch) {
+        assert!(batch.last() > self.last, "numbers only grow");
+        self.last = batch.last();
         apply(&mut self.records, batch);
     }
 }
@@ -171,7 +174,7 @@ impl World {
         let later = std::mem::replace(&mut self.model, model);
         self.model.go_back(later, self.now);
         self.broker = Broker::new(self.broker.options().clone(), self.now);
-        let mut restore = self.broker.restore();
+        let mut restore = self.broker.restore(self.disk.last);
         for (key, value) in &self.disk.records {
             restore.record(key, value).unwrap_or_else(|error| panic!("the store makes sense: {error}"));
         }

@@ -1,0 +1,192 @@
+//! The broker as a process: its start, what it uses, and its end.
+//!
+//! Only processes started here are ended, by their handle.
+
+use std::fs::{self, File};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::Settings;
+use crate::load::client::Client;
+
+/// Nothing is dropped, and nothing is done but for the load. More is in flight than the load has on its way, and yet few
+/// of all packet identifiers: where nearly all are in use, the search for a free one would be what is measured.
+const LIMITS: [&str; 7] = [
+    "--in-flight-max=16384",
+    "--queued-messages-max=4294967295",
+    "--queued-bytes-max=1024G",
+    "--queued-bytes-total-max=1024G",
+    "--outbox-bytes-max=1G",
+    "--sys-interval=0",
+    "--status-interval=0",
+];
+
+const START_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Another process may take a port between its choice and its use.
+const START_ATTEMPTS: usize = 3;
+
+/// What a clock tick of `/proc/PID/stat` is on every Linux of today.
+const TICK: Duration = Duration::from_millis(10);
+
+/// The thread of a store that writes the log, and the one that takes it into the base.
+const LOG_THREAD: &str = "store-log";
+const BASE_THREAD: &str = "store-base";
+
+/// With each batch the former wakes the loop, by writing so many bytes to a descriptor.
+const WAKE_BYTES: u64 = 8;
+
+/// A command that starts the broker at a free port, and its address.
+pub(crate) fn command(settings: &Settings, store: Option<&Path>) -> io::Result<(Command, SocketAddr)> {
+    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let program = env!("CARGO_BIN_EXE_broker");
+    let mut command = if settings.is_pinned {
+        // It becomes the program it is given, so the process is the broker's own.
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0", program]);
+        command
+    } else {
+        Command::new(program)
+    };
+    command.arg("--host=127.0.0.1").arg(format!("--port={}", address.port())).args(LIMITS);
+    if let Some(store) = store {
+        command.arg("--data-dir").arg(store);
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    Ok((command, address))
+}
+
+/// A broker at work; dropping it ends it, and its store with it.
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
+    child: Child,
+    folder: PathBuf,
+}
+
+/// What it has used so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Usage {
+    /// Processor time of the threads of its store.
+    pub(crate) store_time: Duration,
+    /// Bytes that those threads have passed to the system for writing.
+    pub(crate) log_bytes: u64,
+    pub(crate) base_bytes: u64,
+    /// Batches that were written to the log; the beginning of a segment counts as another one.
+    pub(crate) commits: u64,
+    /// Bytes that the system has to write to the disk for it, in whole pages.
+    pub(crate) disk_bytes: u64,
+}
+
+impl Running {
+    /// Starts a broker, with an empty store or without one, and waits until it accepts clients.
+    pub(crate) fn start(settings: &Settings, is_durable: bool) -> io::Result<Self> {
+        let mut result = Err(io::Error::other("never tried"));
+        for _ in 0..START_ATTEMPTS {
+            result = Self::try_start(settings, is_durable);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    fn try_start(settings: &Settings, is_durable: bool) -> io::Result<Self> {
+        let folder = settings.place.folder("running")?;
+        settings.place.settle();
+        let (mut command, address) = command(settings, is_durable.then(|| folder.join("store")).as_deref())?;
+        let child = command.arg("-q").stderr(File::create(folder.join("said"))?).spawn()?;
+        let mut running = Self { address, child, folder };
+        running.wait()?;
+        Ok(running)
+    }
+
+    /// Waits until a client is accepted.
+    fn wait(&mut self) -> io::Result<()> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(io::Error::other(format!("the broker ended at once: {status}")));
+            }
+            match Client::connect(self.address, "first", None) {
+                Ok(_) => return Ok(()),
+                Err(error) if began.elapsed() > START_PATIENCE => return Err(error),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Where its store is, if it has one.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.folder.join("store")
+    }
+
+    pub(crate) fn usage(&self) -> io::Result<Usage> {
+        let process = PathBuf::from(format!("/proc/{}", self.pid()));
+        let mut usage = Usage { disk_bytes: io_counter(&process, "write_bytes")?, ..Usage::default() };
+        for task in fs::read_dir(process.join("task"))? {
+            let task = task?.path();
+            let name = fs::read_to_string(task.join("comm"))?;
+            let bytes = match name.trim_end() {
+                LOG_THREAD => &mut usage.log_bytes,
+                BASE_THREAD => &mut usage.base_bytes,
+                _ => continue,
+            };
+            *bytes = io_counter(&task, "wchar")?;
+            usage.store_time += processor_time(&task)?;
+            if name.trim_end() == LOG_THREAD {
+                // Every other write is one that wakes.
+                usage.commits = io_counter(&task, "syscw")? / 2;
+                usage.log_bytes -= usage.commits * WAKE_BYTES;
+            }
+        }
+        Ok(usage)
+    }
+}
+
+impl Usage {
+    pub(crate) fn since(self, earlier: Self) -> Self {
+        Self {
+            store_time: self.store_time.saturating_sub(earlier.store_time),
+            log_bytes: self.log_bytes.saturating_sub(earlier.log_bytes),
+            base_bytes: self.base_bytes - earlier.base_bytes,
+            commits: self.commits - earlier.commits,
+            disk_bytes: self.disk_bytes - earlier.disk_bytes,
+        }
+    }
+}
+
+fn io_counter(task: &Path, name: &str) -> io::Result<u64> {
+    let text = fs::read_to_string(task.join("io"))?;
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    value.unwrap_or("").parse().map_err(|error| io::Error::other(format!("{name} in {text:?}: {error}")))
+}
+
+/// In ticks: finer times are not told by every kernel.
+fn processor_time(task: &Path) -> io::Result<Duration> {
+    let text = fs::read_to_string(task.join("stat"))?;
+    // The name may contain anything, so fields are counted from its closing bracket.
+    let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let ticks: u32 =
+        fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+    Ok(TICK * ticks)
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Fails only if it has ended by itself. Nothing of it is needed any more, so it is not asked first.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Only warnings are said: a limit that was reached, or a store that failed.
+        let said = fs::read_to_string(self.folder.join("said")).unwrap_or_default();
+        for line in said.lines() {
+            eprintln!("the broker said: {line}");
+        }
+    }
+}
