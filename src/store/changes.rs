@@ -14,11 +14,20 @@ use super::medium::Medium;
 /// Where a change stands.
 #[derive(Clone, Copy, Debug)]
 struct Place {
+    /// The first bytes of its key, of which nearly all have no more: comparing them needs no look at the segment.
+    head: (u8, u64),
     segment: u32,
     key_at: u32,
     key_length: u32,
     /// The value stands behind the key; `None` if the key is gone.
     value_length: Option<u32>,
+}
+
+/// Sorts like the key, as far as it goes.
+fn head_of(key: &[u8]) -> (u8, u64) {
+    let byte = |at: usize| key.get(at).copied().unwrap_or(0);
+    let number = (1..9).fold(0, |number, at| number << 8 | u64::from(byte(at)));
+    (byte(0), number)
 }
 
 /// Changes, in the order of keys once they are sorted.
@@ -62,6 +71,7 @@ impl Changes {
                 };
                 let key_at = key.as_ptr() as usize - begin;
                 self.places.push(Place {
+                    head: head_of(key),
                     segment,
                     key_at: u32::try_from(key_at).expect("a segment has less than 2^32 bytes"),
                     key_length: key.len() as u32,
@@ -81,12 +91,17 @@ impl Changes {
     /// Puts the changes into the order of keys, and keeps the last one of each.
     pub(super) fn sort(&mut self) {
         let mut places = std::mem::take(&mut self.places);
-        places.sort_by(|left, right| self.key(*left).cmp(self.key(*right)));
+        places.sort_by(|left, right| {
+            left.head.cmp(&right.head).then_with(|| self.key(*left).cmp(self.key(*right)))
+        });
         let mut kept = 0;
         let mut at = 0;
         while at < places.len() {
             let mut end = at + 1;
-            while end < places.len() && self.key(places[end]) == self.key(places[at]) {
+            while end < places.len()
+                && places[end].head == places[at].head
+                && self.key(places[end]) == self.key(places[at])
+            {
                 end += 1;
             }
             let (first, last) = (places[at], places[end - 1]);

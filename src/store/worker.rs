@@ -18,6 +18,15 @@ const RETRY: Duration = Duration::from_millis(250);
 /// Segments that go into the base at once: what the later ones undo of the earlier ones is never written.
 const SEGMENTS_AT_ONCE: usize = 4;
 
+/// With fewer full segments than that the base waits until the log is quiet: it has time, acknowledgements have not.
+const SEGMENTS_PUT_OFF: usize = 4;
+
+/// Whoever else wants the core may have it.
+const NICENESS: i32 = 19;
+
+/// The log is quiet when no segment became full for so long.
+const QUIET: Duration = Duration::from_secs(2);
+
 /// What a store has to say.
 #[derive(Debug)]
 pub enum Report {
@@ -92,20 +101,13 @@ pub(super) struct BaseWorker {
 
 impl BaseWorker {
     pub(super) fn run(mut self) {
+        // On Linux it is the thread that becomes nice. It is not so important that a failure would matter.
+        let _ = rustix::process::nice(NICENESS);
         loop {
-            self.segments.extend(self.closed.try_iter());
-            let result = if self.segments.is_empty() {
-                match self.closed.recv() {
-                    Ok(number) => {
-                        self.segments.push(number);
-                        continue;
-                    }
-                    Err(_) => return,
-                }
-            } else {
-                self.condense()
-            };
-            match result {
+            if !self.wait() {
+                return;
+            }
+            match self.condense() {
                 Ok(count) => self.report(Report::Condensed(count)),
                 Err(error) => {
                     self.report(Report::BaseFailed(error));
@@ -117,6 +119,23 @@ impl BaseWorker {
                         Err(RecvTimeoutError::Disconnected) => return,
                     }
                 }
+            }
+        }
+    }
+
+    /// Waits until there is something to do and it is time to do it. False if the broker stops.
+    fn wait(&mut self) -> bool {
+        loop {
+            self.segments.extend(self.closed.try_iter());
+            let next = match self.segments.len() {
+                0 => self.closed.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                SEGMENTS_PUT_OFF.. => return true,
+                _ => self.closed.recv_timeout(QUIET),
+            };
+            match next {
+                Ok(number) => self.segments.push(number),
+                Err(RecvTimeoutError::Timeout) => return true,
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
     }
