@@ -152,6 +152,9 @@ impl Broker {
             Some(will) => Some(Box::new(self.read_will(will)?)),
             None => None,
         };
+        if let Some(stored) = self.sessions.find_by_client_id(client_id) {
+            self.catch_up_session(stored);
+        }
         let stored = self.sessions.find_by_client_id(client_id);
         if let Some(session) = stored.and_then(|session| self.sessions.find(session))
             && session.user.as_deref() != identity.user

@@ -111,6 +111,18 @@ impl Broker {
         }
     }
 
+    /// Does what is due for one session whose client is coming back, if the wheel has not got to it yet: after a restart
+    /// there can be many, and the first clients are fast.
+    pub(super) fn catch_up_session(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.find_mut(id).filter(|session| session.connection.is_none()) else {
+            return;
+        };
+        if let Some(timer) = session.timer.take() {
+            self.wheel.cancel(timer);
+        }
+        self.session_timeout(id);
+    }
+
     fn session_timeout(&mut self, id: SessionId) {
         let now = self.now;
         let Some(session) = self.sessions.find_mut(id) else { return };

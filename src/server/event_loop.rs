@@ -167,7 +167,12 @@ impl EventLoop {
     /// How long the poll may sleep.
     fn poll_timeout(&self) -> Option<SystemDuration> {
         let now = self.clock.now();
-        if !self.ready.is_empty() || self.listeners.iter().any(|listener| listener.is_ready(now)) {
+        // The report that all is stored came after this turn's look at requests to stop.
+        let is_settled = self.settling.is_some() && self.broker.is_stored();
+        if is_settled
+            || !self.ready.is_empty()
+            || self.listeners.iter().any(|listener| listener.is_ready(now))
+        {
             return Some(SystemDuration::ZERO);
         }
         let pauses = self.listeners.iter().filter_map(Listener::pause_ends);

@@ -197,17 +197,20 @@ impl Keeper {
             if now < self.next_due {
                 return;
             }
-            self.next_due = now + delay;
+            if self.hand_over_at_once(now, broker) {
+                self.next_due = now + delay;
+            }
+            return;
         }
         self.hand_over_at_once(now, broker);
     }
 
-    /// The same, whether it may wait or not.
-    pub(super) fn hand_over_at_once(&mut self, now: Instant, broker: &mut Broker) {
-        if let Some(batch) = broker.poll_journal() {
-            self.handed_over = Some(now);
-            self.store.commit(batch);
-        }
+    /// The same, whether it may wait or not. False if there was nothing.
+    pub(super) fn hand_over_at_once(&mut self, now: Instant, broker: &mut Broker) -> bool {
+        let Some(batch) = broker.poll_journal() else { return false };
+        self.handed_over = Some(now);
+        self.store.commit(batch);
+        true
     }
 
     /// When the loop has to look again.

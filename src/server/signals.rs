@@ -1,9 +1,10 @@
 //! Signals as events of the loop.
 
 use std::io;
+use std::sync::Arc;
 
 use mio::{Interest, Registry, Token};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGUSR2, SIGXFSZ};
 use signal_hook_mio::v1_0::Signals;
 
 /// What a signal asks for.
@@ -28,6 +29,8 @@ impl std::fmt::Debug for SignalSource {
 
 impl SignalSource {
     pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
+        // Ends the process if nobody wants it. Without that a file that must not grow any more is an error of its write.
+        signal_hook::flag::register(SIGXFSZ, Arc::default())?;
         let mut signals = Signals::new([SIGINT, SIGTERM, SIGUSR1, SIGUSR2])?;
         registry.register(&mut signals, token, Interest::READABLE)?;
         Ok(Self(signals))

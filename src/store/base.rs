@@ -75,6 +75,12 @@ fn io_error(error: impl Into<redb::Error>) -> io::Error {
 
 fn open_error(error: impl Into<redb::Error>) -> OpenError {
     match error.into() {
+        // So redb says that it is not one of its files, or ends early.
+        redb::Error::Io(error)
+            if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof) =>
+        {
+            OpenError::Damaged(Damage::new(BASE_NAME, &error.to_string()))
+        }
         redb::Error::Io(error) => OpenError::Io(error),
         other => OpenError::Damaged(Damage::new(BASE_NAME, &other.to_string())),
     }
@@ -106,6 +112,10 @@ impl Base {
         };
         let base = Self { database, applied: Lsn::NONE };
         let (format, applied) = base.facts().map_err(open_error)?;
+        if format.is_none() && name == BASE_NAME {
+            // It had its facts before it had its name.
+            return Err(OpenError::Damaged(Damage::new(name, "it is empty")));
+        }
         if format.is_some_and(|format| format > u64::from(FORMAT_VERSION)) {
             return Err(OpenError::Newer(BASE_NAME.into()));
         }
