@@ -52,7 +52,7 @@ impl Broker {
             if granted.streams {
                 self.start_stream(session_id, request.filter, grant, granted.record);
             } else if !granted.reason.is_error() {
-                self.change_stream(session_id, request.filter, grant);
+                self.change_stream(session_id, request.filter, grant, granted.record);
             }
         }
         self.refill(session_id);
@@ -111,6 +111,8 @@ impl Broker {
         // A group is sent nothing that is retained: every member that comes would get it [B-012].
         let streams = wanted && filter.share_name.is_none() && self.has_retained_for(filter.filter);
         let record = if name.is_some() && (is_changed || streams) {
+            // One that was begun for the same filter goes on, even if no other is wanted.
+            let streams = streams || self.has_stream(session_id, request.filter);
             self.outputs.journal.record_subscription(name, request.filter, grant, streams)
         } else {
             Lsn::NONE
