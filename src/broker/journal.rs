@@ -352,13 +352,19 @@ impl Journal {
         self.append_encoded(Key::Subscription(session, filter), Some(&record))
     }
 
-    /// All retained messages for a subscription were sent. `latest` is the number of its latest record.
-    pub(super) fn end_stream(&mut self, latest: Lsn, session: Lsn, filter: &str, grant: Grant) {
+    /// Retained messages are still to be sent for a subscription, or are not any more. `latest` is the number of its latest
+    /// record.
+    pub(super) fn set_streams(
+        &mut self,
+        latest: Lsn,
+        session: Lsn,
+        filter: &str,
+        grant: Grant,
+        streams: bool,
+    ) {
         let mut batch = Batch::default();
-        batch.put(
-            Key::Subscription(session, filter),
-            &Record::Subscription(subscription_record(grant, false)),
-        );
+        let record = Record::Subscription(subscription_record(grant, streams));
+        batch.put(Key::Subscription(session, filter), &record);
         let entry = Entry::Encoded(Box::new(batch));
         match latest.0.checked_sub(self.first.0) {
             // In its place: who has subscribed anew or unsubscribed since has a later record.

@@ -351,7 +351,7 @@ impl Broker {
         if is_wanted {
             session.streams.push(RetainedStream::new(filter, grant, record));
         } else {
-            self.outputs.journal.end_stream(record, session.name, text, grant);
+            self.outputs.journal.set_streams(record, session.name, text, grant, false);
         }
     }
 

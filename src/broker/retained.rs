@@ -236,19 +236,14 @@ impl Broker {
 
     /// A subscription was made anew without its retained messages: what is still to be sent for it is sent as it is now.
     pub(super) fn change_stream(&mut self, id: SessionId, filter: &str, grant: Grant, record: Lsn) {
-        let streams = self.sessions.find_mut(id).map(|session| &mut session.streams);
-        for stream in streams.into_iter().flatten().filter(|stream| *stream.filter == *filter) {
+        let Some(session) = self.sessions.find_mut(id) else { return };
+        for stream in session.streams.iter_mut().filter(|stream| *stream.filter == *filter) {
             stream.grant = grant;
             if record.is_some() {
                 stream.record = record;
+                self.outputs.journal.set_streams(record, session.name, filter, grant, true);
             }
         }
-    }
-
-    /// Whether retained messages are still to be sent for a subscription.
-    pub(super) fn has_stream(&self, id: SessionId, filter: &str) -> bool {
-        let streams = self.sessions.find(id).map(|session| &session.streams);
-        streams.is_some_and(|streams| streams.iter().any(|stream| *stream.filter == *filter))
     }
 
     /// Forgets what was still to be sent for a subscription.
@@ -281,7 +276,7 @@ impl Broker {
         let session = self.sessions.find_mut(id).expect("its streams are being sent");
         for RetainedStream { filter, grant, record, .. } in streams.drain(..finished) {
             if record.is_some() {
-                self.outputs.journal.end_stream(record, session.name, &filter, grant);
+                self.outputs.journal.set_streams(record, session.name, &filter, grant, false);
             }
         }
         session.streams = streams;

@@ -111,8 +111,6 @@ impl Broker {
         // A group is sent nothing that is retained: every member that comes would get it [B-012].
         let streams = wanted && filter.share_name.is_none() && self.has_retained_for(filter.filter);
         let record = if name.is_some() && (is_changed || streams) {
-            // One that was begun for the same filter goes on, even if no other is wanted.
-            let streams = streams || self.has_stream(session_id, request.filter);
             self.outputs.journal.record_subscription(name, request.filter, grant, streams)
         } else {
             Lsn::NONE
