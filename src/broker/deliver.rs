@@ -239,7 +239,11 @@ impl Broker {
             Some(link) if session.outgoing.queue.is_empty() && has_room(session, link, options) => {
                 outputs.send(session, link, delivery, *now);
             }
-            _ => {
+            link => {
+                if let Some(link) = link {
+                    // What fills the outbox may be QoS 0, which no acknowledgement follows.
+                    link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
+                }
                 let stored_as = session.stored_as();
                 let Session { client_id, outgoing, .. } = session;
                 let owner = QueueOwner { name: client_id, stored_as };
