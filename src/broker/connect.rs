@@ -212,6 +212,10 @@ impl Broker {
         client_id: &str,
         terms: &Terms,
     ) -> Result<(SessionId, bool), CloseReason> {
+        if self.outputs.journal.is_ending(client_id) {
+            // An earlier CONNECT has ended its session, which is not gone from the disk yet.
+            self.outputs.journal.promise_all();
+        }
         if let Some(stored) = self.sessions.find_by_client_id(client_id) {
             if !terms.clean_start {
                 return Ok((stored, true));

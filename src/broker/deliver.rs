@@ -18,6 +18,7 @@ use crate::topics::{Subscriber, SubscriberId, TopicName};
 
 use super::delivery::{Delivery, Via};
 use super::event::{Event, Limit, PacketKind};
+use super::journal::Promise;
 use super::link::{ConnectionId, Link};
 use super::message::{Content, Gauge, Message};
 use super::options::Options;
@@ -98,6 +99,8 @@ struct Annotations<'a> {
     forwarded: Properties<'a>,
     expires_at: Option<Instant>,
     subscription_ids: &'a [u32],
+    /// When the packet may leave.
+    promise: Promise,
 }
 
 /// What follows the head of a PUBLISH, and how it gets into an outbox: the payload, and before it the properties that
@@ -223,6 +226,7 @@ impl Broker {
                     forwarded: routing.properties,
                     expires_at: routing.expires_at,
                     subscription_ids,
+                    promise: Promise::default(),
                 };
                 outputs.write_annotated(link, head, &annotations, body, *now);
             } else {
@@ -430,10 +434,12 @@ impl Outputs {
         now: Instant,
     ) -> bool {
         let Delivery { message, qos, retain, record, .. } = delivery;
-        if *qos == QoS::ExactlyOnce && record.is_some() {
-            // Or after a crash it would come again under another identifier, and as another message.
-            self.hold_back(link, self.journal.promise_of_record(*record));
-        }
+        // Or after a crash it would come again under another identifier, and as another message.
+        let promise = if *qos == QoS::ExactlyOnce && record.is_some() {
+            self.journal.promise_of_record(*record)
+        } else {
+            Promise::default()
+        };
         let payload = message.payload();
         let head = PublishHead {
             dup,
@@ -450,6 +456,7 @@ impl Outputs {
             Body::Shared(message.clone())
         };
         if !has_properties {
+            self.hold_back(link, promise);
             self.write_plain(link, &head, body);
             return true;
         }
@@ -457,6 +464,7 @@ impl Outputs {
             forwarded: message.properties(),
             expires_at: message.expires_at(),
             subscription_ids: delivery.subscription_ids(),
+            promise,
         };
         self.write_annotated(link, head, &annotations, body, now)
     }
@@ -472,7 +480,7 @@ impl Outputs {
         body: Body<'_>,
         now: Instant,
     ) -> bool {
-        let Annotations { forwarded, expires_at, subscription_ids } = *annotations;
+        let Annotations { forwarded, expires_at, subscription_ids, promise } = *annotations;
         let mut properties = PublishHeadProperties {
             // Rounded up, so that it is 0 only when the time is over [MQTT5-3.3.2-6].
             message_expiry_secs: expires_at.map(|expires_at| expires_at.since(now).0.div_ceil(1_000) as u32),
@@ -503,6 +511,7 @@ impl Outputs {
             self.metrics.drop_message(DropReason::TooLargeForClient);
             return false;
         }
+        self.hold_back(link, promise);
         let is_copied = matches!(body, Body::Copied(_));
         self.write_publish(link, &head, body, true, |bytes| {
             encode::publish_head_with_properties(bytes, &head, &properties);

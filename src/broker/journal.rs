@@ -9,7 +9,7 @@
 //! than the last record of an input.
 //!
 //! Invariants: records are numbered without gaps; those from `first` on wait here, those before it were taken; a message
-//! has a record while something that is stored refers to it.
+//! has a record while something that is stored refers to it, and may have another one later.
 //!
 //! Deliberately not here: the bytes of records (see `journal`), who calls (each conversation records what it changes),
 //! and how state comes back (see `restore`).
@@ -101,8 +101,12 @@ pub(super) struct Journal {
     input_first: Lsn,
     input_from: Option<ConnectionId>,
     input_message: Lsn,
-    /// Which outboxes hold something back, in the order of what they wait for.
+    /// Whether the reply to the input promises more than what the input recorded.
+    promises_all: bool,
+    /// Which outboxes hold something back, nearly in the order of what they wait for.
     held: VecDeque<(Lsn, ConnectionId)>,
+    /// Whose sessions have ended, by which record, as far as that is not stored yet.
+    ended: VecDeque<(Lsn, Box<str>)>,
     /// Publishers of messages that need not be stored any more.
     relieved: Vec<ConnectionId>,
     /// Connections that are not read until the store has caught up.
@@ -127,7 +131,9 @@ impl Journal {
             input_first: Lsn(1),
             input_from: None,
             input_message: Lsn::NONE,
+            promises_all: false,
             held: VecDeque::new(),
+            ended: VecDeque::new(),
             relieved: Vec::new(),
             paused: Vec::new(),
         }
@@ -157,6 +163,13 @@ impl Journal {
         self.input_first = self.next();
         self.input_from = from;
         self.input_message = Lsn::NONE;
+        self.promises_all = false;
+    }
+
+    /// The reply to the input being handled promises that something is as it is now, whoever made it so: that a topic is
+    /// clear, or a session gone.
+    pub(super) fn promise_all(&mut self) {
+        self.promises_all = true;
     }
 
     /// What a reply to the input being handled says is stored when it leaves; `Promise::default()` if it may leave at
@@ -166,6 +179,9 @@ impl Journal {
         if self.durability != Durability::BeforeReply {
             return Promise::default();
         }
+        if self.promises_all {
+            return self.promise_of_all();
+        }
         let next = self.next();
         if next == self.input_first {
             return Promise::default();
@@ -173,9 +189,20 @@ impl Journal {
         Promise { lsn: Lsn(next.0 - 1), ..Promise::default() }
     }
 
-    /// The same for an acknowledgement that promises nothing but that the message is safe.
+    /// What a reply says that promises all that was recorded so far, and not only by its own input: that something is gone
+    /// may have been recorded by another one.
+    pub(super) fn promise_of_all(&self) -> Promise {
+        let last = Lsn(self.next().0 - 1);
+        if self.durability != Durability::BeforeReply || last <= self.stored {
+            return Promise::default();
+        }
+        Promise { lsn: last, ..Promise::default() }
+    }
+
+    /// What an acknowledgement says that promises nothing but that the message is safe.
     pub(super) fn promise_of_message(&self) -> Promise {
-        Promise { message: self.input_message, ..self.promise() }
+        let message = if self.promises_all { Lsn::NONE } else { self.input_message };
+        Promise { message, ..self.promise() }
     }
 
     /// What a packet needs that may leave only once a record is stored: a crash must not make the broker forget under
@@ -206,7 +233,14 @@ impl Journal {
 
     /// Bytes that are not stored yet.
     pub(super) fn unstored_bytes(&self) -> u64 {
-        self.waiting_bytes + self.taken_bytes
+        let cancelled = self.entries.len() - self.waiting;
+        self.waiting_bytes + self.taken_bytes + (cancelled * size_of::<Option<Entry>>()) as u64
+    }
+
+    /// Whether the input being handled has recorded something although too much waits.
+    #[inline]
+    pub(super) fn is_too_much(&self, bytes_max: u64) -> bool {
+        self.is_on() && self.next() != self.input_first && self.unstored_bytes() > bytes_max
     }
 
     fn append(&mut self, entry: Entry) -> Lsn {
@@ -241,9 +275,8 @@ impl Journal {
         }
         let record = self.append(Entry::Message(message.clone(), self.input_from));
         message.set_record(record, 1);
-        if !self.input_message.is_some() {
-            self.input_message = record;
-        }
+        // The last one, if the first receivers of a message were done with it before others came.
+        self.input_message = record;
         record
     }
 
@@ -331,13 +364,19 @@ impl Journal {
     }
 
     /// A session has ended. Whatever belongs to it is removed by itself.
-    pub(super) fn remove_session(&mut self, name: Lsn, latest: Lsn) {
+    pub(super) fn remove_session(&mut self, client_id: &str, name: Lsn, latest: Lsn) {
         if latest >= self.first {
             self.remove(Kind::Session, latest);
         }
         if name < self.first {
-            self.append(Entry::Remove(Kind::Session, name));
+            let removal = self.append(Entry::Remove(Kind::Session, name));
+            self.ended.push_back((removal, client_id.into()));
         }
+    }
+
+    /// Whether a session with this client id has ended and may still be on disk.
+    pub(super) fn is_ending(&self, client_id: &str) -> bool {
+        self.ended.iter().any(|(_, ended)| **ended == *client_id)
     }
 
     /// A subscription was made or has changed.
@@ -421,6 +460,7 @@ impl Journal {
     pub(super) fn set_stored(&mut self, last: Lsn) {
         assert!(last <= self.taken, "only what was taken can be stored");
         self.stored = self.stored.max(last);
+        while self.ended.pop_front_if(|(removal, _)| *removal <= last).is_some() {}
         if self.stored == self.taken {
             self.taken_bytes = 0;
         }

@@ -194,6 +194,9 @@ impl Broker {
                 self.close(id, CloseReason::ServerPacket);
             }
         }
+        if self.outputs.journal.is_too_much(self.options.unstored_bytes_max) {
+            self.await_store(id);
+        }
     }
 
     /// The time of an input, and whose packet it is, if it is one.
@@ -367,6 +370,7 @@ impl Broker {
         self.open_gates();
         let batch = self.outputs.journal.take();
         self.open_gates();
+        self.read_paused_again_in_time();
         if self.outputs.journal.state != StoreState::Well {
             // What they wait for may take long to come; they will ask again.
             let held: Vec<ConnectionId> = self.outputs.journal.take_held().collect();
@@ -384,6 +388,10 @@ impl Broker {
         self.begin_input(now, None);
         self.outputs.journal.set_stored(last);
         self.open_gates();
+        self.read_paused_again_in_time();
+    }
+
+    fn read_paused_again_in_time(&mut self) {
         if self.outputs.journal.unstored_bytes() <= self.options.unstored_bytes_max / 2 {
             self.read_paused_again();
         }
@@ -636,7 +644,7 @@ impl Broker {
         for record in session.receipts.records() {
             journal.remove(Kind::Receipt, record);
         }
-        journal.remove_session(session.name, session.latest_record);
+        journal.remove_session(&session.client_id, session.name, session.latest_record);
     }
 }
 

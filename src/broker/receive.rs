@@ -201,9 +201,14 @@ impl Broker {
         session.receipts.insert(packet_id, record);
     }
 
-    /// Does not read a publisher on when too much of what was published waits to be stored.
+    /// Does not read a client on when too much waits to be stored. While nothing can be stored it is closed: nobody knows
+    /// how long that takes.
     #[cold]
-    fn await_store(&mut self, id: ConnectionId) {
+    #[inline(never)]
+    pub(super) fn await_store(&mut self, id: ConnectionId) {
+        if self.outputs.journal.state != StoreState::Well {
+            return self.close(id, CloseReason::StoreFailed);
+        }
         let Self { links, outputs, options, .. } = self;
         let Some(link) = links.find_mut(id).filter(|link| !link.awaits_store) else { return };
         link.awaits_store = true;
@@ -271,10 +276,6 @@ impl Broker {
     /// Nothing, PUBACK or PUBREC [MQTT-3.3.4-1]. Before 5.0 they have no reasons.
     fn answer_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, reason: ReasonCode) {
         let Some(packet_id) = publish.packet_id else { return };
-        let journal = &self.outputs.journal;
-        if journal.unstored_bytes() > self.options.unstored_bytes_max && journal.state == StoreState::Well {
-            self.await_store(id);
-        }
         let reason =
             if reason == ReasonCode::Success || self.has_reasons(id) { reason } else { ReasonCode::Success };
         if publish.qos == QoS::AtLeastOnce {

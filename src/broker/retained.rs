@@ -122,6 +122,8 @@ impl Broker {
     /// Keeps the message for later subscribers [MQTT-3.3.1-5], or clears the topic if the payload is empty
     /// [MQTT-3.3.1-10].
     pub(super) fn retain(&mut self, routing: &mut Routing<'_>) {
+        // The acknowledgement says that the topic has this value, and not only that the message has reached everybody.
+        self.outputs.journal.promise_all();
         let is_over = routing.expires_at.is_some_and(|expires_at| expires_at <= self.now);
         if routing.payload.is_empty() || is_over {
             self.forget_retained(routing.topic.as_str());

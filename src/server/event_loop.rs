@@ -156,7 +156,7 @@ impl EventLoop {
             if self.stopping.is_some_and(|deadline| is_done || deadline <= now) {
                 let unstored = self.broker.unstored_bytes();
                 if unstored > 0 {
-                    log::error!(target: LOG_TARGET, "{unstored} bytes could not be stored; nothing of it was acknowledged");
+                    log::error!(target: LOG_TARGET, "{unstored} bytes could not be stored");
                 }
                 log::info!(target: LOG_TARGET, "stopped");
                 return Ok(());

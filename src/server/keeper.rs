@@ -194,7 +194,8 @@ impl Keeper {
     /// Hands over what is to be stored now.
     pub(super) fn hand_over(&mut self, now: Instant, broker: &mut Broker) {
         if let Sync::Within(delay) = self.options.sync {
-            if now < self.next_due {
+            let is_much = broker.unstored_bytes() > broker.options().unstored_bytes_max / 2;
+            if now < self.next_due && !is_much {
                 return;
             }
             if self.hand_over_at_once(now, broker) {

@@ -1,8 +1,8 @@
 //! The log: batches one behind the other, each on disk before it is acknowledged.
 //!
 //! ```text
-//!  segment := magic (8 bytes), version (4 bytes), 0 (4 bytes), frame*
-//!  frame   := length of the batch (4 bytes), checksum of the rest (4 bytes),
+//!  segment := magic (8 bytes), version (4 bytes), salt (4 bytes), frame*
+//!  frame   := length of the batch (4 bytes), checksum of the rest begun with the salt (4 bytes),
 //!             last number of the frame before (8 bytes), last number of this one (8 bytes), batch
 //! ```
 //!
@@ -66,7 +66,11 @@ struct Segment {
     number: u64,
     /// What stands in it for certain.
     length: u64,
+    salt: u32,
 }
+
+/// Damage behind the last good frame is looked for by checksums over so many bytes at most.
+const SEARCHED_BYTES_MAX: usize = 256 << 20;
 
 impl Log {
     /// A log that goes on behind `last`, in segments from `next_number` on.
@@ -94,8 +98,8 @@ impl Log {
             batch.last() > self.last,
             "numbers only grow, or a batch would be taken for one that is known"
         );
-        fill_frame(&mut self.frame, self.last, batch);
         let Some(segment) = &mut self.segment else { unreachable!("just begun") };
+        fill_frame(&mut self.frame, segment.salt, self.last, batch);
         segment.file.check_presence()?;
         if let Err(error) = segment.file.write_at(segment.length, &self.frame) {
             // What was written in part would look like a batch that was torn, and it need not be there at all. If it cannot
@@ -124,11 +128,14 @@ impl Log {
         let mut header = [0; HEADER_BYTES];
         header[..8].copy_from_slice(MAGIC);
         header[8..12].copy_from_slice(&LOG_VERSION.to_be_bytes());
+        // Nobody whose messages are stored can write what looks like a frame.
+        getrandom::fill(&mut header[12..])?;
+        let salt = salt_of(&header);
         file.write_at(0, &header)?;
         file.synchronize()?;
         self.medium.synchronize_names()?;
         self.next_number += 1;
-        self.segment = Some(Segment { file, number, length: HEADER_BYTES as u64 });
+        self.segment = Some(Segment { file, number, length: HEADER_BYTES as u64, salt });
         Ok(())
     }
 
@@ -142,7 +149,17 @@ impl Log {
     }
 }
 
-fn fill_frame(frame: &mut Vec<u8>, previous: Lsn, batch: &Batch) {
+fn salt_of(header: &[u8; HEADER_BYTES]) -> u32 {
+    header[12..].iter().fold(0, |salt, byte| salt << 8 | u32::from(*byte))
+}
+
+fn checksum(salt: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(salt);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+fn fill_frame(frame: &mut Vec<u8>, salt: u32, previous: Lsn, batch: &Batch) {
     frame.clear();
     let length = u32::try_from(batch.as_bytes().len()).expect("a batch is bounded far below this");
     frame.extend_from_slice(&length.to_be_bytes());
@@ -150,7 +167,7 @@ fn fill_frame(frame: &mut Vec<u8>, previous: Lsn, batch: &Batch) {
     frame.extend_from_slice(&previous.0.to_be_bytes());
     frame.extend_from_slice(&batch.last().0.to_be_bytes());
     frame.extend_from_slice(batch.as_bytes());
-    let checksum = crc32fast::hash(&frame[8..]);
+    let checksum = checksum(salt, &frame[8..]);
     frame[4..8].copy_from_slice(&checksum.to_be_bytes());
 }
 
@@ -162,8 +179,16 @@ struct Frame<'a> {
     batch: &'a [u8],
 }
 
-/// The frame at the beginning of these bytes, and what follows it.
-fn split_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
+/// What stands at the beginning of these bytes, if it is a frame: its checksum, and what that is of.
+#[derive(Clone, Copy, Debug)]
+struct Candidate<'a> {
+    frame: Frame<'a>,
+    checksum: u32,
+    checked: &'a [u8],
+    rest: &'a [u8],
+}
+
+fn candidate(bytes: &[u8]) -> Option<Candidate<'_>> {
     let (head, rest) = bytes.split_first_chunk::<FRAME_HEAD_BYTES>()?;
     let (length, head) = head.split_first_chunk()?;
     let (checksum, head) = head.split_first_chunk()?;
@@ -173,7 +198,33 @@ fn split_frame(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     let checked = &bytes[8..FRAME_HEAD_BYTES + batch.len()];
     let frame =
         Frame { previous: Lsn(u64::from_be_bytes(*previous)), last: Lsn(u64::from_be_bytes(*last)), batch };
-    (crc32fast::hash(checked) == u32::from_be_bytes(*checksum)).then_some((frame, rest))
+    Some(Candidate { frame, checksum: u32::from_be_bytes(*checksum), checked, rest })
+}
+
+/// The frame at the beginning of these bytes, and what follows it.
+fn split_frame(bytes: &[u8], salt: u32) -> Option<(Frame<'_>, &[u8])> {
+    let Candidate { frame, checksum: expected, checked, rest } = candidate(bytes)?;
+    (checksum(salt, checked) == expected).then_some((frame, rest))
+}
+
+/// Whether a frame stands somewhere in these bytes that comes behind one that is missing.
+fn has_later_frame(bytes: &[u8], salt: u32, seen: Lsn) -> bool {
+    let mut left = SEARCHED_BYTES_MAX;
+    for at in 1..bytes.len() {
+        let Some(Candidate { frame, checksum: expected, checked, .. }) = candidate(&bytes[at..]) else {
+            continue;
+        };
+        // The one between has at least one number.
+        if frame.previous <= seen || frame.last <= frame.previous {
+            continue;
+        }
+        let Some(less) = left.checked_sub(checked.len()) else { return false };
+        left = less;
+        if checksum(salt, checked) == expected {
+            return true;
+        }
+    }
+    false
 }
 
 /// A segment that was read.
@@ -208,7 +259,8 @@ pub(super) fn read_segment(medium: &dyn Medium, number: u64, seen: &mut Lsn) -> 
     if version > LOG_VERSION {
         return Err(ReadError::Newer(name));
     }
-    while let Some((frame, behind)) = split_frame(rest) {
+    let salt = salt_of(header);
+    while let Some((frame, behind)) = split_frame(rest, salt) {
         rest = behind;
         if frame.last <= *seen {
             continue; // Written again because nobody knew whether it was on disk.
@@ -221,10 +273,8 @@ pub(super) fn read_segment(medium: &dyn Medium, number: u64, seen: &mut Lsn) -> 
         *seen = frame.last;
     }
     // A power cut tears the last frame at most. Where another one stands behind it, it was not a power cut.
-    for at in 1..rest.len() {
-        if split_frame(&rest[at..]).is_some_and(|(frame, _)| frame.last > *seen) {
-            return Err(Damage::new(&name, "a batch has changed").into());
-        }
+    if has_later_frame(rest, salt, *seen) {
+        return Err(Damage::new(&name, "a batch has changed").into());
     }
     Ok(Contents { bytes, batches })
 }

@@ -36,7 +36,7 @@ use crate::journal::{Batch, Lsn};
 
 use base::Base;
 use changes::Changes;
-use log::{Log, ReadError, segment_numbers};
+use log::{Log, ReadError, segment_name, segment_numbers};
 use medium::{Folder, Medium};
 use worker::{BaseWorker, LogWorker};
 
@@ -188,6 +188,11 @@ impl Stored {
     pub fn open(medium: Arc<dyn Medium>) -> Result<Self, OpenError> {
         let base = Base::open(&*medium)?;
         let segments = segment_numbers(&medium.names()?);
+        // What a killed process wrote may be seen and yet not be on disk: nothing is built on it before it is.
+        for number in &segments {
+            medium.open(&segment_name(*number))?.synchronize()?;
+        }
+        medium.synchronize_names()?;
         let (mut changes, mut last) = (Changes::default(), base.applied);
         for number in &segments {
             changes.read(&*medium, *number, &mut last)?;

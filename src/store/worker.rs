@@ -22,6 +22,7 @@ const SEGMENTS_AT_ONCE: usize = 4;
 const SEGMENTS_PUT_OFF: usize = 4;
 
 /// Whoever else wants the core may have it.
+#[cfg(target_os = "linux")]
 const NICENESS: i32 = 19;
 
 /// The log is quiet when no segment became full for so long.
@@ -101,7 +102,8 @@ pub(super) struct BaseWorker {
 
 impl BaseWorker {
     pub(super) fn run(mut self) {
-        // On Linux it is the thread that becomes nice. It is not so important that a failure would matter.
+        // There it is the thread that becomes nice, elsewhere the process. A failure does not matter.
+        #[cfg(target_os = "linux")]
         let _ = rustix::process::nice(NICENESS);
         loop {
             if !self.wait() {
@@ -158,8 +160,11 @@ impl BaseWorker {
         }
         changes.sort();
         base.apply(&changes, last)?;
-        for number in segments.drain(..count) {
-            medium.remove(&segment_name(number))?;
+        for _ in 0..count {
+            match medium.remove(&segment_name(segments[0])) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => segments.remove(0),
+            };
         }
         Ok(count)
     }
