@@ -355,9 +355,15 @@ impl EventLoop {
     fn take_reports(&mut self, now: Instant) {
         if let Some(keeper) = &mut self.keeper {
             keeper.take_reports(now, &mut self.broker);
-            while let Some(id) = self.broker.poll_resume() {
-                self.resume_reading(id);
-            }
+            self.read_on();
+        }
+    }
+
+    /// Reads those again who had to wait for the store.
+    #[cfg(feature = "persistence")]
+    fn read_on(&mut self) {
+        while let Some(id) = self.broker.poll_resume() {
+            self.resume_reading(id);
         }
     }
 
@@ -370,6 +376,7 @@ impl EventLoop {
             } else {
                 keeper.hand_over(now, &mut self.broker);
             }
+            self.read_on();
         }
     }
 

@@ -88,6 +88,7 @@ impl World {
             let snapshot = Snapshot { model: self.model.clone(), dropped, words: self.disk.words.len() };
             self.disk.taken = Some((batch, snapshot));
         }
+        self.resume();
         self.after_input(None, None);
     }
 
@@ -100,11 +101,15 @@ impl World {
         self.disk.store(&batch);
         self.disk.stored = snapshot;
         self.broker.handle_stored(self.now, batch.last());
+        self.resume();
+        self.after_input(None, None);
+    }
+
+    fn resume(&mut self) {
         while let Some(id) = self.broker.poll_resume() {
             self.read_again(id);
             self.model.coverage.see("read again when the store had caught up");
         }
-        self.after_input(None, None);
     }
 
     /// Everything is stored that there is, and nothing else.
