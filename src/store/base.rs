@@ -9,6 +9,7 @@
 //! Invariant: the base has all changes up to `applied` and none of later ones.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition};
 
@@ -99,7 +100,12 @@ impl Base {
             medium.rename(UNFINISHED_NAME, BASE_NAME)?;
             medium.synchronize_names()?;
         }
-        Self::open_as(medium, BASE_NAME)
+        // Reading does not look at checksums, and what redb has not written can make it panic.
+        let checked = catch_unwind(AssertUnwindSafe(|| {
+            let mut base = Self::open_as(medium, BASE_NAME)?;
+            base.verify().map(|_| base)
+        }));
+        checked.unwrap_or_else(|_| Err(OpenError::Damaged(Damage::new(BASE_NAME, "it cannot be read"))))
     }
 
     fn open_as(medium: &dyn Medium, name: &str) -> Result<Self, OpenError> {
@@ -199,12 +205,17 @@ impl Base {
         Ok(())
     }
 
+    /// Looks at every page, and returns whether all was as it should be: what is not needed to read may be repaired.
+    fn verify(&mut self) -> Result<bool, OpenError> {
+        self.database.check_integrity().map_err(open_error)
+    }
+
     /// Looks at every page.
     pub(super) fn check(&mut self) -> Result<(), OpenError> {
-        match self.database.check_integrity() {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(OpenError::Damaged(Damage::new(BASE_NAME, "it had to be repaired"))),
-            Err(error) => Err(open_error(error)),
+        if self.verify()? {
+            Ok(())
+        } else {
+            Err(OpenError::Damaged(Damage::new(BASE_NAME, "it had to be repaired")))
         }
     }
 }

@@ -25,12 +25,16 @@ fn subscriber() -> Login {
     Login::stored("subscriber", Protocol::Mqtt311)
 }
 
+fn payload(number: usize) -> String {
+    format!("message {number}")
+}
+
 /// Publishes these numbers, each in a batch of its own.
 fn publish(broker: &Broker, numbers: std::ops::Range<usize>) {
     let login = Login::clean("publisher", Protocol::Mqtt5);
     let (mut connection, _) = login.connect(broker.address).expect("the broker is there");
     for number in numbers {
-        connection.publish("news", &number.to_string(), false);
+        connection.publish("news", &payload(number), false);
     }
 }
 
@@ -75,7 +79,7 @@ fn damaged(folder: &Path) -> Vec<String> {
 fn expect_messages(broker: &Broker, count: usize) {
     let (mut connection, connack) = subscriber().connect(broker.address).expect("the broker is there");
     assert_eq!(connack, RESUMED);
-    let expected: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+    let expected: Vec<String> = (0..count).map(payload).collect();
     assert_eq!(connection.take_payloads(count), expected);
     connection.ping();
 }
@@ -87,7 +91,7 @@ fn damage_is_set_aside_or_refused() {
     let sound = parent.join("sound");
     fill(&sound);
     type Harm = fn(&Path);
-    let kinds: [(&str, Harm); 6] = [
+    let kinds: [(&str, Harm); 8] = [
         ("frame", |folder| {
             let segment = last_segment(folder);
             overwrite(&segment, SEGMENT_HEADER_BYTES + FRAME_HEAD_BYTES + 3, &[0xFF, 0x00, 0xFF]);
@@ -106,6 +110,19 @@ fn damage_is_set_aside_or_refused() {
         ("half-base", |folder| truncate(&base(folder), length(&base(folder)) / 2)),
         ("no-base", |folder| {
             overwrite(&base(folder), 0, &vec![0xA5; length(&base(folder)) as usize]);
+        }),
+        ("message-in-base", |folder| {
+            let content = fs::read(base(folder)).expect("the file is there");
+            let text = payload(0);
+            let places = content.windows(text.len()).enumerate();
+            for (at, _) in places.filter(|(_, window)| *window == text.as_bytes()) {
+                overwrite(&base(folder), at as u64, b"M");
+            }
+        }),
+        ("pages-of-base", |folder| {
+            // Enough to have reading panic.
+            let first = 4_096;
+            overwrite(&base(folder), first, &vec![0xA5; (length(&base(folder)) - first) as usize]);
         }),
         ("empty-base", |folder| truncate(&base(folder), 0)),
     ];
