@@ -14,7 +14,7 @@ use crate::table::{Table, median};
 use crate::{PATIENCE, PAYLOAD_BYTES, Settings, WARM_UP};
 
 const PLAN: Plan = Plan {
-    shape: Shape::Pairs(10),
+    shape: Shape { publishers: 10, subscribers: 10 },
     qos: QoS::AtLeastOnce,
     window: 100,
     batch: 25,

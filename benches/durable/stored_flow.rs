@@ -63,7 +63,7 @@ pub(crate) struct StoredFlow {
 impl StoredFlow {
     pub(crate) fn start(address: SocketAddr, concurrency: Concurrency, is_absent: bool) -> io::Result<Self> {
         let plan = Plan {
-            shape: Shape::FanIn(concurrency.publishers),
+            shape: Shape { publishers: concurrency.publishers, subscribers: 1 },
             qos: QoS::AtLeastOnce,
             window: concurrency.window,
             batch: 1,

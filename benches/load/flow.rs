@@ -25,16 +25,19 @@ const SLEEP_MAX: Duration = Duration::from_millis(10);
 /// Bytes at the beginning of a payload: publisher and running number.
 const LABEL_BYTES: usize = 4 + 8;
 
-/// Who talks to whom.
+/// Who talks to whom: as many subscribers as publishers are pairs; a lone one hears all publishers, by a wildcard, and a lone
+/// publisher is heard by all.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code)] // Not every benchmark has all of them.
-pub(crate) enum Shape {
-    /// So many publishers with one subscriber each.
-    Pairs(usize),
-    /// So many publishers, one subscriber with a wildcard.
-    FanIn(usize),
-    /// One publisher, so many subscribers.
-    FanOut(usize),
+pub(crate) struct Shape {
+    pub(crate) publishers: usize,
+    pub(crate) subscribers: usize,
+}
+
+impl Shape {
+    /// How many subscribers get each message.
+    pub(crate) fn receivers(self) -> usize {
+        if self.publishers == 1 { self.subscribers } else { 1 }
+    }
 }
 
 /// A load.
@@ -55,35 +58,27 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn publishers(&self) -> usize {
-        match self.shape {
-            Shape::Pairs(count) | Shape::FanIn(count) => count,
-            Shape::FanOut(_) => 1,
-        }
+        self.shape.publishers
     }
 
     fn subscribers(&self) -> usize {
-        match self.shape {
-            _ if self.is_absent => 0,
-            Shape::Pairs(count) | Shape::FanOut(count) => count,
-            Shape::FanIn(_) => 1,
-        }
+        if self.is_absent { 0 } else { self.shape.subscribers }
     }
 
     /// How many subscribers get each message.
     pub(crate) fn receivers(&self) -> u64 {
-        match self.shape {
-            _ if self.is_absent => 0,
-            Shape::Pairs(_) | Shape::FanIn(_) => 1,
-            Shape::FanOut(count) => count as u64,
-        }
+        if self.is_absent { 0 } else { self.shape.receivers() as u64 }
     }
 
     /// What this subscriber subscribes to.
     pub(crate) fn filter(&self, subscriber: usize) -> String {
-        match self.shape {
-            Shape::Pairs(_) => topic(subscriber),
-            Shape::FanIn(_) => "bench/flow/+".to_owned(),
-            Shape::FanOut(_) => topic(0),
+        let Shape { publishers, subscribers } = self.shape;
+        if publishers == subscribers {
+            topic(subscriber)
+        } else if publishers == 1 {
+            topic(0)
+        } else {
+            "bench/flow/+".to_owned()
         }
     }
 }
