@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use broker::codec::PacketId;
-use broker::journal::{Batch, Change, Key, Lsn, ReceiptRecord, Record};
+use broker::journal::{Batch, Key, Lsn, ReceiptRecord, Record};
 use broker::store::medium::{Medium, MediumFile};
 use broker::store::{OpenError, Report, Stored};
 
@@ -215,19 +215,6 @@ impl MediumFile for DiskFile {
 
 type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
-fn apply(records: &mut Records, batch: &Batch) {
-    for change in batch.changes() {
-        match change {
-            Change::Put(key, value) => {
-                records.insert(key.to_vec(), value.to_vec());
-            }
-            Change::Remove(key) => {
-                records.remove(key);
-            }
-        }
-    }
-}
-
 fn read(stored: &Stored) -> Result<Records, OpenError> {
     let mut records = Records::new();
     stored.for_each(|key, value| {
@@ -345,7 +332,7 @@ fn commit_until_the_cut(
             continue;
         }
         let mut after = truth.clone();
-        apply(&mut after, &batch);
+        batch.apply(&mut after);
         store.commit(batch);
         *under_way = Some(after);
         loop {

@@ -15,7 +15,7 @@ use broker::codec::packet::{
 };
 use broker::codec::property::PropertyList;
 use broker::codec::{Inbox, PacketId, Properties, Property, Protocol, ReasonCode, decode, encode};
-use broker::journal::{Batch, Change, Lsn};
+use broker::journal::{Batch, Lsn};
 use libfuzzer_sys::fuzz_target;
 
 const CLIENTS: usize = 4;
@@ -266,12 +266,7 @@ impl World {
             assert!(self.taken.replace(batch).is_none(), "one batch at a time");
         }
         let Some(batch) = self.taken.take_if(|_| !self.stalls) else { return };
-        for change in batch.changes() {
-            match change {
-                Change::Put(key, value) => self.records.insert(key.to_vec(), value.to_vec()),
-                Change::Remove(key) => self.records.remove(key),
-            };
-        }
+        batch.apply(&mut self.records);
         assert!(batch.last() > self.last, "numbers only grow");
         self.last = batch.last();
         self.broker.handle_stored(self.now, batch.last());

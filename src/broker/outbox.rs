@@ -1,8 +1,9 @@
 //! The bytes on their way to one peer.
 //!
 //! Heads, replies and small payloads stand copied in one contiguous buffer; large payloads, and large properties that are
-//! passed on, stand between them by reference. Positions count every copied byte since the outbox was made, so a mark set at a position stays right
-//! whatever is written or compacted later.
+//! passed on, stand between them by reference. Positions count every copied byte since the outbox was made, so a mark set
+//! at a position stays right whatever is written or compacted later. A gate is such a mark: what stands behind it is held
+//! back until its promise is kept.
 //!
 //! An empty outbox owns no memory: its buffer goes back to a pool that all outboxes share, so that neither an idle
 //! client nor a message in the steady state costs an allocation.

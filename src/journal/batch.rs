@@ -6,6 +6,8 @@
 //!
 //! All integers have their high byte first.
 
+use std::collections::BTreeMap;
+
 use super::Lsn;
 use super::record::{Key, Record};
 
@@ -89,6 +91,16 @@ impl Batch {
     /// The changes in their order.
     pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
         Self::changes_in(&self.bytes).map_while(Result::ok)
+    }
+
+    /// Makes the changes: what a store comes to in the end, for whoever stands in for one.
+    pub fn apply(&self, records: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
+        for change in self.changes() {
+            match change {
+                Change::Put(key, value) => records.insert(key.to_vec(), value.to_vec()),
+                Change::Remove(key) => records.remove(key),
+            };
+        }
     }
 
     /// The changes in the bytes of a batch; an error, and then nothing, where they are not those of one.

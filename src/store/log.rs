@@ -10,8 +10,8 @@
 //! least that a disk can be asked for. A segment that is full is closed; once the base has taken its changes in, it is
 //! removed.
 //!
-//! Invariants: numbers only grow, over restarts as well; each frame names the one before it, so that a hole shows; a frame is appended only when the one before it
-//! is on disk, so that a power cut can tear the last one at most.
+//! Invariants: numbers only grow, over restarts as well; each frame names the one before it, so that a hole shows; a
+//! frame is appended only when the one before it is on disk, so that a power cut can tear the last one at most.
 //!
 //! Deliberately not here: what a batch says.
 

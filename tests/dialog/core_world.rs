@@ -9,7 +9,7 @@ use broker::broker::{Broker, ConnectionId, StoreState};
 use broker::clock::{Duration, Instant};
 use broker::codec::{Inbox, Packet, decode};
 use broker::config::{self, Command, Config};
-use broker::journal::{Batch, Change, Lsn};
+use broker::journal::{Batch, Lsn};
 
 use super::script::World;
 
@@ -73,12 +73,7 @@ impl CoreWorld {
             self.disk.taken = Some(batch);
         }
         let Some(batch) = self.disk.taken.take_if(|_| !self.disk.stalls) else { return false };
-        for change in batch.changes() {
-            match change {
-                Change::Put(key, value) => self.disk.records.insert(key.to_vec(), value.to_vec()),
-                Change::Remove(key) => self.disk.records.remove(key),
-            };
-        }
+        batch.apply(&mut self.disk.records);
         self.disk.last = batch.last();
         self.broker.handle_stored(self.now, batch.last());
         true

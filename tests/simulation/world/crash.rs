@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use broker::broker::{Broker, ConnectionId};
 use broker::codec::QoS;
-use broker::journal::{Batch, Change, Lsn};
+use broker::journal::{Batch, Lsn};
 use broker::metrics::DropReason;
 
 use super::World;
@@ -56,20 +56,7 @@ impl Disk {
     fn store(&mut self, batch: &Batch) {
         assert!(batch.last() > self.last, "numbers only grow");
         self.last = batch.last();
-        apply(&mut self.records, batch);
-    }
-}
-
-fn apply(records: &mut BTreeMap<Vec<u8>, Vec<u8>>, batch: &Batch) {
-    for change in batch.changes() {
-        match change {
-            Change::Put(key, value) => {
-                records.insert(key.to_vec(), value.to_vec());
-            }
-            Change::Remove(key) => {
-                records.remove(key);
-            }
-        }
+        batch.apply(&mut self.records);
     }
 }
 
