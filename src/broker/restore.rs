@@ -139,7 +139,7 @@ impl Restore<'_> {
     pub fn record(&mut self, key: &[u8], value: &[u8]) -> Result<(), RestoreError> {
         let key = Key::read(key)?;
         let lsn = key.lsn();
-        if !lsn.is_some() || lsn.0 == u64::MAX {
+        if !lsn.can_name() {
             return Err(RecordError::Value.into());
         }
         self.last = self.last.max(lsn);
@@ -297,6 +297,9 @@ impl Restore<'_> {
     ///
     /// If they do not fit together. The broker is of no use then.
     pub fn finish(self) -> Result<Restored, RestoreError> {
+        if self.last > Lsn::MAX {
+            return Err(RecordError::Value.into());
+        }
         self.check_packet_ids()?;
         let Self { broker, restored, messages, mut absent, connected, streams, orphans, last, .. } = self;
         broker.outputs.journal.resume_after(last);

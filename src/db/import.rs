@@ -16,7 +16,7 @@ use crate::journal::{
     RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord,
 };
 
-use super::{can_name, name_of};
+use super::name_of;
 
 /// The longest text of MQTT.
 const TEXT_BYTES_MAX: usize = 65_535;
@@ -384,7 +384,7 @@ fn flag(value: &Value) -> Result<bool, Expected> {
 }
 
 fn number(value: &Value) -> Result<Lsn, Expected> {
-    value.as_u64().map(Lsn).filter(|number| can_name(*number)).ok_or("must be the number of a record, from 1")
+    value.as_u64().map(Lsn).filter(|number| number.can_name()).ok_or("must be the number of a record, from 1")
 }
 
 /// The largest number says in a record that there is none.

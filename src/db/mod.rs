@@ -55,11 +55,6 @@ pub fn check(records: impl Iterator<Item = (Vec<u8>, Vec<u8>)>, now: Instant) ->
     restore.finish().map_err(|error| error.to_string())
 }
 
-/// Whether a record can have this number: 0 says that there is none, and behind the last one no other could be recorded.
-const fn can_name(number: Lsn) -> bool {
-    number.is_some() && number.0 != u64::MAX
-}
-
 /// A record in words, by its key.
 fn name_of(key: &[u8]) -> String {
     let (kind, Lsn(number)) = match Key::read(key) {

@@ -93,7 +93,7 @@ impl Numbers {
     }
 
     fn lsn(&mut self) -> Lsn {
-        Lsn(1 + self.millis().min(u64::MAX - 2))
+        Lsn(1 + self.millis() % Lsn::MAX.0)
     }
 
     fn optional<T>(&mut self, make: impl FnOnce(&mut Self) -> T) -> Option<T> {
@@ -255,7 +255,7 @@ fn a_mistake_is_named_with_its_line_and_field() {
         (release, "{\"kind", "[]{\"kind", "is not JSON: trailing characters at column 3"),
         (release, release, "[1]", "is not a JSON object"),
         (release, "9", "0", "record must be the number of a record, from 1"),
-        (release, "9", "18446744073709551615", "record must be the number of a record, from 1"),
+        (release, "9", "4611686018427387905", "record must be the number of a record, from 1"),
         (line(0), "\"qos\":2", "\"qos\":3", "will.qos must be 0, 1 or 2"),
         (line(0), "\"qos\":2", "\"qos\":2,\"Qos\":2", "will.Qos is no field of a will"),
         (line(0), "\"delay_ms\":9", "\"delay_ms\":null", "will.delay_ms is missing"),
@@ -315,13 +315,15 @@ fn check_says_what_comes_back_or_which_record_does_not_fit() {
     let unknown = vec![(vec![9; 9], vec![])];
     let error = check(unknown.into_iter(), now).unwrap_err();
     assert_eq!(error, r#"the key "\t\t\t\t\t\t\t\t\t": there is no record of kind 9"#);
-    let last = vec![(vec![0xff; 9], vec![])].into_iter().map(|(mut key, value): (Vec<u8>, _)| {
-        key[0] = 3;
-        (key, value)
-    });
+    let (last, record) = stored.into_iter().next().unwrap();
+    let numbered = |number: Lsn| {
+        let key = [&last[..1], &number.0.to_be_bytes()].concat();
+        check(vec![(key, record.clone())].into_iter(), now)
+    };
+    assert!(numbered(Lsn::MAX).is_ok());
     assert_eq!(
-        check(last, now).unwrap_err(),
-        "message 18446744073709551615: a record has a value that it cannot have"
+        numbered(Lsn::MAX.next()).unwrap_err(),
+        "session 4611686018427387905: a record has a value that it cannot have"
     );
 }
 

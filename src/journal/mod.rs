@@ -27,6 +27,15 @@ impl Lsn {
     /// That of what was never recorded.
     pub const NONE: Self = Self(0);
 
+    /// The largest number a stored record can have. Two billion records a second fill what is beyond it in over 200 years, so
+    /// a broker never runs out of numbers, whatever its store held.
+    pub const MAX: Self = Self(1 << 62);
+
+    /// Whether a stored record can have this number.
+    pub const fn can_name(self) -> bool {
+        self.is_some() && self.0 <= Self::MAX.0
+    }
+
     /// Whether there is a record.
     pub const fn is_some(self) -> bool {
         self.0 != 0
