@@ -6,6 +6,8 @@
 //!
 //! Deliberately not here: what a timer means, and the clock.
 
+use std::num::NonZeroU32;
+
 use slab::Slab;
 
 use crate::clock::Instant;
@@ -22,14 +24,15 @@ const NONE: u32 = u32::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimerId {
     index: u32,
-    generation: u32,
+    // Not 0, so that no timer at all needs no more room than one.
+    generation: NonZeroU32,
 }
 
 #[derive(Debug)]
 struct Timer<T> {
     deadline: Instant,
     value: T,
-    generation: u32,
+    generation: NonZeroU32,
     slot: u32,
     previous: u32,
     next: u32,
@@ -50,7 +53,7 @@ const EMPTY: Slot = Slot { first: NONE, earliest: Instant(u64::MAX) };
 pub struct Wheel<T> {
     timers: Slab<Timer<T>>,
     slots: Box<[Slot]>,
-    generation: u32,
+    generation: NonZeroU32,
     /// Everything in the slots of earlier ticks has fired or belongs to a later round.
     tick: u64,
     /// Not later than any deadline.
@@ -67,7 +70,7 @@ impl<T> Wheel<T> {
         Self {
             timers: Slab::new(),
             slots: vec![EMPTY; SLOTS as usize].into_boxed_slice(),
-            generation: 0,
+            generation: NonZeroU32::MIN,
             tick: tick_of(now),
             earliest: None,
         }
@@ -85,7 +88,7 @@ impl<T> Wheel<T> {
 
     /// Arms a timer. One whose deadline has passed fires at the next `pop`.
     pub fn insert(&mut self, deadline: Instant, value: T) -> TimerId {
-        self.generation = self.generation.wrapping_add(1);
+        self.generation = self.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         let generation = self.generation;
         // A deadline in the past stands in the present slot, which is looked at first.
         let slot = (tick_of(deadline).max(self.tick) % SLOTS) as u32;

@@ -41,12 +41,10 @@ impl Outgoing {
     }
 
     fn remove_sent(&mut self, at: usize) -> Sent {
-        if at < self.sent_here {
+        if at < self.sent_here as usize {
             self.sent_here -= 1;
         }
-        // Taking the first one moves nothing, and it nearly always is the first.
-        let sent = if at == 0 { self.sent.pop_front() } else { self.sent.remove(at) };
-        sent.expect("found before")
+        self.sent.remove(at).expect("found before")
     }
 }
 
@@ -66,6 +64,7 @@ impl Broker {
         match outgoing.state(packet_id) {
             State::Sent(at, QoS::AtLeastOnce) => {
                 let sent = outgoing.remove_sent(at);
+                outgoing.free_packet_id(packet_id);
                 self.outputs.forget(&sent.delivery);
                 self.complete(session);
             }
@@ -84,6 +83,7 @@ impl Broker {
             State::Sent(at, QoS::ExactlyOnce) => {
                 let sent = outgoing.remove_sent(at);
                 if ack.reason.is_error() {
+                    outgoing.free_packet_id(packet_id);
                     outputs.forget(&sent.delivery);
                     return self.complete(session); // [MQTT5-4.3.3-4]
                 }
@@ -112,6 +112,7 @@ impl Broker {
         let outgoing = &mut self.session_mut(session).outgoing;
         match outgoing.state(packet_id) {
             State::Released(at) => {
+                outgoing.free_packet_id(packet_id);
                 if let Some(Released { record, .. }) = outgoing.released.remove(at)
                     && record.is_some()
                 {
@@ -132,7 +133,7 @@ impl Broker {
         if !outgoing.queue.is_empty()
             || !session.streams.is_empty()
             || !session.memberships.is_empty()
-            || outgoing.sent_here < outgoing.sent.len()
+            || (outgoing.sent_here as usize) < outgoing.sent.len()
         {
             self.refill(id);
         }

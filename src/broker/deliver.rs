@@ -118,8 +118,11 @@ impl Broker {
         let matches = self.subscriptions.matches(routing.topic);
         routing.copied_payload_max = self.options.copied_payload_max(matches.len());
         routing.broker_is_full = self.is_full();
-        routing.is_matched = !matches.is_empty();
         for subscriber in matches.iter() {
+            if !self.remains.is_empty() && self.sessions.is_ended(subscriber.id) {
+                continue;
+            }
+            routing.is_matched = true;
             if subscriber.is_detailed() {
                 self.deliver_detailed(routing, &matches, subscriber);
             } else {
@@ -287,7 +290,7 @@ impl Broker {
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
         let outgoing = &mut session.outgoing;
-        while let Some(sent) = outgoing.sent.get(outgoing.sent_here) {
+        while let Some(sent) = outgoing.sent.get(outgoing.sent_here as usize) {
             if outgoing.under_way() >= usize::from(link.window) {
                 return; // The next acknowledgement goes on here.
             }
@@ -301,13 +304,14 @@ impl Broker {
             }
             // Too large for the client as it is now, so it counts as completed [MQTT5-3.1.2-25]. At QoS 2 the client may
             // have it from an earlier connection, so it is told that its identifier is done with.
-            let Some(sent) = outgoing.sent.remove(outgoing.sent_here) else { return };
+            let Some(sent) = outgoing.sent.remove(outgoing.sent_here as usize) else { return };
             if sent.delivery.qos == QoS::ExactlyOnce {
                 outgoing.release(sent.packet_id, session.name, outputs);
                 let release = outgoing.released.back().map_or(Lsn::NONE, |released| released.record);
                 outputs.hold_back(link, outputs.journal.promise_of_record(release));
                 outputs.write_pubrel(link, sent.packet_id, ReasonCode::Success);
             } else {
+                outgoing.free_packet_id(sent.packet_id);
                 outputs.metrics.in_flight_messages -= 1;
             }
             outputs.forget(&sent.delivery);
@@ -318,7 +322,7 @@ impl Broker {
     pub(super) fn resend_releases(&mut self, connection: ConnectionId, id: SessionId) {
         let Self { sessions, links, outputs, .. } = self;
         let (Some(session), Some(link)) = (sessions.find(id), links.find_mut(connection)) else { return };
-        for released in &session.outgoing.released {
+        for released in session.outgoing.released.iter() {
             outputs.write_pubrel(link, released.packet_id, ReasonCode::Success);
         }
     }
@@ -328,7 +332,7 @@ impl Broker {
 pub(super) fn has_room(session: &Session, link: &Link, options: &Options) -> bool {
     let outgoing = &session.outgoing;
     outgoing.in_flight() < usize::from(link.window)
-        && outgoing.sent_here == outgoing.sent.len()
+        && outgoing.sent_here as usize == outgoing.sent.len()
         && link.outbox.pending() <= options.outbox_soft_mark()
 }
 
@@ -400,8 +404,7 @@ impl Outputs {
             return;
         };
         self.metrics.drop_message(reason);
-        if !queue.full_logged {
-            queue.full_logged = true;
+        if queue.note_full() {
             self.limit_reached(limit, Some(owner.name), value);
         }
     }

@@ -43,21 +43,17 @@ impl Broker {
         for session in self.sessions.iter() {
             let outgoing = &session.outgoing;
             let mut ids = BTreeSet::new();
-            let used = outgoing
-                .sent
-                .iter()
-                .map(|sent| sent.packet_id)
-                .chain(outgoing.released.iter().map(|released| released.packet_id));
             assert!(
-                used.into_iter().all(|id| ids.insert(id)),
+                outgoing.used_packet_ids().all(|id| ids.insert(id)),
                 "a packet identifier has one use [MQTT-2.3.1-4]"
             );
+            outgoing.check_packet_ids();
             assert!(ids.len() <= usize::from(self.options.in_flight_max), "the window is kept");
             if let Some(link) = session.connection.and_then(|id| self.links.find(id)) {
-                let kept = outgoing.sent_here <= usize::from(link.window);
+                let kept = outgoing.sent_here <= u32::from(link.window);
                 assert!(kept, "the client's receive maximum is kept [MQTT5-3.3.4-9]");
             }
-            assert!(outgoing.sent_here <= outgoing.sent.len());
+            assert!(outgoing.sent_here as usize <= outgoing.sent.len());
             outgoing.queue.check_invariants();
             assert!(outgoing.queue.len() <= self.options.queued_messages_max as usize);
             queued += outgoing.queue.len() as u64;
@@ -75,6 +71,12 @@ impl Broker {
                     assert_eq!(session.will.is_some(), will_waits, "only a delay keeps a will");
                     assert_eq!(session.expiry.is_some() || will_waits, session.timer.is_some());
                 }
+            }
+        }
+        for remains in &self.remains {
+            if let Some((subscriber, _)) = remains.subscriber {
+                assert!(self.sessions.is_ended(subscriber));
+                subscriptions += self.subscriptions.subscription_count(subscriber) as usize;
             }
         }
         queued += self.shared.check_invariants(&self.sessions);

@@ -29,6 +29,7 @@ mod packet_ids;
 mod queue;
 mod receipts;
 mod receive;
+mod remains;
 mod restore;
 mod retained;
 mod session;
@@ -37,6 +38,7 @@ mod status;
 mod subscribe;
 mod sys_topics;
 mod terms;
+mod thin_list;
 mod topic_aliases;
 mod will;
 
@@ -68,8 +70,9 @@ use link::{Link, LinkState, Links};
 use message::Gauge;
 use outbox::BufferPool;
 use receive::Scratch;
+use remains::Remains;
 use retained::RetainedMessages;
-use session::{Sent, Session, SessionId, Sessions};
+use session::{Outgoing, Sent, Session, SessionId, Sessions};
 use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
 
@@ -92,6 +95,8 @@ pub struct Broker {
     messages: Gauge,
     /// Sessions whose queue or streams may go on.
     refills: VecDeque<SessionId>,
+    /// What ended sessions and groups have left, the longest ended first.
+    remains: VecDeque<Remains>,
     /// Whether the limit on all message bytes was logged since it was last left.
     full_logged: bool,
     /// Whether the limit on connections was logged since it was last left.
@@ -139,6 +144,7 @@ impl Broker {
             wheel: Wheel::new(now),
             messages: Gauge::default(),
             refills: VecDeque::new(),
+            remains: VecDeque::new(),
             full_logged: false,
             connections_full_logged: false,
             is_draining: false,
@@ -330,7 +336,8 @@ impl Broker {
 
     /// When `handle_timeout` wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let work_left = !self.refills.is_empty() || !self.outputs.dirty.is_empty();
+        let work_left =
+            !self.refills.is_empty() || !self.outputs.dirty.is_empty() || !self.remains.is_empty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
     }
 
@@ -592,19 +599,17 @@ impl Broker {
         let Some(mut session) = self.sessions.remove(id) else { return };
         assert!(session.connection.is_none(), "a session does not end under its connection");
         self.remove_records(&session);
-        self.subscriptions.remove_subscriber(id.subscriber());
         if let Some(timer) = session.timer {
             self.wheel.cancel(timer);
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
         self.leave_all_groups(&mut session);
-        let queued = session.outgoing.queue.len() as u64;
-        let unacknowledged = session.outgoing.sent.len() as u64;
-        session.outgoing.sent.iter().for_each(|sent| self.outputs.forget(&sent.delivery));
-        session.outgoing.queue.into_deliveries().for_each(|delivery| self.outputs.forget(&delivery));
+        let Outgoing { sent, queue, .. } = session.outgoing;
+        let (unacknowledged, queued) = (sent.len() as u64, queue.len() as u64);
         let metrics = &mut self.outputs.metrics;
         metrics.queued_messages -= queued;
         metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
+        self.leave_behind(Remains { subscriber: Some((id.subscriber(), session.name)), sent, queue });
         if let Some(will) = session.will {
             self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
         }
@@ -624,21 +629,18 @@ impl Broker {
         }
     }
 
-    /// A session has ended, and so has all that is stored of it but its messages.
+    /// A session has ended, and so has all that is stored of it but its messages and subscriptions.
     fn remove_records(&mut self, session: &Session) {
         if !session.name.is_some() {
             return;
         }
         let journal = &mut self.outputs.journal;
-        for (filter, _) in self.subscriptions.subscriptions(session.id.subscriber()) {
-            journal.remove_subscription(session.name, filter);
-        }
-        for group in &session.memberships {
+        for group in session.memberships.iter() {
             if let Some(text) = self.shared.text(*group) {
                 journal.remove_subscription(session.name, text);
             }
         }
-        for released in &session.outgoing.released {
+        for released in session.outgoing.released.iter() {
             journal.remove(Kind::Release, released.record);
         }
         for record in session.receipts.records() {

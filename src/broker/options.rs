@@ -84,6 +84,9 @@ pub struct Options {
     pub session_expiry: Option<Duration>,
     /// Between two rounds of `$SYS` topics; `None` is never.
     pub sys_interval: Option<Duration>,
+    /// Entries that one turn gets through of work that can wait: retained messages for a new subscription, and what an
+    /// ended session has left. Never 0.
+    pub steps_per_turn: usize,
     /// Whether every packet makes an event.
     pub trace_packets: bool,
     /// Whether state is stored.
@@ -120,6 +123,7 @@ impl Default for Options {
             sessions_max: 1_000_000,
             session_expiry: Some(Duration::from_secs(14 * 24 * 60 * 60)),
             sys_interval: Some(Duration::from_secs(10)),
+            steps_per_turn: 2_000,
             trace_packets: false,
             durability: Durability::None,
             unstored_bytes_max: 64 << 20,

@@ -13,6 +13,7 @@ use std::io::IoSlice;
 
 use super::journal::Promise;
 use super::message::Message;
+use super::thin_list::ThinList;
 
 /// What has been consumed is cut off once it is this long and at least half of the buffer.
 const COMPACT_BYTES_MIN: usize = 32 * 1024;
@@ -25,7 +26,7 @@ pub struct Outbox {
     start: usize,
     base: u64,
     /// Payloads by reference, in order of their positions.
-    shared: VecDeque<SharedPayload>,
+    shared: ThinList<SharedPayload>,
     /// Bytes of shared payloads not yet written.
     shared_pending: usize,
     /// Packets not yet written; while one is partly written, in proportion to the bytes.
@@ -185,7 +186,9 @@ impl Outbox {
         let open_payloads = self.shared.iter().filter(|payload| self.is_open(payload)).count();
         let copied = self.bytes.len() - end;
         self.bytes.truncate(end);
-        self.shared.truncate(open_payloads);
+        let mut shared = self.shared.take();
+        shared.truncate(open_payloads);
+        self.shared = shared.into();
         self.shared_pending = self.shared.iter().map(|payload| payload.bytes().len() - payload.written).sum();
         self.gates = None;
         let packets = if self.is_empty() {
@@ -262,7 +265,7 @@ impl Outbox {
             if count == pending { self.packets } else { self.packets * count as u64 / pending as u64 };
         self.packets -= packets;
         let copied_before = self.copied_pending();
-        while let Some(payload) = self.shared.front_mut() {
+        while let Some(payload) = self.shared.entry_mut(0) {
             let until = (payload.position - self.base) as usize;
             let copied = (until - self.start).min(count);
             self.start += copied;
@@ -275,7 +278,7 @@ impl Outbox {
             if self.start < until || payload.written < length {
                 break;
             }
-            self.shared.pop_front();
+            self.shared.remove(0);
         }
         if self.shared.is_empty() {
             self.start += count;
@@ -297,7 +300,7 @@ impl Outbox {
     pub(super) fn clear(&mut self, pool: &mut BufferPool) -> (usize, u64) {
         let packets = std::mem::take(&mut self.packets);
         let copied = self.copied_pending();
-        self.shared.clear();
+        self.shared = ThinList::default();
         self.shared_pending = 0;
         self.gates = None;
         self.release(pool);
@@ -312,9 +315,7 @@ impl Outbox {
         if self.bytes.capacity() > 0 {
             pool.give(std::mem::take(&mut self.bytes));
         }
-        if self.shared.capacity() > 0 {
-            self.shared = VecDeque::new();
-        }
+        self.shared = ThinList::default();
     }
 }
 

@@ -16,65 +16,78 @@ use super::options::Options;
 /// A queue that once was longer than this gives its memory back when it is empty.
 const KEPT_CAPACITY: usize = 64;
 
-/// Messages that wait, the oldest first.
+/// Messages that wait, the oldest first. Behind a pointer: for most nothing ever waits.
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub(super) struct Queue(Option<Box<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
     list: VecDeque<Delivery>,
     bytes: u64,
     earliest_expiry: Option<Instant>,
     /// Whether a full queue was logged since it was last empty.
-    pub(super) full_logged: bool,
+    full_logged: bool,
+}
+
+impl Waiting {
+    fn count_in(&mut self, delivery: &Delivery) {
+        self.bytes += delivery.size();
+        self.earliest_expiry = self.earliest_expiry.into_iter().chain(delivery.message.expires_at()).min();
+    }
 }
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.list.len()
+        self.0.as_ref().map_or(0, |waiting| waiting.list.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.len() == 0
     }
 
     /// Which limit keeps a delivery of this size out.
     pub(super) fn limit_for(&self, size: u64, options: &Options) -> Option<(DropReason, Limit, u64)> {
-        if self.list.len() >= options.queued_messages_max as usize {
+        let bytes = self.0.as_ref().map_or(0, |waiting| waiting.bytes);
+        if self.len() >= options.queued_messages_max as usize {
             let value = u64::from(options.queued_messages_max);
             Some((DropReason::QueueMessagesFull, Limit::QueuedMessages, value))
-        } else if self.bytes + size > options.queued_bytes_max {
+        } else if bytes + size > options.queued_bytes_max {
             Some((DropReason::QueueBytesFull, Limit::QueuedBytes, options.queued_bytes_max))
         } else {
             None
         }
     }
 
-    fn count_in(&mut self, delivery: &Delivery) {
-        self.bytes += delivery.size();
-        self.earliest_expiry = self.earliest_expiry.into_iter().chain(delivery.message.expires_at()).min();
+    /// Notes that something did not fit. True the first time since it was last empty.
+    pub(super) fn note_full(&mut self) -> bool {
+        !std::mem::replace(&mut self.0.get_or_insert_default().full_logged, true)
     }
 
     pub(super) fn push(&mut self, delivery: Delivery) {
-        self.count_in(&delivery);
-        self.list.push_back(delivery);
+        let waiting = self.0.get_or_insert_default();
+        waiting.count_in(&delivery);
+        waiting.list.push_back(delivery);
     }
 
     /// Puts deliveries before all others, in their order.
     pub(super) fn push_front(&mut self, deliveries: Vec<Delivery>) {
+        let waiting = self.0.get_or_insert_default();
         for delivery in deliveries.into_iter().rev() {
-            self.count_in(&delivery);
-            self.list.push_front(delivery);
+            waiting.count_in(&delivery);
+            waiting.list.push_front(delivery);
         }
     }
 
     pub(super) fn pop(&mut self) -> Option<Delivery> {
-        let delivery = self.list.pop_front()?;
-        self.bytes -= delivery.size();
-        if self.list.is_empty() {
-            let list = if self.list.capacity() > KEPT_CAPACITY {
-                VecDeque::new() // A long absence leaves a large buffer behind.
+        let waiting = self.0.as_mut()?;
+        let delivery = waiting.list.pop_front()?;
+        waiting.bytes -= delivery.size();
+        if waiting.list.is_empty() {
+            if waiting.list.capacity() > KEPT_CAPACITY {
+                self.0 = None; // A long absence leaves a large buffer behind.
             } else {
-                std::mem::take(&mut self.list)
-            };
-            *self = Self { list, ..Self::default() };
+                (waiting.earliest_expiry, waiting.full_logged) = (None, false);
+            }
         }
         Some(delivery)
     }
@@ -82,13 +95,16 @@ impl Queue {
     /// Takes out what has expired.
     pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Delivery> {
         let mut expired = Vec::new();
-        if self.earliest_expiry.is_some_and(|earliest| earliest <= now) {
-            (self.earliest_expiry, self.bytes) = (None, 0);
-            for delivery in std::mem::take(&mut self.list) {
+        if let Some(waiting) = &mut self.0
+            && waiting.earliest_expiry.is_some_and(|earliest| earliest <= now)
+        {
+            (waiting.earliest_expiry, waiting.bytes) = (None, 0);
+            for delivery in std::mem::take(&mut waiting.list) {
                 if delivery.message.is_expired(now) {
                     expired.push(delivery);
                 } else {
-                    self.push(delivery);
+                    waiting.count_in(&delivery);
+                    waiting.list.push_back(delivery);
                 }
             }
         }
@@ -96,23 +112,19 @@ impl Queue {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Delivery> {
-        self.list.iter()
+        self.0.iter().flat_map(|waiting| waiting.list.iter())
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Delivery> {
-        self.list.iter_mut()
-    }
-
-    /// All that waits, in its order.
-    pub(super) fn into_deliveries(self) -> impl Iterator<Item = Delivery> {
-        self.list.into_iter()
+        self.0.iter_mut().flat_map(|waiting| waiting.list.iter_mut())
     }
 
     /// Asserts that the sum is right.
     pub(super) fn check_invariants(&self) {
-        let bytes: u64 = self.list.iter().map(Delivery::size).sum();
-        assert_eq!(self.bytes, bytes, "the queue's gauge of bytes");
-        let earliest = self.list.iter().filter_map(|delivery| delivery.message.expires_at()).min();
-        assert!(earliest.is_none() || self.earliest_expiry <= earliest);
+        let Some(waiting) = &self.0 else { return };
+        let bytes: u64 = waiting.list.iter().map(Delivery::size).sum();
+        assert_eq!(waiting.bytes, bytes, "the queue's gauge of bytes");
+        let earliest = waiting.list.iter().filter_map(|delivery| delivery.message.expires_at()).min();
+        assert!(earliest.is_none() || waiting.earliest_expiry <= earliest);
     }
 }

@@ -3,13 +3,15 @@
 use crate::codec::PacketId;
 use crate::journal::Lsn;
 
+use super::thin_list::ThinList;
+
 /// Identifiers of incoming QoS 2 messages that were taken and not yet released [MQTT-4.3.3-2].
 ///
 /// Sorted: clients count upwards, so an insertion is an append and a look-up is short, and a hostile order costs a
 /// move of 256 KiB at most.
 #[derive(Debug, Default)]
 pub(super) struct Receipts {
-    list: Vec<Receipt>,
+    list: ThinList<Receipt>,
     /// How many of them had their PUBLISH on the present connection, and how many may have.
     begun_here: u32,
     receive_max: u32,
@@ -45,8 +47,8 @@ impl Receipts {
         if self.begun_here >= self.receive_max && (counts_anew || found.is_err()) {
             return Arrival::OneTooMany;
         }
-        let Ok(at) = found else { return Arrival::New };
-        self.list[at].begun_here = true;
+        let Some(receipt) = found.ok().and_then(|at| self.list.entry_mut(at)) else { return Arrival::New };
+        receipt.begun_here = true;
         self.begun_here += u32::from(counts_anew);
         Arrival::Repeated
     }
@@ -72,11 +74,8 @@ impl Receipts {
     /// Forgets the identifier; returns its record, or `None` if it was not there.
     pub(super) fn remove(&mut self, packet_id: PacketId) -> Option<Lsn> {
         let at = self.find(packet_id).ok()?;
-        let receipt = self.list.remove(at);
+        let receipt = self.list.remove(at)?;
         self.begun_here -= u32::from(receipt.begun_here);
-        if self.list.is_empty() && self.list.capacity() > 64 {
-            self.list = Vec::new();
-        }
         Some(receipt.record)
     }
 

@@ -92,6 +92,16 @@ pub struct Restored {
     pub deliveries: u64,
     /// Retained messages.
     pub retained: u64,
+    /// Records that were left of sessions and groups that had ended, and are removed now.
+    pub orphans: u64,
+}
+
+/// What was left of a session or group that had ended.
+#[derive(Debug)]
+enum Orphan {
+    Delivery(Lsn),
+    /// A subscription of the session with this name.
+    Subscription(Lsn, Box<str>),
 }
 
 /// A broker whose state is coming back.
@@ -107,7 +117,7 @@ pub struct Restore<'a> {
     /// Subscriptions that retained messages are still to be sent for.
     streams: Vec<(SessionId, Box<str>, Grant)>,
     /// What nobody can have any more.
-    orphans: Vec<(Kind, Lsn)>,
+    orphans: Vec<Orphan>,
     last: Lsn,
 }
 
@@ -216,8 +226,11 @@ impl Restore<'_> {
         text: &str,
         record: SubscriptionRecord,
     ) -> Result<(), RestoreError> {
-        let id = *self.sessions.get(&session).ok_or(RestoreError::Missing(session))?;
         let filter = SubscriptionFilter::parse(text, u32::MAX).map_err(|_| RestoreError::Content)?;
+        let Some(id) = self.sessions.get(&session).copied() else {
+            self.orphans.push(Orphan::Subscription(session, text.into()));
+            return Ok(());
+        };
         let SubscriptionRecord { qos, no_local, retain_as_published, subscription_id, streams } = record;
         let subscription_id = NonZeroU32::new(subscription_id);
         let grant = Grant { qos, no_local, retain_as_published, subscription_id };
@@ -248,11 +261,13 @@ impl Restore<'_> {
 
     fn delivery(&mut self, lsn: Lsn, record: &DeliveryRecord<'_>) -> Result<(), RestoreError> {
         let DeliveryRecord { owner, message, qos, retain, packet_id, subscription_ids, origin } = *record;
-        if let Owner::Group(text) = owner
-            && self.broker.shared.find(text).is_none()
-        {
+        let is_orphan = match owner {
             // Its last member that is stored has left, and nobody else has outlived the process.
-            self.orphans.push((Kind::Delivery, lsn));
+            Owner::Group(text) => self.broker.shared.find(text).is_none(),
+            Owner::Session(name) => !self.sessions.contains_key(&name),
+        };
+        if is_orphan {
+            self.orphans.push(Orphan::Delivery(lsn));
             return Ok(());
         }
         let message = self.message(message)?;
@@ -270,8 +285,7 @@ impl Restore<'_> {
         self.restored.deliveries += 1;
         match (owner, packet_id) {
             (Owner::Session(name), packet_id) => {
-                let id = self.sessions.get(&name).copied();
-                let session = id.and_then(|id| sessions.find_mut(id)).ok_or(RestoreError::Missing(name))?;
+                let session = sessions.find_mut(self.sessions[&name]).expect("looked up before");
                 match packet_id {
                     Some(packet_id) => {
                         session.outgoing.sent.push_back(Sent { delivery, packet_id });
@@ -301,10 +315,16 @@ impl Restore<'_> {
             return Err(RecordError::Value.into());
         }
         self.check_packet_ids()?;
-        let Self { broker, restored, messages, mut absent, connected, streams, orphans, last, .. } = self;
+        let Self { broker, mut restored, messages, mut absent, connected, streams, orphans, last, .. } = self;
+        restored.orphans = orphans.len() as u64;
         broker.outputs.journal.resume_after(last);
-        for (kind, record) in orphans {
-            broker.outputs.journal.remove(kind, record);
+        for orphan in orphans {
+            match orphan {
+                Orphan::Delivery(record) => broker.outputs.journal.remove(Kind::Delivery, record),
+                Orphan::Subscription(name, filter) => {
+                    broker.outputs.journal.remove_subscription(name, &filter);
+                }
+            }
         }
         for (record, message) in &messages {
             if message.record().1 == 0 {
@@ -334,8 +354,7 @@ impl Restore<'_> {
             let Some(session) = self.broker.sessions.find(*id) else { continue };
             let outgoing = &session.outgoing;
             ids.clear();
-            ids.extend(outgoing.sent.iter().map(|sent| sent.packet_id));
-            ids.extend(outgoing.released.iter().map(|released| released.packet_id));
+            ids.extend(outgoing.used_packet_ids());
             ids.sort_unstable();
             if ids.windows(2).any(|pair| pair[0] == pair[1]) {
                 return Err(RestoreError::Twice(session.name));
@@ -352,7 +371,7 @@ impl Broker {
         let is_wanted = self.has_retained_for(filter);
         let Some(session) = self.sessions.find_mut(id) else { return };
         if is_wanted {
-            session.streams.push(RetainedStream::new(filter, grant, record));
+            session.streams.push_back(RetainedStream::new(filter, grant, record));
         } else {
             self.outputs.journal.set_streams(record, session.name, text, grant, false);
         }
@@ -368,6 +387,18 @@ impl Broker {
         };
         let mut held: Vec<(Lsn, u32)> = Vec::new();
         let mut hold = |message: &Message| held.push(message.record());
+        for remains in &self.remains {
+            let sent = remains.sent.iter().map(|sent| &sent.delivery);
+            for delivery in sent.chain(remains.queue.iter()).filter(|delivery| delivery.record.is_some()) {
+                add(Key::Delivery(delivery.record));
+                hold(&delivery.message);
+            }
+            if let Some((subscriber, name)) = remains.subscriber.filter(|(_, name)| name.is_some()) {
+                for (filter, _) in self.subscriptions.subscriptions(subscriber) {
+                    add(Key::Subscription(name, filter));
+                }
+            }
+        }
         for session in self.sessions.iter() {
             let outgoing = &session.outgoing;
             let sent = outgoing.sent.iter().map(|sent| &sent.delivery);

@@ -35,8 +35,8 @@ const SWEEP_INTERVAL: Duration = Duration(1_000);
 /// Entries that one step of it looks at.
 const STEPS_PER_SWEEP: usize = 2_000;
 
-/// Entries of the tree that one turn of a stream looks at.
-const STEPS_PER_TURN: usize = 2_000;
+/// Entries of the tree that are looked at before a stream is begun.
+const STEPS_TO_DECIDE: usize = 16;
 
 /// All retained messages.
 #[derive(Debug, Default)]
@@ -226,14 +226,18 @@ impl Broker {
         if self.has_retained_for(parsed)
             && let Some(session) = self.sessions.find_mut(id)
         {
-            session.streams.push(RetainedStream::new(parsed, grant, record));
+            session.streams.push_back(RetainedStream::new(parsed, grant, record));
         }
     }
 
-    /// Whether there may be retained messages for a filter.
+    /// Whether there may be retained messages for a filter. For most a short look is enough to say no.
     pub(super) fn has_retained_for(&self, filter: TopicFilter<'_>) -> bool {
-        let retained = &self.retained;
-        retained.len() > 0 && (filter.has_wildcard() || retained.tree.find(filter.as_str()).is_some())
+        let tree = &self.retained.tree;
+        if !filter.has_wildcard() {
+            return tree.find(filter.as_str()).is_some();
+        }
+        let mut cursor = RetainedCursor::new(filter);
+        tree.visit(&mut cursor, STEPS_TO_DECIDE, |_| Visit::Stop) != Progress::Done
     }
 
     /// A subscription was made anew without its retained messages: what is still to be sent for it is sent as it is now.
@@ -262,8 +266,8 @@ impl Broker {
         if session.streams.is_empty() || session.connection.is_none() || !session.outgoing.queue.is_empty() {
             return;
         }
-        let mut streams = std::mem::take(&mut session.streams);
-        let mut steps = STEPS_PER_TURN;
+        let mut streams = session.streams.take();
+        let mut steps = self.options.steps_per_turn;
         let mut finished = 0;
         for stream in &mut streams {
             match self.continue_stream(id, stream, &mut steps) {
@@ -281,7 +285,7 @@ impl Broker {
                 self.outputs.journal.set_streams(record, session.name, &filter, grant, false);
             }
         }
-        session.streams = streams;
+        session.streams = streams.into();
     }
 
     /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.

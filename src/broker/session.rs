@@ -13,7 +13,7 @@
 //! Invariants: a packet identifier is in `sent` or `released` at most once; what was sent on the present connection never
 //! exceeds its window; an absent session is in the list of absent ones, a connected one is not.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeSet;
 
 use hashbrown::HashTable;
 use slab::Slab;
@@ -32,13 +32,18 @@ use super::queue::Queue;
 use super::receipts::Receipts;
 use super::retained::RetainedStream;
 use super::shared::GroupId;
+use super::thin_list::ThinList;
 use super::will::Will;
+
+/// The generation of no session: in a slot whose session has ended.
+const ENDED: u32 = 0;
 
 /// The name of a session: a slot and a generation that makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct SessionId {
-    pub(super) slot: u32,
+    // First: of those who left in the same millisecond the one that was made first is the longest absent.
     generation: u32,
+    pub(super) slot: u32,
 }
 
 impl SessionId {
@@ -66,12 +71,12 @@ pub(super) struct Released {
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     /// PUBLISH sent, neither PUBACK nor PUBREC received; in the order of sending [MQTT-4.6.0-6].
-    pub(super) sent: VecDeque<Sent>,
+    pub(super) sent: ThinList<Sent>,
     /// How many entries of `sent`, from the front, were sent on the present connection. The others wait to be
     /// repeated [MQTT-4.4.0-1].
-    pub(super) sent_here: usize,
+    pub(super) sent_here: u32,
     /// PUBREL sent, PUBCOMP not received; in the order of the PUBRECs [MQTT-4.6.0-4].
-    pub(super) released: VecDeque<Released>,
+    pub(super) released: ThinList<Released>,
     /// Not sent yet.
     pub(super) queue: Queue,
     packet_ids: PacketIds,
@@ -85,7 +90,7 @@ impl Outgoing {
 
     /// Messages that count against the window of the present connection.
     pub(super) fn under_way(&self) -> usize {
-        self.sent_here + self.released.len()
+        self.sent_here as usize + self.released.len()
     }
 
     /// An identifier for one more message. Its window is not full, so one is free.
@@ -99,6 +104,23 @@ impl Outgoing {
     /// Identifiers are in use that this allotter did not give away.
     pub(super) fn restore_packet_ids(&mut self) {
         self.packet_ids = PacketIds::resumed();
+    }
+
+    /// An identifier is in use no more.
+    #[inline]
+    pub(super) fn free_packet_id(&mut self, packet_id: PacketId) {
+        self.packet_ids.free(packet_id);
+    }
+
+    /// Identifiers in use.
+    pub(super) fn used_packet_ids(&self) -> impl Iterator<Item = PacketId> + Clone {
+        let sent = self.sent.iter().map(|sent| sent.packet_id);
+        sent.chain(self.released.iter().map(|released| released.packet_id))
+    }
+
+    /// Asserts that the allotter knows what is in use.
+    pub(super) fn check_packet_ids(&self) {
+        self.packet_ids.check_invariants(self.used_packet_ids());
     }
 
     /// Takes back the identifier that was allotted last.
@@ -121,8 +143,6 @@ pub(super) struct Session {
     pub(super) refill_scheduled: bool,
     /// How long it waits for its client once that is away; `None` is for ever.
     pub(super) expiry: Option<Duration>,
-    /// While absent: its place in the order of leaving.
-    absence: Option<u64>,
     /// While absent: when its will is due or it expires, whichever comes first.
     pub(super) timer: Option<TimerId>,
     /// While absent: since when.
@@ -132,10 +152,10 @@ pub(super) struct Session {
     /// From CONNECT until it is published, or will never be.
     pub(super) will: Option<Box<Will>>,
     /// Retained messages still to be sent for new subscriptions.
-    pub(super) streams: Vec<RetainedStream>,
+    pub(super) streams: ThinList<RetainedStream>,
     /// The groups of its shared subscriptions, and which of them is asked next when there is room.
-    pub(super) memberships: Vec<GroupId>,
-    pub(super) group_turn: usize,
+    pub(super) memberships: ThinList<GroupId>,
+    pub(super) group_turn: u32,
     /// Who authenticated when the session was made; nobody else may go on with it.
     pub(super) user: Option<Box<str>>,
     /// The numbers of its first record, which is its name in the store, and of its latest one; none if it is not stored.
@@ -144,6 +164,29 @@ pub(super) struct Session {
 }
 
 impl Session {
+    fn new(id: SessionId, client_id: &str, now: Instant) -> Self {
+        Self {
+            id,
+            client_id: client_id.into(),
+            connection: None,
+            ends_with_connection: true,
+            subscriptions_full_logged: false,
+            refill_scheduled: false,
+            expiry: None,
+            timer: None,
+            absent_since: now,
+            outgoing: Outgoing::default(),
+            receipts: Receipts::default(),
+            will: None,
+            streams: ThinList::default(),
+            memberships: ThinList::default(),
+            group_turn: 0,
+            user: None,
+            name: Lsn::NONE,
+            latest_record: Lsn::NONE,
+        }
+    }
+
     /// What of it is stored.
     pub(super) fn to_record(&self) -> SessionRecord<'_> {
         SessionRecord {
@@ -174,9 +217,10 @@ pub(super) struct Sessions {
     by_client_id: HashTable<u32>,
     seed: HashSeed,
     generation: u32,
+    /// Slots whose session has ended.
+    ended: usize,
     /// Sessions without a connection, the longest absent first.
-    absent: BTreeMap<u64, SessionId>,
-    absences: u64,
+    absent: BTreeSet<(Instant, SessionId)>,
 }
 
 impl Sessions {
@@ -185,39 +229,19 @@ impl Sessions {
             slab: Slab::new(),
             by_client_id: HashTable::new(),
             seed: seeded(seed),
-            generation: 0,
-            absent: BTreeMap::new(),
-            absences: 0,
+            generation: ENDED,
+            ended: 0,
+            absent: BTreeSet::new(),
         }
     }
 
     pub(super) fn insert(&mut self, client_id: &str, now: Instant) -> SessionId {
         assert!(self.find_by_client_id(client_id).is_none(), "one session per client id [MQTT-3.1.3-2]");
-        self.generation = self.generation.wrapping_add(1);
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
         let entry = self.slab.vacant_entry();
         let slot = u32::try_from(entry.key()).expect("fewer sessions than 2^32");
         let id = SessionId { slot, generation: self.generation };
-        entry.insert(Session {
-            id,
-            client_id: client_id.into(),
-            connection: None,
-            ends_with_connection: true,
-            subscriptions_full_logged: false,
-            refill_scheduled: false,
-            expiry: None,
-            absence: None,
-            timer: None,
-            absent_since: now,
-            outgoing: Outgoing::default(),
-            receipts: Receipts::default(),
-            will: None,
-            streams: Vec::new(),
-            memberships: Vec::new(),
-            group_turn: 0,
-            user: None,
-            name: Lsn::NONE,
-            latest_record: Lsn::NONE,
-        });
+        entry.insert(Session::new(id, client_id, now));
         let Self { slab, by_client_id, seed, .. } = self;
         by_client_id.insert_unique(hash_text(seed, client_id), slot, |slot| {
             hash_text(seed, &slab[*slot as usize].client_id)
@@ -225,16 +249,31 @@ impl Sessions {
         id
     }
 
+    /// Takes a session out. Its slot stays taken until `free_slot`: subscriptions name it.
     pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
         self.find(id)?;
         self.mark_present(id);
-        let session = self.slab.remove(id.slot as usize);
+        let ended = Session::new(SessionId { slot: id.slot, generation: ENDED }, "", Instant(0));
+        let session = std::mem::replace(&mut self.slab[id.slot as usize], ended);
+        self.ended += 1;
         let hash = hash_text(&self.seed, &session.client_id);
         self.by_client_id
             .find_entry(hash, |slot| *slot == id.slot)
             .expect("every session is indexed by its client id")
             .remove();
         Some(session)
+    }
+
+    /// Nothing names the slot of an ended session any more.
+    pub(super) fn free_slot(&mut self, subscriber: SubscriberId) {
+        let ended = self.slab.remove(subscriber.0 as usize);
+        assert!(ended.id.generation == ENDED, "it was taken out before");
+        self.ended -= 1;
+    }
+
+    /// Whether a subscription is that of an ended session.
+    pub(super) fn is_ended(&self, subscriber: SubscriberId) -> bool {
+        self.slab[subscriber.0 as usize].id.generation == ENDED
     }
 
     pub(super) fn find(&self, id: SessionId) -> Option<&Session> {
@@ -256,30 +295,28 @@ impl Sessions {
         Some(self.slab[*slot as usize].id)
     }
 
-    /// Puts the session last in the order of leaving.
-    pub(super) fn mark_absent(&mut self, id: SessionId, now: Instant) {
-        let absence = self.absences;
+    /// Puts the session into the order of leaving.
+    pub(super) fn mark_absent(&mut self, id: SessionId, since: Instant) {
         let session = self.find_mut(id).expect("only an existing session can leave");
-        assert!(session.absence.is_none() && session.connection.is_none());
-        session.absence = Some(absence);
-        session.absent_since = now;
-        self.absences += 1;
-        self.absent.insert(absence, id);
+        assert!(session.connection.is_none());
+        session.absent_since = since;
+        let is_new = self.absent.insert((since, id));
+        assert!(is_new, "a session leaves once");
     }
 
     /// Takes the session out of the order of leaving.
     pub(super) fn mark_present(&mut self, id: SessionId) {
-        if let Some(absence) = self.find_mut(id).and_then(|session| session.absence.take()) {
-            self.absent.remove(&absence);
+        if let Some(since) = self.find(id).map(|session| session.absent_since) {
+            self.absent.remove(&(since, id));
         }
     }
 
     pub(super) fn longest_absent(&self) -> Option<SessionId> {
-        self.absent.first_key_value().map(|(_, id)| *id)
+        self.absent.first().map(|(_, id)| *id)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.slab.len()
+        self.slab.len() - self.ended
     }
 
     pub(super) fn absent_count(&self) -> usize {
@@ -287,6 +324,6 @@ impl Sessions {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Session> {
-        self.slab.iter().map(|(_, session)| session)
+        self.slab.iter().map(|(_, session)| session).filter(|session| session.id.generation != ENDED)
     }
 }

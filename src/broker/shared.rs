@@ -27,7 +27,9 @@ use super::Broker;
 use super::deliver::{QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
-use super::session::{Sent, Session, SessionId, Sessions};
+use super::remains::Remains;
+use super::session::{Outgoing, Sent, Session, SessionId, Sessions};
+use super::thin_list::ThinList;
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
@@ -275,7 +277,7 @@ impl Broker {
         group.members.push(Member { session: session_id, grant });
         let memberships = &mut self.session_mut(session_id).memberships;
         let membership = memberships.len() as u32;
-        memberships.push(id);
+        memberships.push_back(id);
         self.shared.places.insert((id.slot, session_id.slot), Place { member, membership });
         self.shared.set_present(id, session_id, true);
     }
@@ -320,9 +322,9 @@ impl Broker {
         if self.shared.group(id).is_some_and(|group| group.members.is_empty()) {
             let group = self.shared.remove_group(id);
             let queued = group.queue.len() as u64;
-            group.queue.into_deliveries().for_each(|delivery| self.outputs.forget(&delivery));
             self.outputs.metrics.queued_messages -= queued;
             self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
+            self.leave_behind(Remains { subscriber: None, sent: ThinList::default(), queue: group.queue });
         }
     }
 
@@ -342,7 +344,7 @@ impl Broker {
             self.shared.set_present(id, session_id, false);
             if self.shared.group(id).is_some_and(|group| group.present > 0) {
                 let outgoing = &mut self.session_mut(session_id).outgoing;
-                let unacknowledged = take_unacknowledged(&mut outgoing.sent, id);
+                let unacknowledged = take_unacknowledged(outgoing, id);
                 outgoing.sent_here = 0;
                 self.outputs.metrics.in_flight_messages -= unacknowledged.len() as u64;
                 self.return_to_group(id, unacknowledged);
@@ -355,10 +357,12 @@ impl Broker {
     pub(super) fn leave_all_groups(&mut self, session: &mut Session) {
         let is_stored = session.name.is_some();
         session.memberships.iter().for_each(|id| self.remove_member(*id, session.id, is_stored));
-        let sent = &mut session.outgoing.sent;
+        let outgoing = &mut session.outgoing;
         // Also to those that it had left before.
-        while let Some(id) = sent.iter().filter_map(group_of).find(|id| self.shared.group(*id).is_some()) {
-            let unacknowledged = take_unacknowledged(sent, id);
+        while let Some(id) =
+            outgoing.sent.iter().filter_map(group_of).find(|id| self.shared.group(*id).is_some())
+        {
+            let unacknowledged = take_unacknowledged(outgoing, id);
             self.return_to_group(id, unacknowledged);
         }
     }
@@ -517,8 +521,8 @@ impl Broker {
             if idle_looks == IDLE_LOOKS_MAX {
                 return self.schedule_refill(session_id);
             }
-            session.group_turn = (session.group_turn + 1) % session.memberships.len();
-            let id = session.memberships[session.group_turn];
+            session.group_turn = (session.group_turn + 1) % session.memberships.len() as u32;
+            let id = session.memberships[session.group_turn as usize];
             match (shared.place(id, session_id), shared.group(id)) {
                 (Some(place), Some(group)) if !group.queue.is_empty() => {
                     idle_looks = 0;
@@ -537,13 +541,14 @@ fn group_of(sent: &Sent) -> Option<GroupId> {
 }
 
 /// Takes out of a list of sent messages those at QoS 1 that came by a group, in their order and as they were published.
-fn take_unacknowledged(sent: &mut VecDeque<Sent>, id: GroupId) -> Vec<Delivery> {
-    if !sent.iter().any(|sent| group_of(sent) == Some(id)) {
+fn take_unacknowledged(outgoing: &mut Outgoing, id: GroupId) -> Vec<Delivery> {
+    if !outgoing.sent.iter().any(|sent| group_of(sent) == Some(id)) {
         return Vec::new();
     }
-    let (given_back, kept): (Vec<Sent>, Vec<Sent>) =
-        std::mem::take(sent).into_iter().partition(|sent| group_of(sent) == Some(id));
-    *sent = kept.into();
+    let (given_back, kept): (VecDeque<Sent>, VecDeque<Sent>) =
+        outgoing.sent.take().into_iter().partition(|sent| group_of(sent) == Some(id));
+    outgoing.sent = kept.into();
+    given_back.iter().for_each(|sent| outgoing.free_packet_id(sent.packet_id));
     let as_published = |sent: Sent| {
         let Delivery { message, via, record, .. } = sent.delivery;
         let origin = via.as_ref().and_then(|via| via.origin.as_ref()).expect("it came by a group");

@@ -299,16 +299,19 @@ fn errors_of_reading_and_putting_pass_through() {
 fn check_says_what_comes_back_or_which_record_does_not_fit() {
     let now = Instant(1_700_000_000_500);
     let stored = imported(LINES).unwrap();
-    let restored = Restored { sessions: 2, subscriptions: 2, deliveries: 3, retained: 1 };
+    let restored = Restored { sessions: 2, subscriptions: 2, deliveries: 3, retained: 1, orphans: 0 };
     assert_eq!(check(stored.clone().into_iter(), now), Ok(restored));
     let error_without = |at: usize| {
         let mut stored = stored.clone();
         stored.remove(at);
         check(stored.into_iter(), now).unwrap_err()
     };
-    assert_eq!(error_without(0), "subscription \"$share/g/a\" of session 1: record 1 is missing");
+    assert_eq!(error_without(0), "release 9: record 1 is missing");
     assert_eq!(error_without(4), "retained 5: record 3 is missing");
     assert_eq!(error_without(5), "delivery 7: record 4 is missing");
+    let ended: Vec<_> = stored.iter().enumerate().filter(|(at, _)| ![0, 10].contains(at)).collect();
+    let left = Restored { sessions: 1, subscriptions: 0, deliveries: 1, retained: 1, orphans: 4 };
+    assert_eq!(check(ended.into_iter().map(|(_, record)| record.clone()), now), Ok(left));
     let wildcard = imported(&LINES.replace("a/ü", "a/#")).unwrap();
     let error = check(wildcard.into_iter(), now).unwrap_err();
     assert_eq!(error, "message 3: a topic, a filter or properties are not valid");

@@ -18,8 +18,8 @@ pub(super) struct Connection {
     pub(super) id: ConnectionId,
     pub(super) address: SocketAddr,
     pub(super) transport: Transport,
-    /// The beginning of a packet whose rest has not come, or packets put off.
-    pub(super) inbox: Inbox,
+    /// The beginning of a packet whose rest has not come, or packets put off; `None` for most, most of the time.
+    pub(super) inbox: Option<Box<Inbox>>,
     /// The socket may have more to read: an event said so and no read has found the end since.
     pub(super) readable: bool,
     /// The peer has closed its half: only a read of zero bytes says that everything came.
@@ -45,7 +45,7 @@ impl Connections {
             id,
             address,
             transport,
-            inbox: Inbox::default(),
+            inbox: None,
             readable: false,
             read_closed: false,
             listed: false,

@@ -24,7 +24,7 @@ use mio::{Events, Poll, Token};
 
 use crate::broker::{Broker, ConnectionId, Verdict};
 use crate::clock::{Clock, Duration, Instant};
-use crate::codec::{Packet, ReasonCode, decode};
+use crate::codec::{Inbox, Packet, ReasonCode, decode};
 use crate::transport::Transport;
 
 use super::authenticator::Authenticator;
@@ -281,7 +281,7 @@ impl EventLoop {
             return; // Listed again when its outbox has drained.
         }
         let Some(connection) = self.connections.find_mut(id) else { return };
-        if !connection.inbox.is_empty() {
+        if connection.inbox.is_some() {
             self.handle_input(now, id, 0);
         }
         let Some(connection) = self.connections.find_mut(id) else { return };
@@ -313,10 +313,11 @@ impl EventLoop {
         let Some(connection) = connections.find_mut(id) else { return };
         broker.metrics_mut().bytes_received += count as u64;
         let mut input = &read_buffer[..count];
+        let mut inbox = connection.inbox.take().map_or_else(Inbox::default, |inbox| *inbox);
         let (mut protocol, mut packet_size_max) = broker.reading_terms(id);
         loop {
-            match connection.inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(None) => return,
+            match inbox.next(&mut input, protocol, packet_size_max) {
+                Ok(None) => break,
                 Ok(Some(frame)) => match decode::decode(frame, protocol) {
                     Ok(packet) => {
                         broker.handle_packet(now, id, packet);
@@ -331,8 +332,12 @@ impl EventLoop {
                 Err(error) => return broker.handle_malformed(now, id, error, None),
             }
             if !broker.wants_input(id) {
-                return connection.inbox.stash(input);
+                inbox.stash(input);
+                break;
             }
+        }
+        if !inbox.is_empty() {
+            connection.inbox = Some(Box::new(inbox));
         }
     }
 
@@ -425,7 +430,7 @@ impl EventLoop {
         let waiting = self
             .connections
             .find(id)
-            .is_some_and(|connection| connection.readable || !connection.inbox.is_empty());
+            .is_some_and(|connection| connection.readable || connection.inbox.is_some());
         if waiting && self.broker.wants_input(id) {
             self.list(id);
         }

@@ -244,7 +244,7 @@ fn load(
         })
     })?;
     let restored = restore.finish();
-    let Restored { sessions, subscriptions, deliveries, retained } = restored.map_err(|error| {
+    let Restored { sessions, subscriptions, deliveries, retained, orphans } = restored.map_err(|error| {
         OpenError::Damaged(Damage { name: "records".to_owned(), what: error.to_string() })
     })?;
     log::info!(
@@ -253,5 +253,8 @@ fn load(
         options.directory.display(),
         began.elapsed().as_millis()
     );
+    if orphans > 0 {
+        log::info!(target: LOG_TARGET, "{orphans} records that ended sessions had left are removed");
+    }
     Ok((stored, broker))
 }

@@ -223,6 +223,14 @@ impl Model {
         options: &Options,
     ) {
         let client_id = &asked.client_id;
+        let now = self.now;
+        let is_due = |will: &mut Will| will.due_at.is_some_and(|at| at <= now);
+        if let Some(will) = self.sessions.get_mut(client_id).and_then(|session| session.will.take_if(is_due))
+        {
+            // The client was back before the process that came after a crash had looked at its timers.
+            self.coverage.see("will: overdue when its client was back");
+            self.publish_will(&will);
+        }
         if asked.clean_start && self.sessions.contains_key(client_id) {
             self.end_session(client_id); // [MQTT-3.1.2-6] [MQTT5-3.1.2-4] [B-024] [B-026]
         }

@@ -131,6 +131,7 @@ impl World {
             sessions_max: if roomy { 100 } else { *random.pick(&[3, 5, 100]) },
             session_expiry: if random.once_in(3) { None } else { Some(Duration(60_000)) },
             stall_timeout: Duration(5_000),
+            steps_per_turn: *random.pick(&[1, 3, 2_000]),
             handshake_timeout: Duration(5_000),
             sys_interval: None,
             trace_packets: true,
@@ -482,6 +483,11 @@ impl World {
             self.model.now = self.now;
             self.model.publish_wills();
             self.after_input(None, None);
+            if self.is_stored && self.random.once_in(10) {
+                // What is done in several turns can be in several batches.
+                self.take_batch();
+                self.store_batch();
+            }
         }
         self.model.now = self.now;
         self.model.check_deadlines();

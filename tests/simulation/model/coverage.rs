@@ -43,6 +43,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "will",
     "will: delayed and published",
     "will: cancelled by the client's return",
+    "crash amid the remains of a session",
     "will: published at the end of its session",
     "will: DISCONNECT with a code",
     "take-over",

@@ -170,7 +170,8 @@ impl World {
         for (key, value) in &self.disk.records {
             restore.record(key, value).unwrap_or_else(|error| panic!("the store makes sense: {error}"));
         }
-        restore.finish().expect("the store makes sense");
+        let restored = restore.finish().expect("the store makes sense");
+        self.model.coverage.see_if("crash amid the remains of a session", restored.orphans > 0);
         self.disk.words.clear();
         self.disk.stored.words = 0;
         self.model.end_unstored();

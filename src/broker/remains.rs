@@ -1,0 +1,89 @@
+//! What ended sessions and groups leave behind, taken away a little in each turn.
+//!
+//! A session may end with a million messages and a hundred thousand subscriptions. For everybody else it is gone at
+//! once: its client id is free, nothing is delivered to it, and its record is removed. What it held is let go by
+//! `steps_per_turn`, so that nobody waits for it. The slot of the session stays taken meanwhile, because its subscriptions
+//! name it.
+//!
+//! Records that are left over when the process ends are found at the next start: they belong to nobody (see `restore`).
+
+use crate::journal::Lsn;
+use crate::topics::SubscriberId;
+
+use super::queue::Queue;
+use super::session::Sent;
+use super::thin_list::ThinList;
+use super::{Broker, Outputs};
+
+/// Up to this share of a turn's steps is done at once: most sessions leave little.
+const AT_ONCE_SHARE: usize = 32;
+
+/// What one session or group has left.
+#[derive(Debug)]
+pub(super) struct Remains {
+    /// A session, whose subscriptions are still there, and its name in the store.
+    pub(super) subscriber: Option<(SubscriberId, Lsn)>,
+    pub(super) sent: ThinList<Sent>,
+    pub(super) queue: Queue,
+}
+
+impl Remains {
+    /// Lets go of messages, until none is left or there are no steps left. True if none is left.
+    fn forget_messages(&mut self, outputs: &mut Outputs, steps: &mut usize) -> bool {
+        while *steps > 0 {
+            let sent = self.sent.remove(0).map(|sent| sent.delivery);
+            let Some(delivery) = sent.or_else(|| self.queue.pop()) else { return true };
+            outputs.forget(&delivery);
+            *steps -= 1;
+        }
+        false
+    }
+}
+
+impl Broker {
+    /// Takes over what a session or group has left, or does away with it at once if it is little.
+    pub(super) fn leave_behind(&mut self, mut remains: Remains) {
+        let subscriptions =
+            remains.subscriber.map_or(0, |(subscriber, _)| self.subscriptions.subscription_count(subscriber));
+        let count = remains.sent.len() + remains.queue.len() + subscriptions as usize;
+        if count <= self.options.steps_per_turn / AT_ONCE_SHARE {
+            let mut steps = usize::MAX;
+            self.take_away(&mut remains, &mut steps);
+        } else {
+            self.remains.push_back(remains);
+        }
+    }
+
+    /// Takes away as much as one turn has time for.
+    pub(super) fn clear_remains(&mut self) {
+        let mut steps = self.options.steps_per_turn;
+        while let Some(mut remains) = self.remains.pop_front() {
+            if !self.take_away(&mut remains, &mut steps) {
+                return self.remains.push_front(remains);
+            }
+        }
+    }
+
+    /// True if nothing is left; otherwise there are no steps left.
+    fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
+        if !remains.forget_messages(&mut self.outputs, steps) {
+            return false;
+        }
+        let Some((subscriber, name)) = remains.subscriber else { return true };
+        while self.subscriptions.subscription_count(subscriber) > 0 {
+            if *steps == 0 {
+                return false;
+            }
+            *steps -= 1;
+            let Self { subscriptions, outputs, .. } = self;
+            if name.is_some()
+                && let Some((filter, _)) = subscriptions.subscriptions(subscriber).next()
+            {
+                outputs.journal.remove_subscription(name, filter);
+            }
+            subscriptions.remove_some(subscriber, 1);
+        }
+        self.sessions.free_slot(subscriber);
+        true
+    }
+}
