@@ -27,8 +27,6 @@ use load::{Faults, Flow, Plan, Shape};
 /// Only a broken server takes so long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-const PAYLOAD_BYTES: usize = 64;
-
 const ALL_QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
 
 /// One publisher and its subscriber.
@@ -83,15 +81,7 @@ impl Drop for Running {
 }
 
 fn run(criterion: &mut Criterion, name: &str, shape: Shape, qos: QoS, window: u64) {
-    let plan = Plan {
-        shape,
-        qos,
-        window,
-        batch: 1,
-        payload_bytes: PAYLOAD_BYTES,
-        is_stored: false,
-        is_absent: false,
-    };
+    let plan = Plan::new(shape, qos, window, 1);
     let deliveries = plan.publishers() as u64 * plan.receivers();
     let mut group = criterion.benchmark_group(name);
     group.throughput(Throughput::Elements(deliveries));

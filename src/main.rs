@@ -1,5 +1,7 @@
 //! The `broker` program: arguments, logger, server. The only place that prints and exits.
 
+mod heap;
+
 use std::io::Read;
 use std::process::ExitCode;
 
@@ -16,6 +18,7 @@ const SALT_BYTES: usize = 16;
 const PASSWORD_BYTES_MAX: u64 = 4_096;
 
 fn main() -> ExitCode {
+    heap::keep_large_blocks();
     match config::parse(std::env::args_os().skip(1).collect()) {
         Ok(Command::Print(text)) => {
             println!("{}", text.trim_end());

@@ -11,12 +11,11 @@ use broker::codec::packet::Publish;
 use broker::codec::{Packet, Properties, QoS, encode};
 use mio::{Events, Poll, Token};
 
+use crate::Settings;
 use crate::load::client::{Client, PROTOCOL};
+use crate::measure::{Table, Times, WARM_UP, median};
 use crate::running::Running;
 use crate::stored_flow::{Concurrency, StoredFlow};
-use crate::table::{Table, median};
-use crate::times::Times;
-use crate::{Settings, WARM_UP};
 
 const PERIOD: Duration = Duration::from_millis(1);
 
@@ -104,7 +103,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
 
 fn measure(settings: &Settings, beside: &Beside) -> io::Result<BystanderSample> {
     let running = Running::start(settings, beside.is_durable)?;
-    let (address, time) = (running.address, settings.time * ROUND_FACTOR);
+    let (address, time) = (running.process.address, settings.time * ROUND_FACTOR);
     let mut flow = match beside.is_absent {
         Some(is_absent) => Some(StoredFlow::start(address, CONCURRENCY, is_absent)?),
         None => None,
@@ -135,8 +134,8 @@ fn measure(settings: &Settings, beside: &Beside) -> io::Result<BystanderSample> 
 /// Sends and receives for so long. Returns how long each message took, and how many were sent.
 fn pass(address: SocketAddr, time: Duration) -> io::Result<(Times, u64)> {
     be_first();
-    let mut receiver = Client::connect(address, "bystander-in", Some((TOPIC, QoS::AtMostOnce)))?;
-    let mut sender = Client::connect(address, "bystander-out", None)?;
+    let mut receiver = Client::connect(address, "bystander-in", &[(TOPIC, QoS::AtMostOnce)])?;
+    let mut sender = Client::connect(address, "bystander-out", &[])?;
     let count = (time.as_nanos() / PERIOD.as_nanos()) as u64;
     let began = Instant::now();
     // Of its own, because the poll cannot sleep for less than a millisecond.

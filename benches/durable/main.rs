@@ -31,31 +31,26 @@ mod bystander;
 mod clean;
 #[path = "../load/mod.rs"]
 mod load;
-#[path = "../versus/measure.rs"]
+#[path = "../measure/mod.rs"]
 mod measure;
 mod place;
 mod raw;
 mod recovery;
 mod running;
 mod stored_flow;
-mod table;
 mod throughput;
-mod times;
 
 use std::io;
 use std::time::Duration;
 
 use broker::server::raise_descriptor_limit;
 
+use load::plan::PAYLOAD_BYTES;
+use measure::setting;
 use place::Place;
-
-/// Before anything is measured.
-const WARM_UP: Duration = Duration::from_millis(500);
 
 /// A broker that does nothing for so long, while something is on its way, has lost it.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-const PAYLOAD_BYTES: usize = 64;
 
 /// What all measurements have in common.
 struct Settings {
@@ -78,16 +73,11 @@ const SECTIONS: [Section; 4] = [
 ];
 
 fn main() -> io::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if !arguments.iter().any(|argument| argument == "--bench") {
-        // `cargo test` runs benches to see that they start.
-        return Ok(());
-    }
-    let filters: Vec<&String> = arguments.iter().filter(|argument| !argument.starts_with('-')).collect();
+    let Some(words) = measure::words() else { return Ok(()) };
     let sections: Vec<Section> = SECTIONS
         .into_iter()
         .filter(|(name, is_default, _)| {
-            (filters.is_empty() && *is_default) || filters.iter().any(|filter| name.contains(filter.as_str()))
+            (words.is_empty() && *is_default) || words.iter().any(|word| name.contains(word.as_str()))
         })
         .collect();
     let descriptors = raise_descriptor_limit().unwrap_or_else(|error| error.to_string());
@@ -110,16 +100,4 @@ fn main() -> io::Result<()> {
         run(&settings)?;
     }
     Ok(())
-}
-
-/// A number from the environment.
-fn setting(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    match text.parse() {
-        Ok(number) => Some(number),
-        Err(error) => {
-            eprintln!("{name}: {error}; the default is used");
-            None
-        }
-    }
 }

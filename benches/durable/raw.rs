@@ -13,7 +13,7 @@ use broker::codec::QoS;
 use broker::journal::{Batch, DeliveryRecord, Key, Lsn, MessageRecord, Owner, Record};
 use broker::store::SEGMENT_BYTES;
 
-use crate::times::Times;
+use crate::measure::Times;
 
 /// What the log puts before each batch.
 const FRAME_HEAD_BYTES: usize = 24;

@@ -5,7 +5,7 @@
 
 use std::io::{self, BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,11 +17,12 @@ use broker::journal::{
 };
 use broker::store::{Claim, OpenError, Report, SEGMENT_BYTES, Store, Stored};
 
-use crate::measure::resident_bytes;
+use crate::Settings;
+use crate::load::plan::PAYLOAD_BYTES;
+use crate::measure::process::{Killed, free_address};
+use crate::measure::{Table, median, resident_bytes};
 use crate::place::bytes_on_disk;
 use crate::running::command;
-use crate::table::{Table, median};
-use crate::{PAYLOAD_BYTES, Settings};
 
 /// Records that go into a store at once.
 const BATCH_RECORDS: usize = 100_000;
@@ -229,24 +230,14 @@ fn make(path: &Path, content: Content) -> Result<u64, OpenError> {
     Ok(filler.records)
 }
 
-/// A process that is killed when it is not needed any more.
-struct Killed(Child);
-
-impl Drop for Killed {
-    fn drop(&mut self) {
-        // Fails only if it has ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 /// Starts the broker, sees that it has loaded everything, and kills it.
 fn start(settings: &Settings, store: &Path, content: Content) -> io::Result<Start> {
     let Content { sessions, subscriptions, deliveries, retained, .. } = content;
     let wanted = format!(
         "{sessions} sessions, {subscriptions} subscriptions, {deliveries} messages waiting, {retained} retained"
     );
-    let (mut command, _) = command(settings, Some(store))?;
+    let mut command = command(settings, free_address()?, Some(store));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
     let began = Instant::now();
     let mut child = Killed(command.args(["--recover", "strict"]).stderr(Stdio::piped()).spawn()?);
     let lines = BufReader::new(child.0.stderr.take().expect("it was piped")).lines();

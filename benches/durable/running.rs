@@ -1,33 +1,14 @@
-//! The broker as a process: its start, what it uses, and its end.
-//!
-//! Only processes started here are ended, by their handle.
+//! The broker with a store or without one, and what of its use a store is the reason for.
 
 use std::fs::{self, File};
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use crate::Settings;
-use crate::load::client::Client;
-
-/// Nothing is dropped, and nothing is done but for the load. More is in flight than the load has on its way, and yet few
-/// of all packet identifiers: where nearly all are in use, the search for a free one would be what is measured.
-const LIMITS: [&str; 7] = [
-    "--in-flight-max=16384",
-    "--queued-messages-max=4294967295",
-    "--queued-bytes-max=1024G",
-    "--queued-bytes-total-max=1024G",
-    "--outbox-bytes-max=1G",
-    "--sys-interval=0",
-    "--status-interval=0",
-];
-
-const START_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Another process may take a port between its choice and its use.
-const START_ATTEMPTS: usize = 3;
+use crate::measure::{self, Process};
 
 /// What a clock tick of `/proc/PID/stat` is on every Linux of today.
 const TICK: Duration = Duration::from_millis(10);
@@ -39,30 +20,19 @@ const BASE_THREAD: &str = "store-base";
 /// With each batch the former wakes the loop, by writing so many bytes to a descriptor.
 const WAKE_BYTES: u64 = 8;
 
-/// A command that starts the broker at a free port, and its address.
-pub(crate) fn command(settings: &Settings, store: Option<&Path>) -> io::Result<(Command, SocketAddr)> {
-    let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-    let program = env!("CARGO_BIN_EXE_broker");
-    let mut command = if settings.is_pinned {
-        // It becomes the program it is given, so the process is the broker's own.
-        let mut command = Command::new("taskset");
-        command.args(["-c", "0", program]);
-        command
-    } else {
-        Command::new(program)
-    };
-    command.arg("--host=127.0.0.1").arg(format!("--port={}", address.port())).args(LIMITS);
+/// A command that starts the broker at an address.
+pub(crate) fn command(settings: &Settings, address: SocketAddr, store: Option<&Path>) -> Command {
+    let mut command = measure::command(env!("CARGO_BIN_EXE_broker"), settings.is_pinned);
+    command.arg("--host=127.0.0.1").arg(format!("--port={}", address.port())).args(measure::LIMITS);
     if let Some(store) = store {
         command.arg("--data-dir").arg(store);
     }
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    Ok((command, address))
+    command
 }
 
-/// A broker at work; dropping it ends it, and its store with it.
+/// A broker at work; dropping it ends it.
 pub(crate) struct Running {
-    pub(crate) address: SocketAddr,
-    child: Child,
+    pub(crate) process: Process,
     folder: PathBuf,
 }
 
@@ -83,43 +53,16 @@ pub(crate) struct Usage {
 impl Running {
     /// Starts a broker, with an empty store or without one, and waits until it accepts clients.
     pub(crate) fn start(settings: &Settings, is_durable: bool) -> io::Result<Self> {
-        let mut result = Err(io::Error::other("never tried"));
-        for _ in 0..START_ATTEMPTS {
-            result = Self::try_start(settings, is_durable);
-            if result.is_ok() {
-                break;
-            }
-        }
-        result
-    }
-
-    fn try_start(settings: &Settings, is_durable: bool) -> io::Result<Self> {
-        let folder = settings.place.folder("running")?;
-        settings.place.settle();
-        let (mut command, address) = command(settings, is_durable.then(|| folder.join("store")).as_deref())?;
-        let child = command.arg("-q").stderr(File::create(folder.join("said"))?).spawn()?;
-        let mut running = Self { address, child, folder };
-        running.wait()?;
-        Ok(running)
-    }
-
-    /// Waits until a client is accepted.
-    fn wait(&mut self) -> io::Result<()> {
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Err(io::Error::other(format!("the broker ended at once: {status}")));
-            }
-            match Client::connect(self.address, "first", None) {
-                Ok(_) => return Ok(()),
-                Err(error) if began.elapsed() > START_PATIENCE => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
+        let mut folder = PathBuf::new();
+        let process = Process::start(|address| {
+            folder = settings.place.folder("running")?;
+            settings.place.settle();
+            let store = is_durable.then(|| folder.join("store"));
+            let mut command = command(settings, address, store.as_deref());
+            command.arg("-q").stderr(File::create(folder.join("said"))?);
+            Ok(command)
+        })?;
+        Ok(Self { process, folder })
     }
 
     /// Where its store is, if it has one.
@@ -128,7 +71,7 @@ impl Running {
     }
 
     pub(crate) fn usage(&self) -> io::Result<Usage> {
-        let process = PathBuf::from(format!("/proc/{}", self.pid()));
+        let process = PathBuf::from(format!("/proc/{}", self.process.pid()));
         let mut usage = Usage { disk_bytes: io_counter(&process, "write_bytes")?, ..Usage::default() };
         for task in fs::read_dir(process.join("task"))? {
             let task = task?.path();
@@ -180,9 +123,6 @@ fn processor_time(task: &Path) -> io::Result<Duration> {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // Fails only if it has ended by itself. Nothing of it is needed any more, so it is not asked first.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
         // Only warnings are said: a limit that was reached, or a store that failed.
         let said = fs::read_to_string(self.folder.join("said")).unwrap_or_default();
         for line in said.lines() {

@@ -9,18 +9,11 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use broker::codec::packet::Publish;
-use broker::codec::{Packet, QoS, ReasonCode, encode};
-use mio::{Events, Poll, Token};
+use broker::codec::QoS;
 
-use crate::load::client::Client;
+use crate::PATIENCE;
 use crate::load::{Faults, Flow, Plan, Shape};
-use crate::times::Times;
-use crate::{PATIENCE, PAYLOAD_BYTES};
-
-const ABSENTEE: &str = "absentee";
-
-const READ_BUFFER_BYTES: usize = 256 * 1024;
+use crate::measure::{Absentee, Times};
 
 /// Publishers, and messages that each has on its way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,28 +46,18 @@ struct Answers {
 
 /// The load at work.
 pub(crate) struct StoredFlow {
-    address: SocketAddr,
     flow: Flow,
-    concurrency: Concurrency,
-    is_absent: bool,
+    /// The subscriber, if it is away.
+    absentee: Option<Absentee>,
     answers: Rc<RefCell<Answers>>,
 }
 
 impl StoredFlow {
     pub(crate) fn start(address: SocketAddr, concurrency: Concurrency, is_absent: bool) -> io::Result<Self> {
-        let plan = Plan {
-            shape: Shape { publishers: concurrency.publishers, subscribers: 1 },
-            qos: QoS::AtLeastOnce,
-            window: concurrency.window,
-            batch: 1,
-            payload_bytes: PAYLOAD_BYTES,
-            is_stored: true,
-            is_absent,
-        };
-        if is_absent {
-            let filter = plan.filter(0);
-            Client::connect_stored(address, ABSENTEE, Some((&filter, plan.qos)))?;
-        }
+        let shape = Shape { publishers: concurrency.publishers, subscribers: 1 };
+        let plan = Plan::new(shape, QoS::AtLeastOnce, concurrency.window, 1);
+        let plan = Plan { is_stored: true, is_absent, ..plan };
+        let absentee = if is_absent { Some(Absentee::leave(address, &plan, 0)?) } else { None };
         let mut flow = Flow::start(address, plan)?;
         let answers: Rc<RefCell<Answers>> = Rc::default();
         let noted = answers.clone();
@@ -84,7 +67,7 @@ impl StoredFlow {
             answers.times.add(time);
         }));
         flow.set_limit(u64::MAX);
-        Ok(Self { address, flow, concurrency, is_absent, answers })
+        Ok(Self { flow, absentee, answers })
     }
 
     /// Messages that were acknowledged.
@@ -117,56 +100,15 @@ impl StoredFlow {
         if !self.flow.drive(PATIENCE, Flow::is_quiet)? {
             return Err(self.stuck());
         }
-        let faults = self.flow.faults();
-        if faults != Faults::default() {
-            return Err(io::Error::other(format!("faults of the broker: {faults}")));
+        let mut faults = self.flow.faults();
+        if let Some(absentee) = &self.absentee {
+            // What has waited for it is what the acknowledgements have promised.
+            faults += absentee.come_back(self.acknowledged(), PATIENCE)?.1;
         }
-        if self.is_absent { self.bring_back() } else { Ok(()) }
-    }
-
-    /// The subscriber comes back and takes what has waited for it.
-    fn bring_back(&self) -> io::Result<()> {
-        let (mut client, is_present) = Client::connect_stored(self.address, ABSENTEE, None)?;
-        if !is_present {
-            return Err(io::Error::other("the session of the absent subscriber is gone"));
-        }
-        let mut poll = Poll::new()?;
-        client.register(poll.registry(), Token(0))?;
-        let (mut events, mut buffer) = (Events::with_capacity(8), vec![0; READ_BUFFER_BYTES]);
-        let mut next = vec![0; self.concurrency.publishers];
-        let (mut came, mut faults) = (0, 0_u64);
-        while came < self.acknowledged() {
-            poll.poll(&mut events, Some(PATIENCE))?;
-            if events.is_empty() {
-                let missing = self.acknowledged() - came;
-                return Err(io::Error::other(format!("{missing} acknowledged messages are lost")));
-            }
-            client.read(&mut buffer, |packet, out| match packet {
-                Packet::Publish(publish) => {
-                    came += 1;
-                    faults += u64::from(!is_next(&publish, &mut next));
-                    if let Some(packet_id) = publish.packet_id {
-                        encode::puback(out, packet_id, ReasonCode::Success);
-                    }
-                }
-                _ => faults += 1,
-            })?;
-            client.flush()?;
-        }
-        if faults == 0 {
+        if faults == Faults::default() {
             Ok(())
         } else {
-            Err(io::Error::other(format!("{faults} messages came in a wrong order, changed or twice")))
+            Err(io::Error::other(format!("faults of the broker: {faults}")))
         }
     }
-}
-
-/// Whether a message is the one that has to come next from its publisher.
-fn is_next(publish: &Publish<'_>, next: &mut [u64]) -> bool {
-    let Some((publisher, rest)) = publish.payload.split_first_chunk() else { return false };
-    let Some((number, _)) = rest.split_first_chunk() else { return false };
-    let Some(next) = next.get_mut(u32::from_be_bytes(*publisher) as usize) else { return false };
-    let is_next = u64::from_be_bytes(*number) == *next;
-    *next = u64::from_be_bytes(*number) + 1;
-    is_next && publish.payload.len() == PAYLOAD_BYTES && publish.qos == QoS::AtLeastOnce
 }

@@ -3,17 +3,13 @@
 use std::io;
 use std::time::Duration;
 
-use crate::load::Faults;
-use crate::measure::{Sample, Stopwatch};
+use crate::Settings;
+use crate::load::plan::PAYLOAD_BYTES;
+use crate::measure::{BUSY, Sample, Stopwatch, Table, WARM_UP, median};
 use crate::place::bytes_on_disk;
 use crate::raw::{self, RawSample};
 use crate::running::{Running, Usage};
 use crate::stored_flow::{Concurrency, StoredFlow};
-use crate::table::{Table, median};
-use crate::{PAYLOAD_BYTES, Settings, WARM_UP};
-
-/// From this share of its core on somebody has nothing left.
-const BUSY: f64 = 0.9;
 
 /// What one round gave.
 struct StoreSample {
@@ -32,7 +28,7 @@ impl StoreSample {
     }
 
     fn per_second(&self) -> f64 {
-        self.sample.count as f64 / self.sample.time.as_secs_f64()
+        self.sample.per_second()
     }
 }
 
@@ -95,19 +91,17 @@ fn measure(
     is_durable: bool,
 ) -> io::Result<StoreSample> {
     let running = Running::start(settings, is_durable)?;
-    let mut flow = StoredFlow::start(running.address, concurrency, is_absent)?;
+    let mut flow = StoredFlow::start(running.process.address, concurrency, is_absent)?;
     flow.drive_for(WARM_UP)?;
     flow.take_times();
     let usage = running.usage()?;
-    let stopwatch = Stopwatch::start(running.pid(), flow.acknowledged())?;
+    let stopwatch = Stopwatch::start(running.process.pid(), flow.acknowledged())?;
     flow.drive_for(settings.time)?;
     let sample = stopwatch.stop(flow.acknowledged())?;
     let usage = running.usage()?.since(usage);
     let log_bytes = if is_durable { bytes_on_disk(&running.store(), "log-")? } else { 0 };
     let mut times = flow.take_times();
     flow.finish()?;
-    // Faults end the program instead.
-    assert_eq!(sample.faults, Faults::default());
     Ok(StoreSample { sample, usage, log_bytes, half: times.quantile(0.5), nearly_all: times.quantile(0.99) })
 }
 
@@ -172,13 +166,10 @@ fn store_row(
         let bytes = median(samples, |sample| value(&sample.usage) as f64 / sample.count());
         if is_durable { format!("{bytes:.0}") } else { "-".to_owned() }
     };
-    let share = |value: fn(&StoreSample) -> Duration| {
-        median(samples, |sample| value(sample).as_secs_f64() / sample.sample.time.as_secs_f64())
-    };
     let if_durable = |text: String| if is_durable { text } else { "-".to_owned() };
     let per_second = of(StoreSample::per_second);
-    let broker = share(|sample| sample.sample.processor_time);
-    let load = share(|sample| sample.sample.own_processor_time);
+    let broker = of(|sample| sample.sample.broker_share());
+    let load = of(|sample| sample.sample.load_share());
     vec![
         concurrency.messages().to_string(),
         concurrency.publishers.to_string(),

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use broker::codec::packet::Connect;
+use broker::codec::packet::{Connect, Suback};
 use broker::codec::{Inbox, Packet, PacketId, Properties, Protocol, QoS, decode, encode};
 use mio::net::TcpStream;
 use mio::{Interest, Registry, Token};
@@ -25,13 +25,9 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects with a session that ends with the connection, and subscribes if there is a filter.
-    pub(crate) fn connect(
-        address: SocketAddr,
-        client_id: &str,
-        filter: Option<(&str, QoS)>,
-    ) -> io::Result<Self> {
-        match Self::open(address, &connect_bytes(client_id), filter)? {
+    /// Connects with a session that ends with the connection, and subscribes if there are filters.
+    pub(crate) fn connect(address: SocketAddr, client_id: &str, filters: &[(&str, QoS)]) -> io::Result<Self> {
+        match Self::open(address, &connect_bytes(client_id), filters)? {
             (client, false) => Ok(client),
             (_, true) => Err(io::Error::other("a new session that is said to have been there before")),
         }
@@ -41,18 +37,18 @@ impl Client {
     pub(crate) fn connect_stored(
         address: SocketAddr,
         client_id: &str,
-        filter: Option<(&str, QoS)>,
+        filters: &[(&str, QoS)],
     ) -> io::Result<(Self, bool)> {
-        Self::open(address, &connect_bytes_of(client_id, false), filter)
+        Self::open(address, &connect_bytes_of(client_id, false), filters)
     }
 
-    fn open(address: SocketAddr, connect: &[u8], filter: Option<(&str, QoS)>) -> io::Result<(Self, bool)> {
+    fn open(address: SocketAddr, connect: &[u8], filters: &[(&str, QoS)]) -> io::Result<(Self, bool)> {
         let mut stream = std::net::TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         let mut bytes = connect.to_vec();
-        if let Some((filter, qos)) = filter {
-            let requests = [(filter, qos.into())];
+        if !filters.is_empty() {
+            let requests: Vec<_> = filters.iter().map(|(filter, qos)| (*filter, (*qos).into())).collect();
             encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
         }
         stream.write_all(&bytes)?;
@@ -62,11 +58,16 @@ impl Client {
             [0x20, 2, is_present @ 0..=1, 0] => is_present == 1,
             other => return Err(io::Error::other(format!("{other:?} is no CONNACK that accepts"))),
         };
-        if let Some((_, qos)) = filter {
-            let (wanted, mut suback) = ([0x90, 3, 0, 1, qos.number()], [0; 5]);
+        if !filters.is_empty() {
+            let reasons: Vec<_> = filters.iter().map(|(_, qos)| qos.number()).collect();
+            let granted =
+                Suback { packet_id: PacketId::FIRST, properties: Properties::NONE, reasons: &reasons };
+            let mut wanted = Vec::new();
+            encode::encode(&Packet::Suback(granted), PROTOCOL, &mut wanted).map_err(io::Error::other)?;
+            let mut suback = vec![0; wanted.len()];
             stream.read_exact(&mut suback)?;
             if suback != wanted {
-                return Err(io::Error::other(format!("{suback:?} instead of {wanted:?}")));
+                return Err(io::Error::other("a SUBACK that does not grant what was asked for"));
             }
         }
         stream.set_nonblocking(true)?;

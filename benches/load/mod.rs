@@ -6,6 +6,12 @@
 //! Deliberately not here: what is measured, and any broker.
 
 pub(crate) mod client;
+mod faults;
 mod flow;
+pub(crate) mod plan;
+mod publisher;
+mod subscriber;
 
-pub(crate) use flow::{Faults, Flow, Plan, Shape};
+pub(crate) use faults::Faults;
+pub(crate) use flow::Flow;
+pub(crate) use plan::{Plan, Shape};

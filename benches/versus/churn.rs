@@ -9,18 +9,17 @@ use std::time::{Duration, Instant};
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token};
 
-use crate::contender::Running;
+use crate::PATIENCE;
+use crate::load::Faults;
 use crate::load::client::connect_bytes;
-use crate::measure::{Sample, Stopwatch};
+use crate::measure::{Process, Stopwatch, WARM_UP};
+use crate::outcome::Outcome;
 
 const CONNACK: [u8; 4] = [0x20, 2, 0, 0];
 
 const DISCONNECT: [u8; 2] = [0xE0, 0];
 
 const SLEEP_MAX: Duration = Duration::from_millis(10);
-
-/// Time without any event after which the broker is taken for dead.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -92,17 +91,17 @@ fn stream(address: SocketAddr, index: usize, poll: &Poll) -> io::Result<TcpStrea
 }
 
 /// Measures so many of them at once.
-pub(crate) fn run(running: &Running, count: usize, warm_up: Duration, time: Duration) -> io::Result<Sample> {
+pub(crate) fn run(process: &Process, count: usize, time: Duration) -> io::Result<Outcome> {
     let mut poll = Poll::new()?;
     let mut churners = Vec::new();
     for index in 0..count {
-        churners.push(Churner::open(running.address, index, &poll)?);
+        churners.push(Churner::open(process.address, index, &poll)?);
     }
     let mut served = 0;
-    drive(&mut poll, &mut churners, running.address, warm_up, &mut served)?;
-    let stopwatch = Stopwatch::start(running.pid(), served)?;
-    drive(&mut poll, &mut churners, running.address, time, &mut served)?;
-    stopwatch.stop(served)
+    drive(&mut poll, &mut churners, process.address, WARM_UP, &mut served)?;
+    let stopwatch = Stopwatch::start(process.pid(), served)?;
+    drive(&mut poll, &mut churners, process.address, time, &mut served)?;
+    Ok(Outcome::processor_time(stopwatch.stop(served)?, Faults::default()))
 }
 
 fn drive(

@@ -1,14 +1,10 @@
-//! The brokers: which there are, how each is started with its limits raised alike, and how it is stopped.
-//!
-//! Only processes started here are ended, by their handle.
+//! The brokers: which there are, and how each is started with its limits raised alike.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
-use crate::load::client::Client;
+use crate::measure::{LIMITS, Process, command};
 
 /// The name of this broker.
 pub(crate) const OURS: &str = "broker";
@@ -19,11 +15,6 @@ pub(crate) const BASELINE: &str = "mosquitto";
 /// Where a distribution may put it, the search path first.
 const MOSQUITTO: [&str; 3] = ["mosquitto", "/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto"];
 
-const START_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Another process may take a port between its choice and its use.
-const START_ATTEMPTS: usize = 3;
-
 /// A broker that can be started.
 pub(crate) struct Contender {
     pub(crate) name: String,
@@ -32,7 +23,7 @@ pub(crate) struct Contender {
     config: Option<&'static str>,
     /// How it tells its version.
     version: Option<&'static str>,
-    pinned: bool,
+    is_pinned: bool,
 }
 
 /// No limit, nothing on disk, nothing logged, no delay by Nagle: as for this broker.
@@ -52,34 +43,25 @@ log_type none
 ";
 
 /// This broker, mosquitto if it is there, and those that the user names.
-pub(crate) fn all(pinned: bool) -> Vec<Contender> {
-    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<String>>();
+pub(crate) fn all(is_pinned: bool) -> Vec<Contender> {
+    let words = |parts: &[&[&str]]| parts.iter().copied().flatten().map(|word| (*word).to_owned()).collect();
     let mut all = vec![Contender {
         name: OURS.to_owned(),
         command: words(&[
-            env!("CARGO_BIN_EXE_broker"),
-            "-q",
-            "--host=127.0.0.1",
-            "--port={port}",
-            "--in-flight-max=65535",
-            "--queued-messages-max=4294967295",
-            "--queued-bytes-max=1024G",
-            "--queued-bytes-total-max=1024G",
-            "--outbox-bytes-max=1G",
-            "--sys-interval=0",
-            "--status-interval=0",
+            &[env!("CARGO_BIN_EXE_broker"), "-q", "--host=127.0.0.1", "--port={port}"],
+            LIMITS.as_slice(),
         ]),
         config: None,
         version: Some("--version"),
-        pinned,
+        is_pinned,
     }];
     match MOSQUITTO.iter().find(|program| first_line(program, "-h").is_some()) {
         Some(program) => all.push(Contender {
             name: BASELINE.to_owned(),
-            command: words(&[program, "-c", "{config}"]),
+            command: words(&[&[program, "-c", "{config}"]]),
             config: Some(MOSQUITTO_CONFIG),
             version: Some("-h"),
-            pinned,
+            is_pinned,
         }),
         None => println!("mosquitto is not installed: there is nothing to compare with"),
     }
@@ -91,7 +73,7 @@ pub(crate) fn all(pinned: bool) -> Vec<Contender> {
                 command: command.split_whitespace().map(str::to_owned).collect(),
                 config: None,
                 version: None,
-                pinned,
+                is_pinned,
             }),
             _ => eprintln!("VERSUS_OTHERS: {other:?} is not of the form name=command with {{port}}"),
         }
@@ -115,75 +97,30 @@ impl Contender {
 
     /// Starts it on a free port and waits until it accepts clients.
     pub(crate) fn start(&self) -> io::Result<Running> {
-        let mut result = Err(io::Error::other("never tried"));
-        for _ in 0..START_ATTEMPTS {
-            result = self.try_start();
-            if result.is_ok() {
-                break;
+        let mut config = None;
+        let process = Process::start(|address| {
+            let port = address.port().to_string();
+            let mut path = String::new();
+            if let Some(text) = self.config {
+                let file = TemporaryFile::new(&port, &text.replace("{port}", &port))?;
+                path = file.0.display().to_string();
+                config = Some(file);
             }
-        }
-        result.map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.name)))
-    }
-
-    fn try_start(&self) -> io::Result<Running> {
-        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let port = address.port().to_string();
-        let config = match self.config {
-            Some(text) => Some(TemporaryFile::new(&port, &text.replace("{port}", &port))?),
-            None => None,
-        };
-        let path = config.as_ref().map_or(String::new(), |file| file.0.display().to_string());
-        let words = self.command.iter().map(|word| word.replace("{port}", &port).replace("{config}", &path));
-        let prefix = if self.pinned { ["taskset", "-c", "0"].as_slice() } else { &[] };
-        let mut words = prefix.iter().map(|word| (*word).to_owned()).chain(words);
-        let program = words.next().expect("a command has a program");
-        // `taskset` becomes the program it is given, so the process is the broker's own.
-        let child = Command::new(program)
-            .args(words)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let mut running = Running { address, child, _config: config };
-        running.wait()?;
-        Ok(running)
+            let mut words =
+                self.command.iter().map(|word| word.replace("{port}", &port).replace("{config}", &path));
+            let mut command = command(&words.next().expect("a command has a program"), self.is_pinned);
+            command.args(words).stderr(Stdio::null());
+            Ok(command)
+        })
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.name)))?;
+        Ok(Running { process, _config: config })
     }
 }
 
 /// A broker at work; dropping it ends it.
 pub(crate) struct Running {
-    pub(crate) address: SocketAddr,
-    child: Child,
+    pub(crate) process: Process,
     _config: Option<TemporaryFile>,
-}
-
-impl Running {
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits until a client is accepted.
-    fn wait(&mut self) -> io::Result<()> {
-        let began = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Err(io::Error::other(format!("it ended at once: {status}")));
-            }
-            match Client::connect(self.address, "first", None) {
-                Ok(_) => return Ok(()),
-                Err(error) if began.elapsed() > START_PATIENCE => return Err(error),
-                Err(_) => std::thread::sleep(Duration::from_millis(20)),
-            }
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Fails only if it has ended by itself. Nothing of it is needed any more, so it is not asked first.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A file that goes with its value.

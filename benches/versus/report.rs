@@ -1,186 +1,203 @@
-//! Medians of all rounds, as a table.
+//! Medians of all rounds: as text with what stands behind them, and as a table.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 
 use crate::contender::{BASELINE, Contender};
-use crate::idle::Memory;
 use crate::load::Faults;
-use crate::measure::Sample;
-
-/// From this share of its core on somebody has nothing left.
-const BUSY: f64 = 0.9;
+use crate::measure::{BUSY, Sample, Table, median};
+use crate::outcome::Outcome;
+use crate::scenario::Scenario;
 
 /// Everything measured.
 pub(crate) struct Report {
     contenders: Vec<String>,
-    /// In the order in which they were run first.
-    scenarios: Vec<String>,
-    /// By scenario and contender.
-    samples: BTreeMap<(String, String), Vec<Sample>>,
-    memory: BTreeMap<String, Vec<Memory>>,
-    /// Contender and what happened, in order.
-    failures: Vec<(String, String)>,
+    rows: Vec<Row>,
 }
 
-/// The medians of one row.
+/// One scenario.
 struct Row {
-    per_second: f64,
-    micros_each: f64,
-    per_processor_second: f64,
-    broker_share: f64,
-    load_share: f64,
+    scenario: String,
+    unit: &'static str,
+    is_more_better: bool,
+    /// By contender.
+    cells: BTreeMap<String, Cell>,
+}
+
+/// One contender in it.
+#[derive(Default)]
+struct Cell {
+    outcomes: Vec<Outcome>,
+    failure: Option<io::Error>,
+}
+
+impl Cell {
+    /// The medians of all figures.
+    fn figures(&self) -> Vec<f64> {
+        let count = self.outcomes.first().map_or(0, |outcome| outcome.figures.len());
+        (0..count).map(|at| median(&self.outcomes, |outcome| outcome.figures[at])).collect()
+    }
+
+    fn faults(&self) -> Faults {
+        let mut sum = Faults::default();
+        for outcome in &self.outcomes {
+            sum += outcome.faults;
+        }
+        sum
+    }
+
+    /// The median of what is asked of the samples, if there are any.
+    fn of(&self, value: fn(&Sample) -> f64) -> Option<f64> {
+        let samples: Vec<Sample> = self.outcomes.iter().filter_map(|outcome| outcome.sample).collect();
+        (!samples.is_empty()).then(|| median(&samples, value))
+    }
+
+    /// What there is to know about the last round, or who held up whom.
+    fn remark(&self) -> &str {
+        let (Some(broker), Some(load)) = (self.of(Sample::broker_share), self.of(Sample::load_share)) else {
+            return self.note();
+        };
+        match (self.note(), broker >= BUSY, load >= BUSY) {
+            ("", true, _) => "",
+            ("", false, true) => "the load was the bottleneck: throughput says nothing",
+            ("", false, false) => "neither was busy: latency, or others on the machine",
+            (note, _, _) => note,
+        }
+    }
+
+    fn note(&self) -> &str {
+        self.outcomes.last().and_then(|outcome| outcome.note.as_deref()).unwrap_or("")
+    }
 }
 
 impl Row {
-    fn new(samples: &[Sample]) -> Self {
-        let of = |value: fn(&Sample) -> f64| median(samples.iter().map(value).collect());
-        Self {
-            per_second: of(|sample| sample.count as f64 / sample.time.as_secs_f64()),
-            micros_each: of(|sample| sample.processor_time.as_secs_f64() * 1e6 / sample.count.max(1) as f64),
-            per_processor_second: of(|sample| {
-                sample.count as f64 / sample.processor_time.as_secs_f64().max(1e-9)
-            }),
-            broker_share: of(|sample| sample.processor_time.as_secs_f64() / sample.time.as_secs_f64()),
-            load_share: of(|sample| sample.own_processor_time.as_secs_f64() / sample.time.as_secs_f64()),
-        }
+    fn figures(&self, contender: &str) -> Vec<f64> {
+        self.cells.get(contender).map(Cell::figures).unwrap_or_default()
     }
 
-    /// Who held up whom.
-    fn remark(&self) -> &'static str {
-        match (self.broker_share >= BUSY, self.load_share >= BUSY) {
-            (true, _) => "",
-            (false, true) => "the load was the bottleneck: throughput says nothing",
-            (false, false) => "neither was busy: latency, or others on the machine",
-        }
+    /// How many times as good as the baseline.
+    fn ratios(&self, contender: &str) -> String {
+        let figures = self.figures(contender).into_iter().zip(self.figures(BASELINE));
+        let ratios = figures
+            .map(|(figure, base)| number(if self.is_more_better { figure / base } else { base / figure }));
+        joined(ratios)
+    }
+
+    fn text(&self, contender: &str) -> String {
+        joined(self.figures(contender).into_iter().map(number))
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    match values.len() {
-        0 => f64::NAN,
-        count if count % 2 == 1 => values[count / 2],
-        count => (values[count / 2 - 1] + values[count / 2]) / 2.0,
+/// With three digits that count.
+fn number(value: f64) -> String {
+    let digits = (2 - value.abs().max(1e-9).log10().floor() as i32).clamp(0, 9) as usize;
+    let text = format!("{value:.digits$}");
+    let (whole, rest) = text.split_once('.').unwrap_or((&text, ""));
+    let mut grouped = String::new();
+    for (at, digit) in whole.chars().enumerate() {
+        if at > 0 && (whole.len() - at).is_multiple_of(3) {
+            grouped.push(',');
+        }
+        grouped.push(digit);
     }
+    if rest.is_empty() { grouped } else { format!("{grouped}.{rest}") }
 }
 
-fn faults<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> Faults {
-    let mut sum = Faults::default();
-    for Sample { faults, .. } in samples {
-        sum.lost += faults.lost;
-        sum.repeated += faults.repeated;
-        sum.strange += faults.strange;
-    }
-    sum
+fn joined(texts: impl Iterator<Item = String>) -> String {
+    let texts: Vec<String> = texts.collect();
+    if texts.is_empty() { "-".to_owned() } else { texts.join(" / ") }
 }
 
 impl Report {
-    pub(crate) fn new(contenders: &[Contender]) -> Self {
+    pub(crate) fn new(contenders: &[Contender], scenarios: &[Scenario]) -> Self {
+        let row = |scenario: &Scenario| Row {
+            scenario: scenario.name.clone(),
+            unit: scenario.unit.name,
+            is_more_better: scenario.unit.is_more_better,
+            cells: BTreeMap::new(),
+        };
         Self {
             contenders: contenders.iter().map(|contender| contender.name.clone()).collect(),
-            scenarios: Vec::new(),
-            samples: BTreeMap::new(),
-            memory: BTreeMap::new(),
-            failures: Vec::new(),
+            rows: scenarios.iter().map(row).collect(),
         }
     }
 
-    pub(crate) fn add(&mut self, scenario: &str, contender: &str, sample: Sample) {
-        if !self.scenarios.iter().any(|known| known == scenario) {
-            self.scenarios.push(scenario.to_owned());
+    pub(crate) fn add(&mut self, scenario: &Scenario, contender: &Contender, outcome: io::Result<Outcome>) {
+        let row = self.rows.iter_mut().find(|row| row.scenario == scenario.name);
+        let cells = &mut row.expect("each scenario has its row").cells;
+        let cell = cells.entry(contender.name.clone()).or_default();
+        match outcome {
+            Ok(outcome) => cell.outcomes.push(outcome),
+            Err(error) => cell.failure = Some(error),
         }
-        self.samples.entry((scenario.to_owned(), contender.to_owned())).or_default().push(sample);
     }
 
-    pub(crate) fn add_memory(&mut self, contender: &str, memory: Memory) {
-        self.memory.entry(contender.to_owned()).or_default().push(memory);
-    }
-
-    /// A round that gave nothing.
-    pub(crate) fn add_failure(&mut self, scenario: &str, contender: &str, error: &io::Error) {
-        self.failures.push((contender.to_owned(), format!("{scenario}: {error}")));
+    pub(crate) fn has_failed(&self, scenario: &Scenario, contender: &Contender) -> bool {
+        let row = self.rows.iter().find(|row| row.scenario == scenario.name);
+        row.and_then(|row| row.cells.get(&contender.name)).is_some_and(|cell| cell.failure.is_some())
     }
 
     /// Whether one broker never failed and had no fault.
     pub(crate) fn is_flawless(&self, contender: &str) -> bool {
-        let samples = self.samples.iter().filter(|((_, name), _)| name == contender);
-        faults(samples.flat_map(|(_, samples)| samples)) == Faults::default()
-            && self.failures.iter().all(|(name, _)| name != contender)
+        let mut cells = self.rows.iter().filter_map(|row| row.cells.get(contender));
+        cells.all(|cell| cell.failure.is_none() && cell.faults() == Faults::default())
     }
 
-    fn samples(&self, scenario: &str, contender: &str) -> Option<&[Sample]> {
-        Some(self.samples.get(&(scenario.to_owned(), contender.to_owned()))?)
+    /// Scenario, unit, each contender, and how each of them compares with the baseline.
+    fn table(&self) -> Table {
+        let others: Vec<&String> = self.contenders.iter().filter(|name| *name != BASELINE).collect();
+        let mut heads = vec!["scenario".to_owned(), "unit".to_owned()];
+        heads.extend(self.contenders.iter().cloned());
+        heads.extend(others.iter().map(|name| format!("{name}: times as good as {BASELINE}")));
+        let heads: Vec<&str> = heads.iter().map(String::as_str).collect();
+        let mut table = Table::new(&heads);
+        for row in &self.rows {
+            let mut fields = vec![row.scenario.clone(), row.unit.to_owned()];
+            fields.extend(self.contenders.iter().map(|contender| row.text(contender)));
+            fields.extend(others.iter().map(|contender| row.ratios(contender)));
+            table.add(fields);
+        }
+        table
     }
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for scenario in &self.scenarios {
-            let unit = if scenario.starts_with("connect") { "connection" } else { "message" };
-            let each = format!("us/{unit}");
-            writeln!(f, "{scenario}")?;
-            writeln!(
-                f,
-                "  {:<12} {:>12} {:>13} {:>14} {:>7} {:>6} {:>9} {:>9}",
-                "", "per second", each, "per CPU second", "broker", "load", "x wall", "x CPU"
-            )?;
-            let baseline = self.samples(scenario, BASELINE).map(Row::new);
+        for row in &self.rows {
+            writeln!(f, "{} [{}]", row.scenario, row.unit)?;
             for contender in &self.contenders {
-                let Some(samples) = self.samples(scenario, contender) else { continue };
-                let row = Row::new(samples);
-                let ratio = |value: fn(&Row) -> f64| {
-                    baseline
-                        .as_ref()
-                        .map_or("-".to_owned(), |base| format!("{:.2}", value(&row) / value(base)))
-                };
-                writeln!(
-                    f,
-                    "  {contender:<12} {:>12.0} {:>13.3} {:>14.0} {:>6.0}% {:>5.0}% {:>9} {:>9}  {}",
-                    row.per_second,
-                    row.micros_each,
-                    row.per_processor_second,
-                    row.broker_share * 100.0,
-                    row.load_share * 100.0,
-                    ratio(|row| row.per_second),
-                    ratio(|row| row.per_processor_second),
-                    row.remark(),
-                )?;
-                let faults = faults(samples);
-                if faults != Faults::default() {
-                    writeln!(f, "  {:<12} FAULTS: {faults}", "")?;
+                let Some(cell) = row.cells.get(contender) else { continue };
+                if !cell.outcomes.is_empty() {
+                    let of = |value| cell.of(value).map_or("-".to_owned(), number);
+                    let share = |value| {
+                        cell.of(value).map_or("-".to_owned(), |share| format!("{:.0} %", share * 100.0))
+                    };
+                    writeln!(
+                        f,
+                        "  {contender:<12} {:>14}  x {:<8} {:>11}/s {:>8} us {:>6} {:>6}  {}",
+                        row.text(contender),
+                        row.ratios(contender),
+                        of(Sample::per_second),
+                        of(Sample::micros_each),
+                        share(Sample::broker_share),
+                        share(Sample::load_share),
+                        cell.remark(),
+                    )?;
+                }
+                if cell.faults() != Faults::default() {
+                    writeln!(f, "  {contender:<12} FAULTS: {}", cell.faults())?;
+                }
+                if let Some(failure) = &cell.failure {
+                    writeln!(f, "  {contender:<12} FAILED: {failure}")?;
                 }
             }
         }
-        if !self.memory.is_empty() {
-            writeln!(f, "resident bytes per idle client with one subscription")?;
-        }
-        let per_client = |contender: &str| {
-            let rounds = self.memory.get(contender)?;
-            Some(median(rounds.iter().map(|memory| memory.per_client() as f64).collect()))
-        };
-        for contender in &self.contenders {
-            let (Some(bytes), Some(memory)) =
-                (per_client(contender), self.memory.get(contender).and_then(|rounds| rounds.last()))
-            else {
-                continue;
-            };
-            let ratio = per_client(BASELINE).map_or("-".to_owned(), |base| format!("{:.2}", bytes / base));
-            writeln!(
-                f,
-                "  {contender:<12} {bytes:>12.0}   ({} clients: from {} to {} KiB)   x {ratio}",
-                memory.clients,
-                memory.before / 1024,
-                memory.after / 1024,
-            )?;
-        }
-        for (contender, failure) in &self.failures {
-            writeln!(f, "FAILED: {contender}: {failure}")?;
-        }
         writeln!(
             f,
-            "broker, load: share of their core; x: as a multiple of {BASELINE}; every message was checked"
+            "after the figures: how many times as good as {BASELINE}; how many a second; processor time of the broker \
+             for each; and the shares of their cores that broker and load had. Every message was checked.\n\n{}",
+            self.table()
         )
     }
 }
