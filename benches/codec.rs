@@ -5,193 +5,37 @@
 //! cargo bench --bench codec -- decode       only what has this in its name
 //! ```
 //!
-//! Decoding is measured with `frame::split` before it, because no packet comes without. Encoding goes into a buffer
-//! that has its size already, as those of the broker have in the steady state.
-//!
 //! Deliberately not here: packets cut into pieces, which the fuzz targets and the tests of `Inbox` are about, and what
 //! a packet does (see `broker`).
 
+#[path = "operations/packets.rs"]
+mod packets;
+
 use std::hint::black_box;
 
-use broker::codec::packet::{Ack, Connack, Connect, Disconnect, Publish, SubscriptionOptions, Will};
-use broker::codec::property::PropertyList;
-use broker::codec::{
-    Inbox, Packet, PacketId, Properties, Property, Protocol, QoS, ReasonCode, decode, encode, frame,
-};
+use broker::codec::{Inbox, Protocol, decode};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-const PACKET_SIZE_MAX: u32 = 268_435_455;
+use packets::Sample;
 
 /// Bytes in one read of the server.
 const READ_BYTES: usize = 64 * 1024;
 
-/// A packet with its name and what it is read as.
-type Sample = (&'static str, Protocol, Vec<u8>);
-
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();
-    let of_311 = samples_of_311().into_iter().map(|(name, bytes)| (name, Protocol::Mqtt311, bytes));
-    let of_5 = samples_of_5().into_iter().map(|(name, bytes)| (name, Protocol::Mqtt5, bytes));
-    let samples: Vec<Sample> = of_311.chain(of_5).collect();
+    let samples = packets::samples();
     decode_each(&mut criterion, &samples);
     encode_each(&mut criterion, &samples);
-    split_a_read(&mut criterion);
+    split_a_read(&mut criterion, &samples);
     criterion.final_summary();
-}
-
-fn bytes_of(packet: Packet<'_>) -> Vec<u8> {
-    bytes_in(Protocol::Mqtt311, packet)
-}
-
-fn bytes_in(protocol: Protocol, packet: Packet<'_>) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    encode::encode(&packet, protocol, &mut bytes).expect("it has a form on the wire");
-    bytes
-}
-
-fn written(write: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    write(&mut bytes);
-    bytes
-}
-
-fn message(qos: QoS, payload: &[u8]) -> Publish<'_> {
-    Publish {
-        dup: false,
-        qos,
-        retain: false,
-        topic: "site/17/device/4711/temperature",
-        packet_id: (qos > QoS::AtMostOnce).then_some(PacketId::FIRST),
-        properties: Properties::NONE,
-        payload,
-    }
-}
-
-fn publish(qos: QoS, payload: &[u8]) -> Vec<u8> {
-    bytes_of(Packet::Publish(message(qos, payload)))
-}
-
-fn subscribe(out: &mut Vec<u8>, requests: &[(&str, SubscriptionOptions)]) {
-    encode::subscribe(out, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, requests);
-}
-
-/// One packet of each type, in the sizes that clients really send.
-fn samples_of_311() -> Vec<(&'static str, Vec<u8>)> {
-    let connect = Connect {
-        protocol: Protocol::Mqtt311,
-        clean_start: true,
-        keep_alive_secs: 60,
-        properties: Properties::NONE,
-        client_id: "device-4711",
-        will: None,
-        username: None,
-        password: None,
-    };
-    let will = Will {
-        topic: "site/17/gone",
-        payload: b"4711",
-        qos: QoS::AtLeastOnce,
-        retain: true,
-        properties: Properties::NONE,
-    };
-    let full = Connect {
-        will: Some(will),
-        username: Some("somebody"),
-        password: Some(b"a secret of theirs"),
-        ..connect
-    };
-    let ack = Ack::success(PacketId::FIRST);
-    let connack =
-        Connack { session_present: false, reason: ReasonCode::Success, properties: Properties::NONE };
-    let filters: Vec<String> = (0..8).map(|number| format!("site/{number}/+/temperature/#")).collect();
-    let requests: Vec<(&str, SubscriptionOptions)> =
-        filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce.into())).collect();
-    let names: Vec<&str> = filters.iter().map(String::as_str).collect();
-    let granted = [ReasonCode::GrantedQoS1; 8];
-    vec![
-        ("CONNECT", bytes_of(Packet::Connect(connect))),
-        ("CONNECT with everything", bytes_of(Packet::Connect(full))),
-        ("CONNACK", bytes_of(Packet::Connack(connack))),
-        ("PUBLISH QoS 0, 64 bytes", publish(QoS::AtMostOnce, &[b'x'; 64])),
-        ("PUBLISH QoS 1, 64 bytes", publish(QoS::AtLeastOnce, &[b'x'; 64])),
-        ("PUBLISH QoS 2, 4096 bytes", publish(QoS::ExactlyOnce, &[b'x'; 4096])),
-        ("PUBACK", bytes_of(Packet::Puback(ack))),
-        ("PUBREC", bytes_of(Packet::Pubrec(ack))),
-        ("PUBREL", bytes_of(Packet::Pubrel(ack))),
-        ("PUBCOMP", bytes_of(Packet::Pubcomp(ack))),
-        ("SUBSCRIBE 1 filter", written(|out| subscribe(out, &requests[..1]))),
-        ("SUBSCRIBE 8 filters", written(|out| subscribe(out, &requests))),
-        (
-            "SUBACK 8 filters",
-            written(|out| encode::suback(out, Protocol::Mqtt311, PacketId::FIRST, &granted)),
-        ),
-        (
-            "UNSUBSCRIBE 8 filters",
-            written(|out| {
-                encode::unsubscribe(out, Protocol::Mqtt311, PacketId::FIRST, Properties::NONE, &names);
-            }),
-        ),
-        ("UNSUBACK", written(|out| encode::unsuback(out, Protocol::Mqtt311, PacketId::FIRST, &[]))),
-        ("PINGREQ", bytes_of(Packet::Pingreq)),
-        ("PINGRESP", bytes_of(Packet::Pingresp)),
-        ("DISCONNECT", bytes_of(Packet::Disconnect(Disconnect::NORMAL))),
-    ]
-}
-
-/// What 5.0 adds to the packets that are most frequent, and to CONNECT.
-fn samples_of_5() -> Vec<(&'static str, Vec<u8>)> {
-    let bytes = |packet| bytes_in(Protocol::Mqtt5, packet);
-    let offer = PropertyList::from_iter([
-        Property::SessionExpirySecs(3_600),
-        Property::ReceiveMaximum(20),
-        Property::TopicAliasMaximum(10),
-    ]);
-    let connect = Connect {
-        protocol: Protocol::Mqtt5,
-        clean_start: true,
-        keep_alive_secs: 60,
-        properties: offer.as_properties(),
-        client_id: "device-4711",
-        will: None,
-        username: None,
-        password: None,
-    };
-    let alias = PropertyList::from_iter([Property::TopicAlias(3)]);
-    let three = PropertyList::from_iter([
-        Property::MessageExpirySecs(60),
-        Property::ContentType("text/plain"),
-        Property::UserProperty("unit", "kelvin"),
-    ]);
-    let plain = message(QoS::AtLeastOnce, &[b'x'; 64]);
-    let short = Publish { topic: "", properties: alias.as_properties(), ..plain };
-    let rich = Publish { properties: three.as_properties(), ..plain };
-    let nobody = Ack { reason: ReasonCode::NoMatchingSubscribers, ..Ack::success(PacketId::FIRST) };
-    vec![
-        ("5.0 CONNECT with 3 properties", bytes(Packet::Connect(connect))),
-        ("5.0 PUBLISH without properties", bytes(Packet::Publish(plain))),
-        ("5.0 PUBLISH with an alias for its topic", bytes(Packet::Publish(short))),
-        ("5.0 PUBLISH with 3 properties", bytes(Packet::Publish(rich))),
-        ("5.0 PUBACK with a reason", bytes(Packet::Puback(nobody))),
-    ]
-}
-
-fn decoded(protocol: Protocol, bytes: &[u8]) -> Packet<'_> {
-    match frame::split(bytes, protocol, PACKET_SIZE_MAX) {
-        Ok(frame::Split::Complete { frame, .. }) => decode::decode(frame, protocol).expect("a packet"),
-        _ => panic!("a whole packet"),
-    }
 }
 
 fn decode_each(criterion: &mut Criterion, samples: &[Sample]) {
     let mut group = criterion.benchmark_group("decode");
-    for (name, protocol, bytes) in samples {
-        let protocol = *protocol;
-        group.throughput(Throughput::Bytes(bytes.len() as u64));
-        group.bench_with_input(BenchmarkId::from_parameter(name), bytes, |bencher, bytes| {
-            // By reference: the broker does not move packets about either.
-            bencher.iter(|| {
-                black_box(&decoded(protocol, black_box(bytes)));
-            });
+    for sample in samples {
+        group.throughput(Throughput::Bytes(sample.bytes.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(sample.name), |bencher| {
+            bencher.iter(sample.decoding());
         });
     }
     group.finish();
@@ -199,32 +43,22 @@ fn decode_each(criterion: &mut Criterion, samples: &[Sample]) {
 
 fn encode_each(criterion: &mut Criterion, samples: &[Sample]) {
     let mut group = criterion.benchmark_group("encode");
-    for (name, protocol, bytes) in samples {
-        let protocol = *protocol;
-        // The lists of some packets can only be made by decoding them.
-        let packet = decoded(protocol, bytes);
-        let mut out = Vec::with_capacity(2 * bytes.len() + 1024);
-        encode::encode(&packet, protocol, &mut out).expect("it has a form on the wire");
-        assert_eq!(out, *bytes, "what was decoded encodes to the same bytes");
-        group.throughput(Throughput::Bytes(bytes.len() as u64));
-        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-            bencher.iter(|| {
-                out.clear();
-                encode::encode(black_box(&packet), protocol, &mut out).expect("it has a form on the wire");
-                black_box(out.len())
-            });
+    for sample in samples {
+        group.throughput(Throughput::Bytes(sample.bytes.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(sample.name), |bencher| {
+            bencher.iter(sample.encoding());
         });
     }
     group.finish();
 }
 
 /// A read buffer full of small packets, as a busy connection fills it; per packet.
-fn split_a_read(criterion: &mut Criterion) {
+fn split_a_read(criterion: &mut Criterion, samples: &[Sample]) {
     let mut group = criterion.benchmark_group("a read of 64 KiB");
-    let ack = bytes_of(Packet::Puback(Ack::success(PacketId::FIRST)));
-    for (name, packet) in [("PUBLISH, 64 bytes", publish(QoS::AtLeastOnce, &[b'x'; 64])), ("PUBACK", ack)] {
-        let count = READ_BYTES / packet.len();
-        let read = packet.repeat(count);
+    for name in ["PUBLISH QoS 1, 64 bytes", "PUBACK"] {
+        let sample = samples.iter().find(|sample| sample.name == name).expect("it is among the samples");
+        let count = READ_BYTES / sample.bytes.len();
+        let read = sample.bytes.repeat(count);
         group.throughput(Throughput::Elements(count as u64));
         group.bench_with_input(BenchmarkId::from_parameter(name), &read, |bencher, read| {
             let mut inbox = Inbox::default();
@@ -232,7 +66,7 @@ fn split_a_read(criterion: &mut Criterion) {
                 let mut input = black_box(read.as_slice());
                 let mut packets = 0;
                 while let Some(frame) =
-                    inbox.next(&mut input, Protocol::Mqtt311, PACKET_SIZE_MAX).expect("packets")
+                    inbox.next(&mut input, Protocol::Mqtt311, READ_BYTES as u32).expect("packets")
                 {
                     black_box(&decode::decode(frame, Protocol::Mqtt311).expect("a packet"));
                     packets += 1;

@@ -5,26 +5,24 @@
 //! cargo bench --bench topics -- 'match/exact'   only what has this in its name
 //! ```
 //!
-//! Every topic asked for matches something. "cached" asks for few topics over and over; "new" never asks for a topic
-//! that the cache still holds: whenever all topics have had their turn, a wildcard subscription changes, which makes
-//! the cache worthless. That change is in the figure, divided by all those topics.
+//! What "cached" and "new" ask for stands in `operations/topics.rs`.
 //!
 //! Deliberately not here: what is done with the subscribers found (see `broker`).
+
+#[path = "operations/topics.rs"]
+mod topics;
 
 use std::hint::black_box;
 
 use broker::codec::QoS;
 use broker::topics::retained_tree::{Progress, Retained, RetainedCursor, Visit};
-use broker::topics::{RetainedTree, SubscriberId, SubscriptionTree, TopicFilter, TopicName};
+use broker::topics::{RetainedTree, SubscriptionTree, TopicFilter};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-const LEVELS_MAX: u32 = 200;
-
-/// Devices that share a site.
-const DEVICES_PER_SITE: usize = 100;
-
-/// Topics that take turns where the cache is to hold them all.
-const CACHED_TOPICS: usize = 64;
+use topics::{
+    DEVICES_PER_SITE, LEVELS_MAX, ask_cached, ask_new, exact_filter, forget, matched, mixed_filter,
+    subscriber, topic, tree,
+};
 
 /// Topics that take turns where the cache is to hold none, at most.
 const NEW_TOPICS_MAX: usize = 65_536;
@@ -44,82 +42,16 @@ fn main() {
     criterion.final_summary();
 }
 
-fn topic(number: usize) -> String {
-    format!("site/{}/device/{number}/temperature", number / DEVICES_PER_SITE)
-}
-
-fn exact_filter(number: usize) -> String {
-    topic(number)
-}
-
-/// Half of the filters are exact, the others have `+`, `#` or both, at levels of every depth. A topic matches its own
-/// filter and those of its site that are wide.
-fn mixed_filter(number: usize) -> String {
-    let site = number / DEVICES_PER_SITE;
-    match number % DEVICES_PER_SITE {
-        0 => format!("site/{site}/#"),
-        1 => format!("site/{site}/+/+/temperature"),
-        2 => format!("+/{site}/device/{number}/#"),
-        rest if rest % 2 == 1 => format!("site/+/device/{number}/temperature"),
-        rest if rest % 10 == 0 => format!("site/{site}/device/{number}/#"),
-        _ => topic(number),
-    }
-}
-
-fn subscriber(number: usize) -> SubscriberId {
-    SubscriberId(u32::try_from(number).expect("fewer subscribers than 2^32"))
-}
-
-fn tree(count: usize, filter: fn(usize) -> String) -> SubscriptionTree {
-    let mut tree = SubscriptionTree::new(1);
-    for number in 0..count {
-        let text = filter(number);
-        let filter = TopicFilter::parse(&text, LEVELS_MAX).expect("a filter");
-        tree.subscribe(subscriber(number), filter, QoS::AtLeastOnce);
-    }
-    tree
-}
-
-/// `count` topics spread over all there are, in an order that no processor foresees.
-fn topics(count: usize, of: usize) -> Vec<String> {
-    // A prime stride visits every number once before it repeats.
-    (0..count.min(of)).map(|step| topic(step * 7_919 % of)).collect()
-}
-
-fn matched(tree: &mut SubscriptionTree, text: &str) -> usize {
-    let matches = tree.matches(TopicName::parse(black_box(text), LEVELS_MAX).expect("a topic name"));
-    let found = matches.iter().map(|subscriber| subscriber.qos.number() as usize).sum();
-    tree.put_back(matches);
-    found
-}
-
 fn matching(criterion: &mut Criterion, kind: &str, count: usize, filter: fn(usize) -> String) {
     let mut group = criterion.benchmark_group(format!("match/{kind}"));
     let mut tree: Option<SubscriptionTree> = None;
     group.throughput(Throughput::Elements(1));
     group.bench_function(BenchmarkId::new("cached", count), |bencher| {
-        let tree = tree.get_or_insert_with(|| self::tree(count, filter));
-        let topics = topics(CACHED_TOPICS, count);
-        let mut turns = topics.iter().cycle();
-        bencher.iter(|| {
-            let topic = turns.next().expect("it never ends");
-            assert!(matched(tree, topic) > 0);
-        });
+        bencher.iter(ask_cached(tree.get_or_insert_with(|| self::tree(count, filter)), count));
     });
     group.bench_function(BenchmarkId::new("new", count), |bencher| {
         let tree = tree.get_or_insert_with(|| self::tree(count, filter));
-        let topics = topics(NEW_TOPICS_MAX, count);
-        let changing = TopicFilter::parse("nobody/+/asks", LEVELS_MAX).expect("a filter");
-        let mut turns = topics.iter();
-        bencher.iter(|| {
-            let topic = turns.next().unwrap_or_else(|| {
-                tree.subscribe(subscriber(0), changing, QoS::AtMostOnce);
-                tree.unsubscribe(subscriber(0), changing.as_str());
-                turns = topics.iter();
-                turns.next().expect("there are topics")
-            });
-            assert!(matched(tree, topic) > 0);
-        });
+        bencher.iter(ask_new(tree, count, NEW_TOPICS_MAX));
     });
     group.finish();
 }
@@ -142,11 +74,9 @@ fn odd_shapes(criterion: &mut Criterion) {
             let filter = TopicFilter::parse(&text, LEVELS_MAX).expect("a filter");
             tree.subscribe(subscriber(2_000), filter, QoS::AtMostOnce);
         }
-        let changing = TopicFilter::parse("nobody/+/asks", LEVELS_MAX).expect("a filter");
         group.bench_function(BenchmarkId::new("levels known", known), |bencher| {
             bencher.iter(|| {
-                tree.subscribe(subscriber(0), changing, QoS::AtMostOnce);
-                tree.unsubscribe(subscriber(0), changing.as_str());
+                forget(&mut tree);
                 assert_eq!(matched(&mut tree, TOPIC), 0);
             });
         });

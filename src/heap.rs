@@ -4,6 +4,9 @@
 //! page for the next one. Two pairs that exchange 256 KiB cost 224 to 400 us of processor time a message that way, and 139
 //! to 190 us with what is set here, side by side (`cargo bench --bench versus -- '256 KiB'`).
 //!
+//! The price: a table that grows step by step leaves holes of up to a mebibyte behind, so the server makes room for its
+//! clients beforehand.
+//!
 //! Deliberately not here: the library. Who embeds the broker decides for its own process.
 
 /// Free memory at the end of the heap that is kept, in bytes.
@@ -12,7 +15,7 @@ const KEPT_BYTES: i32 = 16 << 20;
 
 /// From this size on a block is taken from the system and given back on its own.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
-const MAPPED_BYTES_MIN: i32 = 4 << 20;
+const MAPPED_BYTES_MIN: i32 = 1 << 20;
 
 /// To be called once, before anything large is allocated.
 pub(crate) fn keep_large_blocks() {

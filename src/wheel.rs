@@ -1,11 +1,17 @@
 //! A hashed timer wheel.
 //!
 //! Inserting and cancelling a timer costs the same however many there are, and they are many: one per connection and
-//! one per stored session. A timer stands in the slot of its deadline; slots are visited as time passes them, and a
-//! timer of a later round stays. A timer never fires before its deadline, to the millisecond.
+//! one per stored session. A timer stands in the slot of its deadline. When time reaches a slot, those of its timers that
+//! belong to this round move to a heap, from which they fire in the order of their deadlines; timers of later rounds
+//! stay. A timer never fires before its deadline, to the millisecond.
+//!
+//! Invariants: a timer whose tick has come is in the heap, every other one in the slot of its tick. The heap may also name
+//! timers that were cancelled meanwhile, by names that nobody has any more.
 //!
 //! Deliberately not here: what a timer means, and the clock.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::num::NonZeroU32;
 
 use slab::Slab;
@@ -18,14 +24,21 @@ const SLOT_MILLIS: u64 = 64;
 /// Slots of one round, which so takes more than four minutes.
 const SLOTS: u64 = 4_096;
 
+/// A heap that once had room for more than this gives its memory back when it is empty.
+const HEAP_KEPT: usize = 1_024;
+
 const NONE: u32 = u32::MAX;
 
+/// The slot of a timer in the heap.
+const HEAP: u32 = u32::MAX;
+
 /// The name of a timer. It stays unique after the timer fired or was cancelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct TimerId {
-    index: u32,
-    // Not 0, so that no timer at all needs no more room than one.
+    // First: of timers with one deadline the one inserted first fires first. Not 0, so that no timer at all needs no more
+    // room than one.
     generation: NonZeroU32,
+    index: u32,
 }
 
 #[derive(Debug)]
@@ -53,8 +66,10 @@ const EMPTY: Slot = Slot { first: NONE, earliest: Instant(u64::MAX) };
 pub struct Wheel<T> {
     timers: Slab<Timer<T>>,
     slots: Box<[Slot]>,
+    /// Timers of this tick and earlier ones.
+    heap: BinaryHeap<Reverse<(Instant, TimerId)>>,
     generation: NonZeroU32,
-    /// Everything in the slots of earlier ticks has fired or belongs to a later round.
+    /// The tick that time has reached.
     tick: u64,
     /// Not later than any deadline.
     earliest: Option<Instant>,
@@ -70,10 +85,16 @@ impl<T> Wheel<T> {
         Self {
             timers: Slab::new(),
             slots: vec![EMPTY; SLOTS as usize].into_boxed_slice(),
+            heap: BinaryHeap::new(),
             generation: NonZeroU32::MIN,
             tick: tick_of(now),
             earliest: None,
         }
+    }
+
+    /// Makes room for so many timers.
+    pub fn reserve(&mut self, timers: usize) {
+        self.timers.reserve(timers);
     }
 
     /// Timers that are armed.
@@ -90,44 +111,49 @@ impl<T> Wheel<T> {
     pub fn insert(&mut self, deadline: Instant, value: T) -> TimerId {
         self.generation = self.generation.checked_add(1).unwrap_or(NonZeroU32::MIN);
         let generation = self.generation;
-        // A deadline in the past stands in the present slot, which is looked at first.
-        let slot = (tick_of(deadline).max(self.tick) % SLOTS) as u32;
-        let head = &mut self.slots[slot as usize];
-        let next = head.first;
-        let timer = Timer { deadline, value, generation, slot, previous: NONE, next };
+        let timer = Timer { deadline, value, generation, slot: HEAP, previous: NONE, next: NONE };
         let index = u32::try_from(self.timers.insert(timer)).expect("fewer timers than 2^32");
-        head.first = index;
-        head.earliest = head.earliest.min(deadline);
-        if next != NONE {
-            self.timers[next as usize].previous = index;
+        let id = TimerId { generation, index };
+        let tick = tick_of(deadline);
+        if tick <= self.tick {
+            self.heap.push(Reverse((deadline, id)));
+        } else {
+            self.link(index, deadline, (tick % SLOTS) as u32);
         }
         self.earliest = Some(self.earliest.map_or(deadline, |earliest| earliest.min(deadline)));
-        TimerId { index, generation }
+        id
     }
 
     /// Disarms a timer and gives its value back; `None` if it has fired or was cancelled before.
     pub fn cancel(&mut self, id: TimerId) -> Option<T> {
-        let timer = self.timers.get(id.index as usize)?;
-        (timer.generation == id.generation).then(|| self.remove(id.index))
+        self.is_armed(id).then(|| self.remove(id.index))
     }
 
     /// A timer whose deadline is not after `now`; to be called until there is none. They come in the order of their
-    /// deadlines, unless the clock has leapt by more than a round.
+    /// deadlines.
     pub fn pop(&mut self, now: Instant) -> Option<T> {
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return None;
         }
         let last_tick = tick_of(now).max(self.tick);
         // One round sees every slot, however far the clock has leapt.
-        self.tick = self.tick.max((last_tick + 1).saturating_sub(SLOTS));
-        loop {
-            if let Some(index) = self.first_due(now) {
-                return Some(self.remove(index));
-            }
-            if self.tick == last_tick {
+        let first_tick = (self.tick + 1).max((last_tick + 1).saturating_sub(SLOTS));
+        self.tick = last_tick;
+        for tick in first_tick..=last_tick {
+            self.empty((tick % SLOTS) as u32);
+        }
+        while let Some(Reverse((deadline, id))) = self.heap.peek().copied() {
+            let is_armed = self.is_armed(id);
+            if is_armed && deadline > now {
                 break;
             }
-            self.tick += 1;
+            self.heap.pop();
+            if is_armed {
+                return Some(self.remove(id.index));
+            }
+        }
+        if self.heap.is_empty() && self.heap.capacity() > HEAP_KEPT {
+            self.heap = BinaryHeap::new();
         }
         self.earliest = self.find_earliest();
         None
@@ -139,54 +165,67 @@ impl<T> Wheel<T> {
         self.earliest
     }
 
-    /// The earliest timer of the present slot that is due; of equal ones the first inserted.
-    fn first_due(&mut self, now: Instant) -> Option<u32> {
-        let slot = (self.tick % SLOTS) as usize;
-        if self.slots[slot].earliest > now {
-            return None;
-        }
-        let mut next = self.slots[slot].first;
-        let mut found: Option<(Instant, u32)> = None;
-        while next != NONE {
-            let timer = &self.timers[next as usize];
-            if found.is_none_or(|(deadline, _)| timer.deadline <= deadline) {
-                found = Some((timer.deadline, next));
+    fn is_armed(&self, id: TimerId) -> bool {
+        self.timers.get(id.index as usize).is_some_and(|timer| timer.generation == id.generation)
+    }
+
+    /// Moves those timers of a slot to the heap whose tick has come.
+    fn empty(&mut self, slot: u32) {
+        let mut at = std::mem::replace(&mut self.slots[slot as usize], EMPTY).first;
+        while at != NONE {
+            let Timer { deadline, generation, next, .. } = self.timers[at as usize];
+            if tick_of(deadline) <= self.tick {
+                self.timers[at as usize].slot = HEAP;
+                self.heap.push(Reverse((deadline, TimerId { generation, index: at })));
+            } else {
+                self.link(at, deadline, slot);
             }
-            next = timer.next;
+            at = next;
         }
-        self.slots[slot].earliest = found.map_or(EMPTY.earliest, |(deadline, _)| deadline);
-        found.filter(|(deadline, _)| *deadline <= now).map(|(_, index)| index)
     }
 
     fn find_earliest(&self) -> Option<Instant> {
-        let mut earliest = None;
-        for tick in self.tick..self.tick + SLOTS {
+        let mut earliest = self.heap.peek().map(|Reverse((deadline, _))| *deadline);
+        for tick in self.tick + 1..=self.tick + SLOTS {
+            if earliest.is_some_and(|earliest| tick_of(earliest) < tick) {
+                break; // All that follow in this round are later.
+            }
             let slot = self.slots[(tick % SLOTS) as usize];
             if slot.first != NONE {
-                let so_far = earliest.get_or_insert(slot.earliest);
-                *so_far = slot.earliest.min(*so_far);
-                if tick_of(*so_far) <= tick {
-                    break; // All that follow in this round are later.
-                }
+                earliest = Some(earliest.map_or(slot.earliest, |earliest| earliest.min(slot.earliest)));
             }
         }
         earliest
     }
 
+    fn link(&mut self, index: u32, deadline: Instant, slot: u32) {
+        let head = &mut self.slots[slot as usize];
+        let next = std::mem::replace(&mut head.first, index);
+        head.earliest = head.earliest.min(deadline);
+        let timer = &mut self.timers[index as usize];
+        (timer.slot, timer.previous, timer.next) = (slot, NONE, next);
+        if next != NONE {
+            self.timers[next as usize].previous = index;
+        }
+    }
+
     fn remove(&mut self, index: u32) -> T {
         let Timer { value, slot, previous, next, .. } = self.timers.remove(index as usize);
-        if previous == NONE {
-            self.slots[slot as usize].first = next;
-        } else {
-            self.timers[previous as usize].next = next;
-        }
-        if next != NONE {
-            self.timers[next as usize].previous = previous;
-        }
-        if self.slots[slot as usize].first == NONE {
-            self.slots[slot as usize].earliest = EMPTY.earliest;
+        if slot != HEAP {
+            if previous == NONE {
+                self.slots[slot as usize].first = next;
+            } else {
+                self.timers[previous as usize].next = next;
+            }
+            if next != NONE {
+                self.timers[next as usize].previous = previous;
+            }
+            if self.slots[slot as usize].first == NONE {
+                self.slots[slot as usize] = EMPTY;
+            }
         }
         if self.timers.is_empty() {
+            self.heap.clear();
             self.earliest = None;
         }
         value
@@ -257,14 +296,12 @@ mod tests {
                 _ => {
                     let leap = [10, 1_000, 300_000][below(3) as usize];
                     now += below(leap);
-                    let mut fired = all_due(&mut wheel, now);
+                    let fired = all_due(&mut wheel, now);
                     let mut expected: Vec<(u64, u64)> =
                         list.iter().filter(|timer| timer.0 <= now).map(|timer| (timer.0, timer.1)).collect();
                     list.retain(|timer| timer.0 > now);
                     expected.sort_unstable();
-                    let mut expected: Vec<u64> = expected.into_iter().map(|(_, value)| value).collect();
-                    fired.sort_unstable();
-                    expected.sort_unstable();
+                    let expected: Vec<u64> = expected.into_iter().map(|(_, value)| value).collect();
                     assert_eq!(fired, expected);
                     assert_eq!(wheel.len(), list.len());
                     let earliest = list.iter().map(|timer| timer.0).min();

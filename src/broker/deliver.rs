@@ -30,6 +30,9 @@ use super::{Broker, Outputs};
 /// From this size on a payload that is already in a message is shared with an outbox and not copied.
 const SHARED_PAYLOAD_MIN: usize = 512;
 
+/// So many receivers are many: each of them is flushed in its turn.
+const FAN_OUT_MIN: usize = 16;
+
 /// One message on its way to everybody who wants it.
 #[derive(Debug)]
 pub(super) struct Routing<'a> {
@@ -118,6 +121,8 @@ impl Broker {
         let matches = self.subscriptions.matches(routing.topic);
         routing.copied_payload_max = self.options.copied_payload_max(matches.len());
         routing.broker_is_full = self.is_full();
+        self.outputs.copies += matches.len() as u64;
+        self.outputs.is_fan_out = matches.len() >= FAN_OUT_MIN;
         for subscriber in matches.iter() {
             if !self.remains.is_empty() && self.sessions.is_ended(subscriber.id) {
                 continue;
@@ -130,6 +135,7 @@ impl Broker {
                 self.deliver_copy(id, routing, qos, retain_as_published);
             }
         }
+        self.outputs.is_fan_out = false;
         self.subscriptions.put_back(matches);
         if !self.shared.is_empty() {
             self.route_to_groups(routing);

@@ -35,6 +35,16 @@ pub(super) enum LinkState {
     Closing,
 }
 
+/// Whether a link has bytes that nobody was told of yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dirty {
+    No,
+    /// To be flushed in its turn: it is one of many who got the same message.
+    InTurn,
+    /// To be flushed as soon as possible.
+    Soon,
+}
+
 /// One network connection's protocol state.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -49,8 +59,8 @@ pub(super) struct Link {
     pub(super) packet_size_max: u32,
     /// What only clients of 5.0 may have.
     pub(super) extras: Option<Box<LinkExtras>>,
-    /// In the list of links with bytes to flush.
-    pub(super) dirty: bool,
+    /// In which list of links with bytes to flush it is.
+    pub(super) dirty: Dirty,
     /// The socket takes no more for now; the server flushes again when it does.
     pub(super) blocked: bool,
     /// The server does not read this peer until its outbox has drained.
@@ -121,6 +131,10 @@ pub(super) struct Links {
 }
 
 impl Links {
+    pub(super) fn reserve(&mut self, links: usize) {
+        self.slots.reserve(links);
+    }
+
     pub(super) fn insert(&mut self, id: ConnectionId, now: Instant) -> &mut Link {
         let slot = id.slot as usize;
         if slot >= self.slots.len() {
@@ -136,7 +150,7 @@ impl Links {
             window: 0,
             packet_size_max: PACKET_SIZE_MAX,
             extras: None,
-            dirty: false,
+            dirty: Dirty::No,
             blocked: false,
             read_paused: false,
             awaits_store: false,

@@ -66,7 +66,7 @@ use deadlines::Deadline;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
 use journal::{Journal, Kind, Promise};
-use link::{Link, LinkState, Links};
+use link::{Dirty, Link, LinkState, Links};
 use message::Gauge;
 use outbox::BufferPool;
 use receive::Scratch;
@@ -77,6 +77,9 @@ use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
 
 const PINGRESP_BYTES: usize = 2;
+
+/// Bytes that wait for one of many receivers of the same messages, from which on it should be flushed.
+const URGENT_BYTES: usize = 64 * 1024;
 
 /// The MQTT broker as a state machine.
 #[derive(Debug)]
@@ -121,7 +124,14 @@ struct Outputs {
     metrics: Metrics,
     journal: Journal,
     pool: BufferPool,
-    dirty: VecDeque<ConnectionId>,
+    /// Links with bytes to flush: those that are not one of many go first.
+    dirty_soon: VecDeque<ConnectionId>,
+    dirty_in_turn: VecDeque<ConnectionId>,
+    /// Whether the message in hand goes to many.
+    is_fan_out: bool,
+    is_fan_out_urgent: bool,
+    /// Copies of messages handed to sessions so far.
+    copies: u64,
     closing: VecDeque<ConnectionId>,
     events: VecDeque<Event>,
     authentication: VecDeque<AuthenticationStep>,
@@ -158,6 +168,15 @@ impl Broker {
         };
         broker.start_sys_topics();
         broker
+    }
+
+    /// Makes room for so many clients. Memory that is not used yet costs nothing, and what grows step by step leaves holes
+    /// in the heap that do.
+    pub fn reserve(&mut self, clients: usize) {
+        self.links.reserve(clients);
+        self.sessions.reserve(clients);
+        self.subscriptions.reserve(clients);
+        self.wheel.reserve(clients);
     }
 
     /// A network connection was opened. The id must not be that of a connection that is not yet closed.
@@ -336,20 +355,29 @@ impl Broker {
 
     /// When `handle_timeout` wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let work_left =
-            !self.refills.is_empty() || !self.outputs.dirty.is_empty() || !self.remains.is_empty();
+        let work_left = !self.refills.is_empty() || !self.remains.is_empty() || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
     }
 
-    /// The next connection with new bytes in its outbox. Each is named once until bytes are added again.
+    /// The next connection with new bytes in its outbox. Each is named once until bytes are added again. Those that have
+    /// a reply, or a message for them alone, come before those that are one of many.
     pub fn poll_flush(&mut self) -> Option<ConnectionId> {
-        while let Some(id) = self.outputs.dirty.pop_front() {
-            if let Some(link) = self.links.find_mut(id) {
-                link.dirty = false;
+        let Self { links, outputs, .. } = self;
+        loop {
+            let (id, dirty) = match outputs.dirty_soon.pop_front() {
+                Some(id) => (id, Dirty::Soon),
+                None => {
+                    let next = outputs.dirty_in_turn.pop_front();
+                    outputs.is_fan_out_urgent &= next.is_some();
+                    (next?, Dirty::InTurn)
+                }
+            };
+            // Who was raised from one list to the other still stands in both.
+            if let Some(link) = links.find_mut(id).filter(|link| link.dirty == dirty) {
+                link.dirty = Dirty::No;
                 return Some(id);
             }
         }
-        None
     }
 
     /// The next connection that has ended: flush it once more, free it, and call `handle_closed`.
@@ -357,9 +385,24 @@ impl Broker {
         self.outputs.closing.pop_front()
     }
 
-    /// Connections that `poll_flush` would name now.
+    /// Connections that `poll_flush` would name now, at most.
     pub fn dirty_len(&self) -> usize {
-        self.outputs.dirty.len()
+        self.dirty_soon_len() + self.outputs.dirty_in_turn.len()
+    }
+
+    /// The first of them, which should not wait for others: the rest are each one of many who got the same message.
+    pub fn dirty_soon_len(&self) -> usize {
+        self.outputs.dirty_soon.len()
+    }
+
+    /// Whether one of those that are one of many has so much to be flushed that it should not wait either.
+    pub fn is_fan_out_urgent(&self) -> bool {
+        self.outputs.is_fan_out_urgent
+    }
+
+    /// Copies of messages handed to sessions so far: what reading costs.
+    pub fn copies(&self) -> u64 {
+        self.outputs.copies
     }
 
     /// Has `poll_close` name this connection again later: its last bytes have not left yet.
@@ -459,6 +502,11 @@ impl Broker {
     /// The bytes on their way to this peer.
     pub fn outbox(&self, id: ConnectionId) -> Option<&Outbox> {
         self.links.find(id).map(|link| &link.outbox)
+    }
+
+    /// Whether the peer's socket took no more when it was flushed last.
+    pub fn is_blocked(&self, id: ConnectionId) -> bool {
+        self.links.find(id).is_some_and(|link| link.blocked)
     }
 
     /// Whether the server should read from this peer now. A peer that does not read its replies is not read.
@@ -656,7 +704,11 @@ impl Outputs {
             metrics: Metrics::default(),
             journal: Journal::new(options.durability),
             pool: BufferPool::default(),
-            dirty: VecDeque::new(),
+            dirty_soon: VecDeque::new(),
+            dirty_in_turn: VecDeque::new(),
+            is_fan_out: false,
+            is_fan_out_urgent: false,
+            copies: 0,
             closing: VecDeque::new(),
             events: VecDeque::new(),
             authentication: VecDeque::new(),
@@ -750,10 +802,22 @@ impl Outputs {
 
     /// Has the server flush this link. A blocked socket says itself when it takes bytes again.
     fn mark_dirty(&mut self, link: &mut Link) {
-        if !link.dirty && !link.blocked {
-            link.dirty = true;
-            self.dirty.push_back(link.id);
+        if link.blocked || link.dirty == Dirty::Soon {
+            return;
         }
+        if !self.is_fan_out {
+            link.dirty = Dirty::Soon;
+            self.dirty_soon.push_back(link.id);
+        } else if link.dirty == Dirty::No {
+            link.dirty = Dirty::InTurn;
+            self.dirty_in_turn.push_back(link.id);
+        } else {
+            self.is_fan_out_urgent |= link.outbox.pending() > URGENT_BYTES;
+        }
+    }
+
+    fn is_dirty(&self) -> bool {
+        !self.dirty_soon.is_empty() || !self.dirty_in_turn.is_empty()
     }
 
     /// Throws away what is held back.

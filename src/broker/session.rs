@@ -235,6 +235,10 @@ impl Sessions {
         }
     }
 
+    pub(super) fn reserve(&mut self, sessions: usize) {
+        self.slab.reserve(sessions);
+    }
+
     pub(super) fn insert(&mut self, client_id: &str, now: Instant) -> SessionId {
         assert!(self.find_by_client_id(client_id).is_none(), "one session per client id [MQTT-3.1.3-2]");
         self.generation = self.generation.checked_add(1).unwrap_or(1);

@@ -36,6 +36,10 @@ pub(super) struct Connections {
 }
 
 impl Connections {
+    pub(super) fn reserve(&mut self, connections: usize) {
+        self.slab.reserve(connections);
+    }
+
     pub(super) fn insert(&mut self, transport: Transport, address: SocketAddr) -> &mut Connection {
         self.generation = self.generation.wrapping_add(1);
         let entry = self.slab.vacant_entry();

@@ -38,8 +38,23 @@ use super::{Handle, LISTENERS, LOG_TARGET, SIGNALS, Server, WAKER, log_lines};
 /// Bytes read from one connection in one turn, and the size of the one read buffer.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
+/// Copies of messages that reading makes in one turn: a fraction of a millisecond. The last message may bring more.
+const COPIES_PER_TURN: u64 = 4_000;
+
+/// The same while those who got the last ones wait to be flushed.
+const COPIES_WHILE_FLUSHING: u64 = 256;
+
+/// Copies of messages to many receivers that may come together before they are flushed, while there is more to read.
+const COPIES_PER_FLUSH: u64 = 16_000;
+
+/// Connections flushed in one turn that are each one of many with the same messages.
+const FAN_OUT_FLUSHES_PER_TURN: usize = 128;
+
 /// Pieces of an outbox that one write can name.
 const SLICES_MAX: usize = 64;
+
+/// Clients for which there is room from the start. Their memory is taken when they come.
+const CLIENTS_EXPECTED: usize = 32 * 1024;
 
 /// Reads after a failed write, at most: what the peer sent before it went still counts.
 const LAST_READS_MAX: usize = 64;
@@ -53,6 +68,15 @@ const SHUTDOWN_STORE: Duration = Duration(5_000);
 /// How long a stopping server waits for its peers to take their last bytes.
 const SHUTDOWN_FLUSH: Duration = Duration(2_000);
 
+/// What became of bytes that came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Input {
+    /// All whole packets were taken, or the core wants no more for now.
+    Taken,
+    /// Some are left for the next turn.
+    PutOff,
+}
+
 /// A server at work.
 pub(super) struct EventLoop {
     poll: Poll,
@@ -62,6 +86,11 @@ pub(super) struct EventLoop {
     broker: Broker,
     /// Connections to read from, in turn.
     ready: VecDeque<ConnectionId>,
+    /// Nothing more is read in this turn once the core has made so many copies of messages.
+    copies_max: u64,
+    /// Whether those are being flushed who are each one of many with the same messages, and when that was done last.
+    is_flushing: bool,
+    copies_flushed: u64,
     read_buffer: Box<[u8]>,
     signals: Option<SignalSource>,
     authenticator: Option<Box<dyn Authenticator>>,
@@ -102,6 +131,10 @@ impl EventLoop {
         };
         #[cfg(not(feature = "persistence"))]
         let broker = Broker::new(server.broker.clone(), now);
+        let mut broker = broker;
+        broker.reserve(CLIENTS_EXPECTED);
+        let mut connections = Connections::default();
+        connections.reserve(CLIENTS_EXPECTED);
         for listener in &server.listeners {
             log::info!(target: LOG_TARGET, "listening on {}", listener.address);
         }
@@ -110,9 +143,12 @@ impl EventLoop {
             poll,
             clock,
             listeners,
-            connections: Connections::default(),
+            connections,
             broker,
             ready: VecDeque::new(),
+            copies_max: 0,
+            is_flushing: false,
+            copies_flushed: 0,
             read_buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
             signals,
             authenticator,
@@ -222,7 +258,8 @@ impl EventLoop {
             connection.read_closed |= event.is_read_closed() || event.is_error();
             self.list(id);
         }
-        if event.is_writable() && self.broker.outbox(id).is_some_and(|outbox| !outbox.is_empty()) {
+        // Every event says so while the socket takes bytes; it is news only after a short write.
+        if event.is_writable() && self.broker.is_blocked(id) {
             self.flush_connection(now, id);
         }
     }
@@ -262,12 +299,17 @@ impl EventLoop {
         }
     }
 
-    /// Reads once from every connection in line.
+    /// Reads once from every connection in line, or from the first of them, if what they send goes to many.
     fn read(&mut self, now: Instant) {
         if self.settling.is_some() {
             return;
         }
+        let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
+        self.copies_max = self.broker.copies() + copies_per_turn;
         for _ in 0..self.ready.len() {
+            if self.broker.copies() >= self.copies_max {
+                break;
+            }
             let Some(id) = self.ready.pop_front() else { break };
             if let Some(connection) = self.connections.find_mut(id) {
                 connection.listed = false;
@@ -281,8 +323,8 @@ impl EventLoop {
             return; // Listed again when its outbox has drained.
         }
         let Some(connection) = self.connections.find_mut(id) else { return };
-        if connection.inbox.is_some() {
-            self.handle_input(now, id, 0);
+        if connection.inbox.is_some() && self.handle_input(now, id, 0) == Input::PutOff {
+            return self.list(id);
         }
         let Some(connection) = self.connections.find_mut(id) else { return };
         if !connection.readable || !self.broker.wants_input(id) {
@@ -294,9 +336,9 @@ impl EventLoop {
                 // A short read has emptied the socket, and what comes later makes a new event. Only the end of the
                 // stream may have been announced before this read.
                 connection.readable = count == self.read_buffer.len() || connection.read_closed;
-                self.handle_input(now, id, count);
-                let more = self.connections.find(id).is_some_and(|connection| connection.readable);
-                if more && self.broker.wants_input(id) {
+                let is_put_off = self.handle_input(now, id, count) == Input::PutOff;
+                let is_readable = self.connections.find(id).is_some_and(|connection| connection.readable);
+                if (is_put_off || is_readable) && self.broker.wants_input(id) {
                     self.list(id);
                 }
             }
@@ -308,9 +350,10 @@ impl EventLoop {
 
     /// Splits, decodes and hands over what stands in the first `count` bytes of the read buffer, behind what the
     /// connection's inbox holds.
-    fn handle_input(&mut self, now: Instant, id: ConnectionId, count: usize) {
-        let Self { connections, broker, read_buffer, .. } = self;
-        let Some(connection) = connections.find_mut(id) else { return };
+    fn handle_input(&mut self, now: Instant, id: ConnectionId, count: usize) -> Input {
+        let Self { connections, broker, read_buffer, copies_max, .. } = self;
+        let Some(connection) = connections.find_mut(id) else { return Input::Taken };
+        let mut result = Input::Taken;
         broker.metrics_mut().bytes_received += count as u64;
         let mut input = &read_buffer[..count];
         let mut inbox = connection.inbox.take().map_or_else(Inbox::default, |inbox| *inbox);
@@ -326,19 +369,28 @@ impl EventLoop {
                         }
                     }
                     Err(error) => {
-                        return broker.handle_malformed(now, id, error, frame.claimed_protocol());
+                        broker.handle_malformed(now, id, error, frame.claimed_protocol());
+                        return Input::Taken;
                     }
                 },
-                Err(error) => return broker.handle_malformed(now, id, error, None),
+                Err(error) => {
+                    broker.handle_malformed(now, id, error, None);
+                    return Input::Taken;
+                }
             }
-            if !broker.wants_input(id) {
+            let is_enough = broker.copies() >= *copies_max;
+            if is_enough || !broker.wants_input(id) {
                 inbox.stash(input);
+                if is_enough && !inbox.is_empty() {
+                    result = Input::PutOff;
+                }
                 break;
             }
         }
         if !inbox.is_empty() {
             connection.inbox = Some(Box::new(inbox));
         }
+        result
     }
 
     /// Has the steps of authentication answered.
@@ -393,10 +445,22 @@ impl EventLoop {
     }
 
     fn flush(&mut self, now: Instant) {
-        // Only those that wait already: what a flush makes room for goes out in the next turn.
-        for _ in 0..self.broker.dirty_len() {
+        let (soon, copies) = (self.broker.dirty_soon_len(), self.broker.copies());
+        let in_turn = self.broker.dirty_len() - soon;
+        // Messages to many come together in larger writes as long as more of them are there to be read. Then they leave in
+        // slices, so that whoever has a question meanwhile does not wait for a thousand others.
+        self.is_flushing |= in_turn > 0
+            && (copies < self.copies_max
+                || copies >= self.copies_flushed + COPIES_PER_FLUSH
+                || self.broker.is_fan_out_urgent());
+        let in_turn = if self.is_flushing { in_turn.min(FAN_OUT_FLUSHES_PER_TURN) } else { 0 };
+        // Only so many as wait already: what a flush makes room for goes out in the next turn.
+        for _ in 0..soon + in_turn {
             let Some(id) = self.broker.poll_flush() else { break };
             self.flush_connection(now, id);
+        }
+        if self.is_flushing && self.broker.dirty_len() == self.broker.dirty_soon_len() {
+            (self.is_flushing, self.copies_flushed) = (false, copies);
         }
     }
 
@@ -438,10 +502,13 @@ impl EventLoop {
 
     /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT.
     fn read_last(&mut self, now: Instant, id: ConnectionId) {
+        self.copies_max = u64::MAX;
         for _ in 0..LAST_READS_MAX {
             let Some(connection) = self.connections.find_mut(id) else { return };
             match connection.transport.read_into(&mut self.read_buffer) {
-                Ok(count) if count > 0 => self.handle_input(now, id, count),
+                Ok(count) if count > 0 => {
+                    self.handle_input(now, id, count);
+                }
                 _ => break,
             }
         }

@@ -204,6 +204,14 @@ impl SubscriptionTree {
         }
     }
 
+    /// Makes room for so many subscribers, each with a subscription of its own.
+    pub fn reserve(&mut self, subscribers: usize) {
+        self.filters.reserve(subscribers);
+        self.subscriptions.reserve(subscribers);
+        self.rings.reserve(subscribers);
+        self.stamps.reserve(subscribers);
+    }
+
     /// Subscriptions of all subscribers.
     pub const fn len(&self) -> usize {
         self.subscriptions.len()

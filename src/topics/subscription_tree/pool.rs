@@ -28,6 +28,10 @@ impl<T> Pool<T> {
         Self { places: Vec::new(), free: NONE, len: 0 }
     }
 
+    pub(super) fn reserve(&mut self, values: usize) {
+        self.places.reserve(values);
+    }
+
     pub(super) const fn len(&self) -> usize {
         self.len
     }

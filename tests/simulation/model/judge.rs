@@ -5,7 +5,7 @@ use broker::clock::Duration;
 use broker::codec::{PacketId, QoS};
 
 use super::Model;
-use super::message::{Expected, Missing, Sending};
+use super::message::{Missing, Sending};
 use super::session::{Flight, Place, Session};
 use crate::client::{Delivery, Heard};
 
@@ -25,17 +25,22 @@ impl Model {
             Sending { connection, protocol: link.protocol, at: now, begun: now, is_repetition: false };
         if let Some(packet_id) = packet_id {
             let session = self.sessions.get_mut(&link.client_id).expect("a client has a session");
-            let fresh = || Flight { connection, begun: now, heard: None, holder: None, released: false };
+            let fresh = || Flight {
+                connection,
+                begun: now,
+                topic: topic.to_owned(),
+                length,
+                heard: None,
+                holder: None,
+                released: false,
+            };
             // What was given up, for its size or to another member of its group, leaves its identifier to others. With an
             // alias the topic is not said.
-            let is_another = |heard: &Expected| {
-                heard.message.payload.len() != length || (heard.message.topic != topic && !topic.is_empty())
+            let is_another = |flight: &Flight| {
+                let known = flight.heard.as_ref().map_or(&flight.topic, |heard| &heard.message.topic);
+                flight.length != length || (known != topic && !known.is_empty() && !topic.is_empty())
             };
-            if session
-                .flights
-                .get(&packet_id)
-                .is_some_and(|flight| flight.heard.as_ref().is_some_and(is_another))
-            {
+            if session.flights.get(&packet_id).is_some_and(is_another) {
                 session.flights.remove(&packet_id);
             }
             sending.is_repetition = session.flights.contains_key(&packet_id);

@@ -79,6 +79,9 @@ pub(crate) struct Flight {
     /// On which connection it was sent last.
     pub(crate) connection: ConnectionId,
     pub(crate) begun: Instant,
+    /// Its topic, if that was said, and the length of its payload.
+    pub(crate) topic: String,
+    pub(crate) length: usize,
     /// What it was, once the client has heard it.
     pub(crate) heard: Option<Expected>,
     /// As which share of which group's message.
