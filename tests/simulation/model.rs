@@ -41,6 +41,8 @@ pub(crate) struct Tally {
     pub(crate) lost_of_groups: u64,
     /// Retained messages at QoS 0 that a session should have got, other than by its connection's end.
     pub(crate) lost_at_most_once: u64,
+    /// Messages that came and may have been taken for others: as many may seem to be lost.
+    pub(crate) ambiguous: u64,
     pub(crate) expired: u64,
     pub(crate) too_large: u64,
 }

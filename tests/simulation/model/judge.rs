@@ -177,6 +177,7 @@ impl Model {
             assert!(newer, "{client_id}: an older value of {} after a newer one [B-010]", delivery.topic);
             kept
         } else if let Some(place) = place {
+            tally.ambiguous += u64::from(place.is_ambiguous);
             for missing in &place.missing {
                 match missing {
                     Missing::Expired => tally.expired += 1,

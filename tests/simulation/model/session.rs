@@ -130,6 +130,8 @@ pub(crate) struct Session {
 pub(crate) struct Place {
     at: usize,
     pub(crate) missing: Vec<Missing>,
+    /// Whether it may be a later one as well: its publisher has published it twice.
+    pub(crate) is_ambiguous: bool,
 }
 
 impl Place {
@@ -171,12 +173,14 @@ impl Session {
         // At QoS 0 a live message is sent when it is published, or never.
         let is_live =
             |expected: &Expected| delivery.qos > QoS::AtMostOnce || sending.begun == expected.message.at;
-        let at = ahead.iter().position(|expected| expected.fits(delivery, sending) && is_live(expected))?;
+        let fits = |expected: &Expected| expected.fits(delivery, sending) && is_live(expected);
+        let at = ahead.iter().position(fits)?;
+        let is_ambiguous = ahead[at + 1..].iter().any(fits);
         // At QoS 0 anything may be missing.
         let passed = if delivery.qos == QoS::AtMostOnce { &[] } else { &ahead[..at] };
         let missing =
             passed.iter().map(|passed| stream.missing(passed, sending.begun, &self.sizes)).collect();
-        Some(Place { at, missing })
+        Some(Place { at, missing, is_ambiguous })
     }
 
     /// A live message that this may be, even if it has come already.

@@ -136,7 +136,7 @@ impl World {
         coverage.see_if("too large for its client", tally.too_large > 0);
         // Nothing is dropped silently [MQTT-4.3.2-1] [MQTT-4.3.3-1] [MQTT-4.5.0-1] [MQTT5-4.5.0-1] [B-045].
         let is_confused = self.model.is_confused();
-        let lost = tally.lost + tally.lost_of_groups;
+        let lost = (tally.lost + tally.lost_of_groups).saturating_sub(tally.ambiguous);
         let words = (&self.model.lost, self.broker.metrics().dropped);
         assert!(
             lost <= full || is_confused,
