@@ -58,6 +58,7 @@ impl Broker {
                 Deadline::Sweep => self.sweep_retained(),
             }
         }
+        self.continue_long_requests();
         self.clear_remains();
         // Only those that wait already: one that puts itself off again has its next turn later.
         for _ in 0..self.refills.len() {

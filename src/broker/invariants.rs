@@ -30,6 +30,11 @@ impl Broker {
                 let session = self.sessions.find(session).expect("a connected link has a session");
                 assert_eq!(session.connection, Some(link.id), "link and session know each other");
             }
+            let is_put_off = link.extras.as_ref().is_some_and(|extras| extras.long_request.is_some());
+            assert!(
+                !is_put_off || link.session().is_none() || self.long_requests.contains(&link.id),
+                "a long request goes on"
+            );
             let timed = matches!(link.state, LinkState::AwaitingConnect | LinkState::Authenticating)
                 || (link.session().is_some() && (link.keep_alive_secs > 0 || link.blocked));
             assert!(!timed || link.timer.is_some(), "a link with a deadline has a timer");

@@ -9,6 +9,7 @@ use crate::codec::packet::PACKET_SIZE_MAX;
 use crate::wheel::TimerId;
 
 use super::authenticate::Authentication;
+use super::long_request::LongRequest;
 use super::outbox::Outbox;
 use super::session::SessionId;
 use super::topic_aliases::{ReceivedAliases, SentAliases};
@@ -57,7 +58,7 @@ pub(super) struct Link {
     pub(super) window: u16,
     /// The largest packet that the client takes, in bytes.
     pub(super) packet_size_max: u32,
-    /// What only clients of 5.0 may have.
+    /// What few have.
     pub(super) extras: Option<Box<LinkExtras>>,
     /// In which list of links with bytes to flush it is.
     pub(super) dirty: Dirty,
@@ -83,12 +84,14 @@ pub(super) struct Link {
     pub(super) packets_sent: u64,
 }
 
-/// What only clients of 5.0 may have, and most of them do not.
+/// What most clients do not have: the state of an authentication or a long request, and topic aliases.
 #[derive(Debug)]
 pub(super) struct LinkExtras {
     pub(super) received_aliases: ReceivedAliases,
     pub(super) sent_aliases: SentAliases,
     pub(super) authentication: Option<Authentication>,
+    /// A request that takes several turns.
+    pub(super) long_request: Option<Box<LongRequest>>,
 }
 
 impl Link {
@@ -101,7 +104,9 @@ impl Link {
 
     /// Whether it is not read for reasons of ours.
     pub(super) fn is_read_paused(&self) -> bool {
-        self.read_paused || self.awaits_store
+        self.read_paused
+            || self.awaits_store
+            || self.extras.as_ref().is_some_and(|extras| extras.long_request.is_some())
     }
 
     pub(super) fn extras_mut(&mut self) -> &mut LinkExtras {
@@ -110,6 +115,7 @@ impl Link {
                 received_aliases: ReceivedAliases::default(),
                 sent_aliases: SentAliases::new(0),
                 authentication: None,
+                long_request: None,
             })
         })
     }

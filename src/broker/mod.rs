@@ -22,6 +22,7 @@ pub mod event;
 mod invariants;
 mod journal;
 mod link;
+mod long_request;
 pub mod message;
 pub mod options;
 pub mod outbox;
@@ -98,6 +99,8 @@ pub struct Broker {
     messages: Gauge,
     /// Sessions whose queue or streams may go on.
     refills: VecDeque<SessionId>,
+    /// Links with requests that take several turns.
+    long_requests: VecDeque<ConnectionId>,
     /// What ended sessions and groups have left, the longest ended first.
     remains: VecDeque<Remains>,
     /// Whether the limit on all message bytes was logged since it was last left.
@@ -154,6 +157,7 @@ impl Broker {
             wheel: Wheel::new(now),
             messages: Gauge::default(),
             refills: VecDeque::new(),
+            long_requests: VecDeque::new(),
             remains: VecDeque::new(),
             full_logged: false,
             connections_full_logged: false,
@@ -355,7 +359,10 @@ impl Broker {
 
     /// When `handle_timeout` wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let work_left = !self.refills.is_empty() || !self.remains.is_empty() || self.outputs.is_dirty();
+        let work_left = !self.refills.is_empty()
+            || !self.long_requests.is_empty()
+            || !self.remains.is_empty()
+            || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
     }
 
@@ -469,7 +476,7 @@ impl Broker {
         }
     }
 
-    /// The next connection that is to be read again because the store has caught up.
+    /// The next connection that is to be read again: the store has caught up, or its long request is done with.
     pub fn poll_resume(&mut self) -> Option<ConnectionId> {
         self.outputs.resumed.pop_front()
     }

@@ -84,8 +84,8 @@ pub struct Options {
     pub session_expiry: Option<Duration>,
     /// Between two rounds of `$SYS` topics; `None` is never.
     pub sys_interval: Option<Duration>,
-    /// Entries that one turn gets through of work that can wait: retained messages for a new subscription, and what an
-    /// ended session has left. Never 0.
+    /// Entries that one turn gets through of work that can wait: retained messages for a new subscription, what an ended
+    /// session has left, the filters of a request. Never 0.
     pub steps_per_turn: usize,
     /// Whether every packet makes an event.
     pub trace_packets: bool,

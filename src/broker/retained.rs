@@ -218,11 +218,10 @@ impl Broker {
         false
     }
 
-    /// Begins to send the retained messages that match a subscription just made, again if it was there before
+    /// Begins to send the retained messages that match a subscription just made, or made again after `stop_stream`
     /// [MQTT-3.3.1-6] [MQTT-3.8.4-3]. `record` is that of the subscription.
     pub(super) fn start_stream(&mut self, id: SessionId, filter: &str, grant: Grant, record: Lsn) {
         let Ok(parsed) = TopicFilter::parse(filter, self.options.topic_levels_max) else { return };
-        self.stop_stream(id, filter);
         if self.has_retained_for(parsed)
             && let Some(session) = self.sessions.find_mut(id)
         {

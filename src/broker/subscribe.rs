@@ -11,12 +11,15 @@ use super::Broker;
 use super::close_reason::CloseReason;
 use super::event::{Limit, PacketKind};
 use super::link::ConnectionId;
+use super::long_request::{Asks, LongRequest};
 use super::session::SessionId;
 
 /// What became of one filter of a SUBSCRIBE.
 #[derive(Clone, Copy, Debug)]
-struct Granted {
-    reason: ReasonCode,
+pub(super) struct Granted {
+    pub(super) reason: ReasonCode,
+    /// Whether the subscription was not there before.
+    is_new: bool,
     /// Whether retained messages are to be sent.
     streams: bool,
     /// The record of the subscription, if it was recorded.
@@ -27,7 +30,9 @@ impl Broker {
     pub(super) fn subscribe(&mut self, id: ConnectionId, session_id: SessionId, subscribe: &Subscribe<'_>) {
         // All filters are judged before the first one takes effect: a packet that is a violation leaves nothing behind in
         // a stored session.
+        let mut count = 0;
         for request in subscribe.requests {
+            count += 1;
             if let Some(reason) = self.fatal_request_error(id, &request) {
                 return self.close(id, reason);
             }
@@ -36,6 +41,11 @@ impl Broker {
             Property::SubscriptionId(number) => NonZeroU32::new(number),
             _ => None,
         });
+        if count > self.options.steps_per_turn {
+            let filters = subscribe.requests.as_bytes();
+            let request = LongRequest::new(subscribe.packet_id, Asks::Subscribe(subscription_id), filters);
+            return self.put_off_request(id, request);
+        }
         let granted: Vec<Granted> = subscribe
             .requests
             .into_iter()
@@ -48,24 +58,39 @@ impl Broker {
         self.reasons = reasons;
         // After the SUBACK: some clients throw away what comes for a subscription not yet confirmed.
         for (request, granted) in subscribe.requests.into_iter().zip(granted) {
-            let grant = grant_of(&request, subscription_id);
-            if granted.streams {
-                self.start_stream(session_id, request.filter, grant, granted.record);
-            } else if !granted.reason.is_error() {
-                self.change_stream(session_id, request.filter, grant, granted.record);
-            }
+            self.send_retained(session_id, &request, subscription_id, granted);
         }
         self.refill(session_id);
     }
 
+    /// Begins to send retained messages, if they are wanted.
+    pub(super) fn send_retained(
+        &mut self,
+        session_id: SessionId,
+        request: &SubscriptionRequest<'_>,
+        subscription_id: Option<NonZeroU32>,
+        granted: Granted,
+    ) {
+        let Granted { reason, is_new, streams, record } = granted;
+        let grant = grant_of(request, subscription_id);
+        if streams {
+            if !is_new {
+                self.stop_stream(session_id, request.filter);
+            }
+            self.start_stream(session_id, request.filter, grant, record);
+        } else if !reason.is_error() && !is_new {
+            self.change_stream(session_id, request.filter, grant, record);
+        }
+    }
+
     /// Makes or replaces one subscription [MQTT-3.8.4-3]; its code in the SUBACK [MQTT-3.8.4-5].
-    fn grant(
+    pub(super) fn grant(
         &mut self,
         session_id: SessionId,
         request: &SubscriptionRequest<'_>,
         subscription_id: Option<NonZeroU32>,
     ) -> Granted {
-        let refused = |reason| Granted { reason, streams: false, record: Lsn::NONE };
+        let refused = |reason| Granted { reason, is_new: false, streams: false, record: Lsn::NONE };
         let name = self.session(session_id).name;
         if name.is_some()
             && let Some(reason) = self.store_trouble()
@@ -115,7 +140,7 @@ impl Broker {
         } else {
             Lsn::NONE
         };
-        Granted { reason, streams, record }
+        Granted { reason, is_new, streams, record }
     }
 
     pub(super) fn unsubscribe(
@@ -124,26 +149,48 @@ impl Broker {
         session_id: SessionId,
         unsubscribe: &Unsubscribe<'_>,
     ) {
+        let mut count = 0;
         for filter in unsubscribe.filters {
+            count += 1;
             if let Some(reason) = self.fatal_filter_error(id, filter) {
                 return self.close(id, reason);
             }
         }
-        let trouble = self.store_trouble().filter(|_| self.session(session_id).name.is_some());
-        if trouble.is_some() && !self.has_reasons(id) {
-            return self.close(id, CloseReason::StoreFailed);
+        if count > self.options.steps_per_turn {
+            let filters = unsubscribe.filters.as_bytes();
+            let request = LongRequest::new(unsubscribe.packet_id, Asks::Unsubscribe, filters);
+            return self.put_off_request(id, request);
         }
         let mut reasons = std::mem::take(&mut self.reasons);
         for filter in unsubscribe.filters {
-            reasons.push(match trouble {
-                // The one code of UNSUBACK that fits.
-                Some(_) => ReasonCode::ImplementationSpecificError,
-                None => self.remove_subscription(session_id, filter),
-            });
+            match self.unsubscribe_from(id, session_id, filter) {
+                Ok(reason) => reasons.push(reason),
+                Err(reason) => {
+                    reasons.clear();
+                    self.reasons = reasons;
+                    return self.close(id, reason);
+                }
+            }
         }
         self.reply_to_request(id, PacketKind::Unsuback, unsubscribe.packet_id, &reasons);
         reasons.clear();
         self.reasons = reasons;
+    }
+
+    /// The code for one filter of an UNSUBSCRIBE; a client that cannot be told that it has to wait is closed.
+    pub(super) fn unsubscribe_from(
+        &mut self,
+        id: ConnectionId,
+        session_id: SessionId,
+        filter: &str,
+    ) -> Result<ReasonCode, CloseReason> {
+        let is_stored = self.session(session_id).name.is_some();
+        match self.store_trouble().filter(|_| is_stored) {
+            None => Ok(self.remove_subscription(session_id, filter)),
+            // The one code of UNSUBACK that fits.
+            Some(_) if self.has_reasons(id) => Ok(ReasonCode::ImplementationSpecificError),
+            Some(_) => Err(CloseReason::StoreFailed),
+        }
     }
 
     /// Ends one subscription. What waits in the queue stays: it was accepted while the subscription stood
@@ -165,7 +212,7 @@ impl Broker {
     }
 
     /// SUBACK or UNSUBACK.
-    fn reply_to_request(
+    pub(super) fn reply_to_request(
         &mut self,
         id: ConnectionId,
         kind: PacketKind,

@@ -340,6 +340,30 @@ pub struct Auth<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SubscriptionRequests<'a>(pub(super) &'a [u8]);
 
+impl<'a> SubscriptionRequests<'a> {
+    /// From bytes that this has lent before.
+    pub(crate) const fn checked_before(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// Those that are left.
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+}
+
 /// The filters of an UNSUBSCRIBE: an iterator over bytes that decoding has checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TopicFilters<'a>(pub(super) &'a [u8]);
+
+impl<'a> TopicFilters<'a> {
+    /// From bytes that this has lent before.
+    pub(crate) const fn checked_before(bytes: &'a [u8]) -> Self {
+        Self(bytes)
+    }
+
+    /// Those that are left.
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+}

@@ -182,6 +182,7 @@ impl EventLoop {
             self.broker.handle_timeout(now);
             #[cfg(feature = "persistence")]
             self.hand_over(now);
+            self.read_on();
             self.flush(now);
             self.log_events();
             self.free_ended();
@@ -412,12 +413,10 @@ impl EventLoop {
     fn take_reports(&mut self, now: Instant) {
         if let Some(keeper) = &mut self.keeper {
             keeper.take_reports(now, &mut self.broker);
-            self.read_on();
         }
     }
 
-    /// Reads those again who had to wait for the store.
-    #[cfg(feature = "persistence")]
+    /// Reads those again who had to wait for something other than their own outbox.
     fn read_on(&mut self) {
         while let Some(id) = self.broker.poll_resume() {
             self.resume_reading(id);
@@ -433,7 +432,6 @@ impl EventLoop {
             } else {
                 keeper.hand_over(now, &mut self.broker);
             }
-            self.read_on();
         }
     }
 

@@ -1,11 +1,12 @@
-//! Exchanges between clients of 5.0 and a server beyond the plain ones: enhanced authentication, and being sent away.
+//! Exchanges beyond the plain ones: enhanced authentication, being sent away, and work that takes several turns.
 //!
 //! `authentication` speaks SCRAM-SHA-256 over real sockets, `own_method` a method of an embedding program's own;
-//! `late_verdicts` asks the core alone; `redirection` drains and stops servers.
+//! `late_verdicts` and `long_work` ask the core alone; `redirection` drains and stops servers.
 
 mod authentication;
 mod fixture;
 mod late_verdicts;
+mod long_work;
 mod own_method;
 mod redirection;
 mod scram_client;

@@ -111,6 +111,8 @@ pub(crate) struct World {
     traces: bool,
     /// Whether the core has taken a packet of which the model does not know yet.
     packet_in_hand: bool,
+    /// Whether a request takes several turns at the moment.
+    request_in_hand: bool,
 }
 
 impl World {
@@ -167,6 +169,7 @@ impl World {
             roomy,
             digest: 0,
             packet_in_hand: false,
+            request_in_hand: false,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
         .settle_terms()
@@ -410,6 +413,12 @@ impl World {
             _ => {}
         }
         self.model.append_late_replies();
+        if matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_)) && !self.broker.wants_input(id) {
+            // It may take several turns. To the model it does not, so nothing else happens meanwhile.
+            self.request_in_hand = true;
+            self.timeout();
+            self.request_in_hand = false;
+        }
     }
 
     /// Tells the model what happened, and frees what ended. Only `expected` may be closed as violators.
@@ -480,10 +489,11 @@ impl World {
         while self.broker.poll_timeout().is_some_and(|due| due <= self.now) {
             while self.broker.poll_flush().is_some() {}
             self.broker.handle_timeout(self.now);
+            self.resume();
             self.model.now = self.now;
             self.model.publish_wills();
             self.after_input(None, None);
-            if self.is_stored && self.random.once_in(10) {
+            if self.is_stored && !self.request_in_hand && self.random.once_in(10) {
                 // What is done in several turns can be in several batches.
                 self.take_batch();
                 self.store_batch();
@@ -496,6 +506,16 @@ impl World {
             // [MQTT-3.1.2-24] [MQTT5-3.1.2-22]: unless it is us who do not read it.
             assert!(!self.broker.wants_input(id), "{id:?} should have been closed by its keep-alive");
         }
+    }
+
+    /// Reads those again whom the core names. Returns how many.
+    fn resume(&mut self) -> usize {
+        let mut count = 0;
+        while let Some(id) = self.broker.poll_resume() {
+            self.read_again(id);
+            count += 1;
+        }
+        count
     }
 
     /// The core reads a client again; its silence was not its own.

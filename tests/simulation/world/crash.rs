@@ -75,7 +75,7 @@ impl World {
             let snapshot = Snapshot { model: self.model.clone(), dropped, words: self.disk.words.len() };
             self.disk.taken = Some((batch, snapshot));
         }
-        self.resume();
+        self.resume_after_store();
         self.after_input(None, None);
     }
 
@@ -88,15 +88,13 @@ impl World {
         self.disk.store(&batch);
         self.disk.stored = snapshot;
         self.broker.handle_stored(self.now, batch.last());
-        self.resume();
+        self.resume_after_store();
         self.after_input(None, None);
     }
 
-    fn resume(&mut self) {
-        while let Some(id) = self.broker.poll_resume() {
-            self.read_again(id);
-            self.model.coverage.see("read again when the store had caught up");
-        }
+    fn resume_after_store(&mut self) {
+        let resumed = self.resume();
+        self.model.coverage.see_if("read again when the store had caught up", resumed > 0);
     }
 
     /// Everything is stored that there is, and nothing else.

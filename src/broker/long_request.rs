@@ -1,0 +1,130 @@
+//! A SUBSCRIBE or UNSUBSCRIBE of more filters than one turn has time for.
+//!
+//! Its filters take effect a turn's worth at a time, and its answer follows the last of them. Its sender is not read
+//! meanwhile, so to it all of them come before whatever it asked for next. Nobody else waits for it.
+//!
+//! Invariants: a link with one is in the list of those to go on with, and is not read.
+//!
+//! Deliberately not here: what becomes of each filter (see `subscribe`).
+
+use std::num::NonZeroU32;
+
+use crate::codec::packet::{SubscriptionRequests, TopicFilters};
+use crate::codec::{PacketId, ReasonCode};
+
+use super::Broker;
+use super::event::PacketKind;
+use super::link::ConnectionId;
+use super::session::SessionId;
+
+/// What is left of one.
+#[derive(Debug)]
+pub(super) struct LongRequest {
+    pub(super) packet_id: PacketId,
+    pub(super) asks: Asks,
+    /// Its filters as in the packet. Those before `at` are done with.
+    pub(super) filters: Box<[u8]>,
+    pub(super) at: usize,
+    /// The codes of those that are.
+    pub(super) reasons: Vec<ReasonCode>,
+}
+
+/// What it asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asks {
+    Subscribe(Option<NonZeroU32>),
+    Unsubscribe,
+}
+
+impl LongRequest {
+    pub(super) fn new(packet_id: PacketId, asks: Asks, filters: &[u8]) -> Self {
+        Self { packet_id, asks, filters: filters.into(), at: 0, reasons: Vec::new() }
+    }
+}
+
+impl Broker {
+    /// Puts a request off that has been judged.
+    pub(super) fn put_off_request(&mut self, id: ConnectionId, request: LongRequest) {
+        if let Some(link) = self.links.find_mut(id) {
+            link.extras_mut().long_request = Some(Box::new(request));
+            self.long_requests.push_back(id);
+        }
+    }
+
+    /// Goes on with the first ones, as far as one turn has time.
+    pub(super) fn continue_long_requests(&mut self) {
+        let mut steps = self.options.steps_per_turn;
+        while steps > 0
+            && let Some(id) = self.long_requests.pop_front()
+        {
+            let Some(link) = self.links.find_mut(id) else { continue };
+            let Some(session_id) = link.session() else { continue };
+            let Some(mut request) = link.extras_mut().long_request.take() else { continue };
+            if self.continue_long_request(id, session_id, &mut request, &mut steps) {
+                self.finish_long_request(id, session_id, &request);
+            } else if let Some(link) = self.links.find_mut(id) {
+                link.extras_mut().long_request = Some(request);
+                self.long_requests.push_front(id);
+            }
+        }
+    }
+
+    /// True if all of its filters are done with.
+    fn continue_long_request(
+        &mut self,
+        id: ConnectionId,
+        session_id: SessionId,
+        request: &mut LongRequest,
+        steps: &mut usize,
+    ) -> bool {
+        let LongRequest { asks, filters, at, reasons, .. } = request;
+        let left = match *asks {
+            Asks::Subscribe(subscription_id) => {
+                let mut requests = SubscriptionRequests::checked_before(&filters[*at..]);
+                while *steps > 0
+                    && let Some(request) = requests.next()
+                {
+                    let granted = self.grant(session_id, &request, subscription_id);
+                    reasons.push(granted.reason);
+                    self.send_retained(session_id, &request, subscription_id, granted);
+                    *steps -= 1;
+                }
+                requests.as_bytes().len()
+            }
+            Asks::Unsubscribe => {
+                let mut rest = TopicFilters::checked_before(&filters[*at..]);
+                while *steps > 0
+                    && let Some(filter) = rest.next()
+                {
+                    match self.unsubscribe_from(id, session_id, filter) {
+                        Ok(reason) => reasons.push(reason),
+                        Err(reason) => {
+                            self.close(id, reason);
+                            return true;
+                        }
+                    }
+                    *steps -= 1;
+                }
+                rest.as_bytes().len()
+            }
+        };
+        *at = filters.len() - left;
+        left == 0
+    }
+
+    fn finish_long_request(&mut self, id: ConnectionId, session_id: SessionId, request: &LongRequest) {
+        let kind = match request.asks {
+            Asks::Subscribe(_) => PacketKind::Suback,
+            Asks::Unsubscribe => PacketKind::Unsuback,
+        };
+        // It was recorded in several turns.
+        self.outputs.journal.promise_all();
+        self.reply_to_request(id, kind, request.packet_id, &request.reasons);
+        if let Some(link) = self.links.find_mut(id) {
+            // Its packets waited in the socket for our sake.
+            link.last_received = self.now;
+            self.outputs.resumed.push_back(id);
+        }
+        self.refill(session_id);
+    }
+}

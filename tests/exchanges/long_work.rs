@@ -1,0 +1,167 @@
+//! Work that takes several turns, against the core alone: requests of many filters, and what ended sessions leave.
+
+use std::io::IoSlice;
+
+use broker::broker::{Broker, ConnectionId, Options};
+use broker::clock::Instant;
+use broker::codec::packet::{Connect, Packet, Protocol, QoS};
+use broker::codec::{PacketId, Properties, decode, encode, frame};
+
+use crate::fixture::client::{Received, bytes_of, connect311, publish};
+
+const NOW: Instant = Instant(1_000);
+const PROTOCOL: Protocol = Protocol::Mqtt311;
+
+const STEPS_PER_TURN: usize = 64;
+
+/// More than three turns' worth.
+const FILTERS: usize = 200;
+
+fn broker() -> Broker {
+    let options =
+        Options { steps_per_turn: STEPS_PER_TURN, sys_interval: None, seed: 1, ..Options::default() };
+    Broker::new(options, NOW)
+}
+
+fn say(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
+    let split = frame::split(bytes, PROTOCOL, u32::MAX).expect("it is a packet");
+    let frame::Split::Complete { frame, .. } = split else { panic!("it is whole") };
+    broker.handle_packet(NOW, id, decode::decode(frame, PROTOCOL).expect("it is well formed"));
+}
+
+/// Everything that waits for a client.
+fn hear(broker: &mut Broker, id: ConnectionId) -> Vec<Received> {
+    let Some(outbox) = broker.outbox(id) else { return Vec::new() };
+    let mut slices = [IoSlice::new(&[]); 64];
+    let filled = outbox.slices(&mut slices);
+    let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
+    broker.handle_written(NOW, id, bytes.len(), false);
+    Received::all(&bytes, PROTOCOL)
+}
+
+fn connected(broker: &mut Broker, number: u32, connect: Connect<'_>) -> ConnectionId {
+    let id = ConnectionId { slot: number, generation: number };
+    broker.handle_open(NOW, id);
+    say(broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
+    assert!(matches!(hear(broker, id)[0].packet(), Packet::Connack(_)));
+    id
+}
+
+/// Turns until nothing is left to be done now.
+fn turns(broker: &mut Broker) -> usize {
+    let mut turns = 0;
+    loop {
+        while broker.poll_flush().is_some() {}
+        if broker.poll_timeout().is_none_or(|due| due > NOW) {
+            return turns;
+        }
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        turns += 1;
+        assert!(turns < 1_000, "it comes to an end");
+    }
+}
+
+fn filters() -> Vec<String> {
+    (0..FILTERS).map(|number| format!("f/{number}")).collect()
+}
+
+fn subscribe_bytes() -> Vec<u8> {
+    let filters = filters();
+    let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce.into())).collect();
+    let mut bytes = Vec::new();
+    encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
+    bytes
+}
+
+fn unsubscribe_bytes() -> Vec<u8> {
+    let filters = filters();
+    let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
+    let mut bytes = Vec::new();
+    encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &filters);
+    bytes
+}
+
+#[test]
+fn a_request_of_many_filters_is_answered_at_its_end_and_holds_up_nobody_else() {
+    let mut broker = broker();
+    let many = connected(&mut broker, 1, connect311("many"));
+    let other = connected(&mut broker, 2, connect311("other"));
+    turns(&mut broker);
+    say(&mut broker, many, &subscribe_bytes());
+    assert!(!broker.wants_input(many), "what it asks next comes after this");
+    assert_eq!(hear(&mut broker, many), []);
+    // Retained, so that what has taken effect and what has not both matter.
+    let mut kept = publish("f/7", QoS::AtMostOnce, b"kept");
+    if let Packet::Publish(publish) = &mut kept {
+        publish.retain = true;
+    }
+    say(&mut broker, other, &bytes_of(&kept, PROTOCOL));
+    say(&mut broker, other, &bytes_of(&Packet::Pingreq, PROTOCOL));
+    assert_eq!(hear(&mut broker, other)[0].packet(), Packet::Pingresp);
+    assert_eq!(turns(&mut broker), FILTERS.div_ceil(STEPS_PER_TURN));
+    assert_eq!((broker.poll_resume(), broker.wants_input(many)), (Some(many), true));
+    let heard = hear(&mut broker, many);
+    let mut subacks = heard.iter().filter_map(|heard| match heard.packet() {
+        Packet::Suback(suback) => Some(suback.reasons.to_vec()),
+        _ => None,
+    });
+    assert_eq!((subacks.next(), subacks.next()), (Some(vec![1; FILTERS]), None));
+    let retained = heard.iter().filter(|heard| matches!(heard.packet(), Packet::Publish(_))).count();
+    assert_eq!((retained, heard.len()), (1, 2));
+    say(&mut broker, other, &bytes_of(&publish("f/199", QoS::AtMostOnce, b"live"), PROTOCOL));
+    assert_eq!(hear(&mut broker, many).len(), 1);
+
+    say(&mut broker, many, &unsubscribe_bytes());
+    broker.handle_timeout(NOW);
+    assert_eq!(broker.status().subscriptions, FILTERS - STEPS_PER_TURN);
+    turns(&mut broker);
+    assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Unsuback(_)));
+    assert_eq!(broker.status().subscriptions, 0);
+}
+
+#[test]
+fn a_request_ends_with_its_connection() {
+    let mut broker = broker();
+    let many = connected(&mut broker, 1, connect311("many"));
+    say(&mut broker, many, &subscribe_bytes());
+    broker.handle_timeout(NOW);
+    assert_eq!(broker.status().subscriptions, STEPS_PER_TURN);
+    broker.handle_lost(NOW, many, false);
+    broker.check_invariants();
+    turns(&mut broker);
+    assert_eq!(broker.poll_close(), Some(many));
+    broker.handle_closed(many);
+    assert_eq!((broker.status().subscriptions, broker.status().sessions), (0, 0));
+}
+
+#[test]
+fn an_ended_session_is_gone_at_once_and_its_messages_and_subscriptions_little_by_little() {
+    let mut broker = broker();
+    let stored = Connect { clean_start: false, ..connect311("many") };
+    let many = connected(&mut broker, 1, stored);
+    say(&mut broker, many, &subscribe_bytes());
+    turns(&mut broker);
+    broker.handle_lost(NOW, many, false);
+    let other = connected(&mut broker, 2, connect311("other"));
+    for number in 0..FILTERS {
+        let publish = publish("f/7", QoS::AtLeastOnce, b"waits");
+        say(&mut broker, other, &bytes_of(&publish, PROTOCOL));
+        assert_eq!(broker.metrics().queued_messages, number as u64 + 1);
+    }
+    turns(&mut broker);
+    let held = broker.status().message_bytes;
+    let again = connected(&mut broker, 3, connect311("many"));
+    assert_eq!((broker.status().sessions, broker.metrics().queued_messages), (2, 0));
+    assert_eq!(broker.status().subscriptions, FILTERS);
+    // Nobody hears this.
+    say(&mut broker, other, &bytes_of(&publish("f/7", QoS::AtMostOnce, b"late"), PROTOCOL));
+    broker.handle_timeout(NOW);
+    assert!(broker.status().message_bytes < held && broker.status().message_bytes > 0);
+    turns(&mut broker);
+    assert_eq!((broker.status().message_bytes, broker.status().subscriptions), (0, 0));
+    assert_eq!(hear(&mut broker, again), []);
+    say(&mut broker, again, &subscribe_bytes());
+    turns(&mut broker);
+    assert_eq!(broker.status().subscriptions, FILTERS);
+}
