@@ -1,36 +1,18 @@
 //! How long QoS 0 messages of others take while the store is at work.
-//!
-//! A publisher sends at a fixed rate, whatever comes of it, so that a broker that stands still is seen by every message
-//! that should have passed meanwhile. It shares its core with the load, and so runs before it.
 
 use std::io;
-use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-
-use broker::codec::packet::Publish;
-use broker::codec::{Packet, Properties, QoS, encode};
-use mio::{Events, Poll, Token};
+use std::time::Instant;
 
 use crate::Settings;
-use crate::load::client::{Client, PROTOCOL};
-use crate::measure::{Table, Times, WARM_UP, median};
+use crate::measure::bystander::{PERIOD, pass};
+use crate::measure::{Table, WARM_UP, median};
 use crate::running::Running;
 use crate::stored_flow::{Concurrency, StoredFlow};
-
-const PERIOD: Duration = Duration::from_millis(1);
 
 /// As many times the time of a round: one of a thousand has to be seen.
 const ROUND_FACTOR: u32 = 5;
 
-const TOPIC: &str = "bystander";
-
 const CONCURRENCY: Concurrency = Concurrency::square(16);
-
-/// After the last message was sent.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// The priority of a thread that must not wait for the load.
-const PRIORITY: i32 = -20;
 
 const SHARES: [f64; 3] = [0.5, 0.99, 0.999];
 
@@ -129,60 +111,4 @@ fn measure(settings: &Settings, beside: &Beside) -> io::Result<BystanderSample> 
         lost: sent - times.count(),
         load_per_second,
     })
-}
-
-/// Sends and receives for so long. Returns how long each message took, and how many were sent.
-fn pass(address: SocketAddr, time: Duration) -> io::Result<(Times, u64)> {
-    be_first();
-    let mut receiver = Client::connect(address, "bystander-in", &[(TOPIC, QoS::AtMostOnce)])?;
-    let mut sender = Client::connect(address, "bystander-out", &[])?;
-    let count = (time.as_nanos() / PERIOD.as_nanos()) as u64;
-    let began = Instant::now();
-    // Of its own, because the poll cannot sleep for less than a millisecond.
-    let sending = std::thread::spawn(move || {
-        be_first();
-        for number in 1..=count {
-            let due = PERIOD * u32::try_from(number).expect("less than a month");
-            std::thread::sleep(due.saturating_sub(began.elapsed()));
-            let sent_at = began.elapsed().as_nanos() as u64;
-            let publish = Publish {
-                dup: false,
-                qos: QoS::AtMostOnce,
-                retain: false,
-                topic: TOPIC,
-                packet_id: None,
-                properties: Properties::NONE,
-                payload: &sent_at.to_be_bytes(),
-            };
-            encode::encode(&Packet::Publish(publish), PROTOCOL, &mut sender.out)
-                .expect("it has a form on the wire");
-            sender.flush()?;
-        }
-        Ok::<Client, io::Error>(sender)
-    });
-    let mut poll = Poll::new()?;
-    receiver.register(poll.registry(), Token(0))?;
-    let (mut events, mut buffer) = (Events::with_capacity(8), vec![0; 64 * 1024]);
-    let mut times = Times::default();
-    let end = began + time + PATIENCE;
-    while times.count() < count && Instant::now() < end {
-        poll.poll(&mut events, Some(Duration::from_millis(100)))?;
-        receiver.read(&mut buffer, |packet, _| {
-            if let Packet::Publish(publish) = packet
-                && let Ok(sent_at) = publish.payload.try_into()
-            {
-                let sent_at = Duration::from_nanos(u64::from_be_bytes(sent_at));
-                times.add(began.elapsed().saturating_sub(sent_at));
-            }
-        })?;
-    }
-    // Its connection has to last until then.
-    let _sender = sending.join().expect("it does not panic")?;
-    Ok((times, count))
-}
-
-/// Has the calling thread run before those of the load.
-fn be_first() {
-    // Whoever may not do so measures a little of the load as well.
-    let _ = rustix::process::setpriority_process(None, PRIORITY);
 }

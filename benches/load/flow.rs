@@ -46,6 +46,8 @@ pub(crate) struct Flow {
     faults: Faults,
     /// When the first message of a plan with a rate is due.
     began: Instant,
+    /// How long it sleeps at most while nothing happens.
+    pub(crate) sleep_max: Duration,
     /// From PUBLISH to PUBACK or PUBCOMP. Like the others to be set before anything is sent.
     pub(crate) on_answer: Option<OnTime>,
     /// With a rate, from when a message was due until it was sent: what the load itself was late.
@@ -84,6 +86,7 @@ impl Flow {
             delivered: 0,
             faults: Faults::default(),
             began: Instant::now(),
+            sleep_max: if plan.per_second.is_some() { Duration::ZERO } else { SLEEP_MAX },
             on_answer: None,
             on_departure: None,
             on_arrival: None,
@@ -122,7 +125,6 @@ impl Flow {
 
     /// Goes on until `done` says so, or until nothing has happened for as long as `patience`; false in that case.
     pub(crate) fn drive(&mut self, patience: Duration, done: impl Fn(&Self) -> bool) -> io::Result<bool> {
-        let sleep = if self.plan.per_second.is_some() { Duration::ZERO } else { SLEEP_MAX };
         let mut last_event = Instant::now();
         loop {
             self.publish();
@@ -132,7 +134,7 @@ impl Flow {
             if done(self) {
                 return Ok(true);
             }
-            match self.poll.poll(&mut self.events, Some(sleep)) {
+            match self.poll.poll(&mut self.events, Some(self.sleep_max)) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 result => result?,
             }

@@ -5,6 +5,7 @@
 //! Deliberately not here: which broker it is and with which limits, and what is asked of it.
 
 mod absentee;
+pub(crate) mod bystander;
 mod cores;
 mod limits;
 pub(crate) mod process;

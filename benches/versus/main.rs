@@ -23,6 +23,7 @@
 //!
 //! Deliberately not here: persistence, TLS, brokers that need more than a command, and several cores for one broker.
 
+mod beside;
 mod churn;
 mod contender;
 mod drain;

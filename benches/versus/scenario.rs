@@ -13,7 +13,7 @@ use crate::measure::{Process, round};
 use crate::memory::{self, Kept};
 use crate::outcome::Outcome;
 use crate::preparation::Preparation;
-use crate::{PATIENCE, churn, drain, retained};
+use crate::{PATIENCE, beside, churn, drain, retained};
 
 /// Connections opened and closed at once.
 const CHURNERS: usize = 50;
@@ -21,6 +21,10 @@ const CHURNERS: usize = 50;
 /// Topics that the publisher among many filters goes through. They are more than our match cache has places for, so each
 /// publication is matched anew. Subscribers of the load hear all of them by `bench/flow/0/+`.
 const TOPICS: u64 = 10_000;
+
+/// Receivers of each message beside which a lone one is timed, and messages a second to them.
+const FAN_OUT: usize = 1_000;
+const FAN_OUT_PER_SECOND: f64 = 50.0;
 
 /// What a figure counts.
 pub(crate) struct Unit {
@@ -40,6 +44,8 @@ pub(crate) enum Load {
     Among(Plan, Filters, u64),
     /// Clients that send at their own times, at this share of what the slower contender can take.
     Open(Plan, f64),
+    /// The time of a lone message beside this.
+    Beside(Plan),
     Churn,
     Kept(Kept),
     Drain,
@@ -74,6 +80,7 @@ impl Scenario {
                 Ok(Outcome::processor_time(sample, faults))
             }
             Load::Open(plan, _) => latency::run(process, *plan, time),
+            Load::Beside(plan) => beside::run(process, *plan, time),
             Load::Churn => churn::run(process, CHURNERS, time),
             Load::Kept(kept) => memory::run(process, *kept),
             Load::Drain => drain::run(process),
@@ -136,6 +143,12 @@ pub(crate) fn all() -> Vec<Scenario> {
     let per_second = Unit { name: "messages/s / per CPU s", is_more_better: true };
     all.push(Scenario::new("200,000 queued QoS 1 messages drained", per_second, Load::Drain));
     all.push(Scenario::new("# over 10,000 retained messages", least("s / CPU s"), Load::Retained));
+    let fan_out = Plan::new(shape(1, FAN_OUT), AtMostOnce, 65_535, 1);
+    all.push(Scenario::new(
+        format!("latency of a lone message beside 1 to {FAN_OUT}, {FAN_OUT_PER_SECOND:.0} messages/s"),
+        least("us: p50 / p99 / p99.9 / longest"),
+        Load::Beside(Plan { per_second: Some(FAN_OUT_PER_SECOND), ..fan_out }),
+    ));
     for qos in two.iter().copied() {
         for percent in [10, 50, 90] {
             let name =
