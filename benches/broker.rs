@@ -12,11 +12,13 @@
 
 #[path = "operations/core.rs"]
 mod core;
+#[path = "operations/publication.rs"]
+mod publication;
 
 use broker::codec::{Protocol, QoS};
 use criterion::{BenchmarkId, Criterion, Throughput};
 
-use crate::core::Publication;
+use publication::Publication;
 
 fn main() {
     let mut criterion = Criterion::default().configure_from_args();

@@ -18,6 +18,8 @@ mod counts;
 mod operations;
 #[path = "../operations/packets.rs"]
 mod packets;
+#[path = "../operations/publication.rs"]
+mod publication;
 #[path = "../operations/topics.rs"]
 mod topics;
 

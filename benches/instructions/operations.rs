@@ -9,8 +9,9 @@ use broker::codec::{Packet, PacketId, Properties, Protocol, QoS, encode};
 use broker::wheel::Wheel;
 
 use crate::callgrind::REPETITIONS;
-use crate::core::{Core, Publication, connect, disconnect};
+use crate::core::{Core, connect, disconnect};
 use crate::packets;
+use crate::publication::Publication;
 use crate::topics::{ask_cached, ask_new, exact_filter, mixed_filter, tree};
 
 /// Of all packets those that are frequent, and CONNECT.
@@ -140,13 +141,13 @@ fn requests() -> Vec<(&'static str, Vec<u8>)> {
 
 fn exchange(bytes: &[u8]) -> impl FnMut() {
     let mut core = Core::new(false);
-    core.open(0, &connect(Protocol::Mqtt311, 0, false));
+    core.open(0, &connect(Protocol::Mqtt311, "client-0", false, 0));
     move || core.exchange(0, bytes)
 }
 
 fn come_and_go(protocol: Protocol) -> impl FnMut() {
     let mut core = Core::new(false);
-    let bytes = [connect(protocol, 0, false), disconnect(protocol)].concat();
+    let bytes = [connect(protocol, "client-0", false, 0), disconnect(protocol)].concat();
     move || core.open(0, &bytes)
 }
 

@@ -1,4 +1,4 @@
-//! What the user asks for: by the environment, and by words on the command line.
+//! What the user sets by the environment.
 
 /// A number from the environment.
 pub(crate) fn setting(name: &str) -> Option<u64> {
@@ -10,11 +10,4 @@ pub(crate) fn setting(name: &str) -> Option<u64> {
             None
         }
     }
-}
-
-/// The words of the command line, or none if this is no benchmark: `cargo test` runs benches to see that they start.
-pub(crate) fn words() -> Option<Vec<String>> {
-    let (options, words): (Vec<_>, Vec<_>) =
-        std::env::args().skip(1).partition(|argument| argument.starts_with('-'));
-    options.iter().any(|option| option == "--bench").then_some(words)
 }
