@@ -113,6 +113,9 @@ impl Broker {
     }
 
     fn finish_long_request(&mut self, id: ConnectionId, session_id: SessionId, request: &LongRequest) {
+        if self.links.find(id).is_none_or(|link| link.session() != Some(session_id)) {
+            return; // It was closed over one of its filters: nothing follows its last word.
+        }
         let kind = match request.asks {
             Asks::Subscribe(_) => PacketKind::Suback,
             Asks::Unsubscribe => PacketKind::Unsuback,

@@ -185,7 +185,7 @@ impl Broker {
 
     /// A network connection was opened. The id must not be that of a connection that is not yet closed.
     pub fn handle_open(&mut self, now: Instant, id: ConnectionId) {
-        self.now = now;
+        self.set_now(now);
         self.outputs.metrics.connections_opened += 1;
         self.links.insert(id, now);
         self.arm_link(id);
@@ -228,10 +228,17 @@ impl Broker {
         }
     }
 
+    /// Time does not go back. The server stamps what happens with the end of its millisecond, and asks for what was due at
+    /// its beginning.
+    #[inline]
+    fn set_now(&mut self, now: Instant) {
+        self.now = self.now.max(now);
+    }
+
     /// The time of an input, and whose packet it is, if it is one.
     #[inline]
     fn begin_input(&mut self, now: Instant, from: Option<ConnectionId>) {
-        self.now = now;
+        self.set_now(now);
         self.outputs.journal.begin_input(from);
     }
 
@@ -276,8 +283,9 @@ impl Broker {
 
     /// `count` bytes of the outbox went out; `blocked` says that the socket takes no more for now.
     pub fn handle_written(&mut self, now: Instant, id: ConnectionId, count: usize, blocked: bool) {
-        self.now = now;
+        self.set_now(now);
         let Some(link) = self.links.find_mut(id) else { return };
+        let now = self.now;
         let Outputs { metrics, pool, .. } = &mut self.outputs;
         metrics.bytes_sent += count as u64;
         let (copied, packets) = link.outbox.consume(count, pool);

@@ -3,13 +3,15 @@
 //! It moves bytes and tells the time; what they mean is for the core. The order of a turn is an invariant:
 //!
 //! 1. poll, for at most as long as nothing is due
-//! 2. read the clock, once
+//! 2. read the clock, once: what happens belongs to the end of its millisecond, what is due to the beginning
 //! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
-//! 5. read from connections that have something, one buffer each; who has more keeps its place for the next turn
+//! 5. read from connections that have something, one buffer each, until enough copies of messages are made; who has more
+//!    keeps its place for the next turn
 //! 6. steps of authentication, and what is due by the clock
 //! 7. hand this turn's records to the store, before any byte leaves
-//! 8. flush every outbox with new bytes: one vectored write each
+//! 8. flush outboxes with new bytes, one vectored write each: all with a reply or a message of their own, some of those that
+//!    are one of many
 //! 9. events to log lines, while the connections they speak of still have an address
 //! 10. free what ended: never earlier, so nothing frees what another step uses
 
@@ -172,14 +174,16 @@ impl EventLoop {
                 result => result?,
             }
             let turn_began = self.clock.now_micros();
-            let now = self.clock.now();
+            let begun = self.clock.now();
+            // What happens, happens before this millisecond ends; what is due was due when it began. So nothing is early.
+            let now = begun + Duration(1);
             self.note_events(now, &events);
             #[cfg(feature = "persistence")]
             self.take_reports(now);
             self.accept(now);
             self.read(now);
             self.authenticate(now);
-            self.broker.handle_timeout(now);
+            self.broker.handle_timeout(begun);
             #[cfg(feature = "persistence")]
             self.hand_over(now);
             self.read_on();
@@ -303,6 +307,7 @@ impl EventLoop {
     /// Reads once from every connection in line, or from the first of them, if what they send goes to many.
     fn read(&mut self, now: Instant) {
         if self.settling.is_some() {
+            self.copies_max = u64::MAX;
             return;
         }
         let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };

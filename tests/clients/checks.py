@@ -18,8 +18,6 @@ V5 = "5.0"
 # Nothing on a loopback takes this long; it only bounds the wait for what never comes.
 SECONDS = 20
 LARGE_SECONDS = 60
-# At least so long: the broker counts whole milliseconds, and begins in the middle of one.
-ONE_SECOND = 0.999
 LARGE = 64 << 20
 
 

@@ -189,8 +189,7 @@ fn delayed_will(name: &str, end: fn(&mut Broker)) -> Duration {
 #[test]
 fn a_delayed_will_outlives_a_killed_broker() {
     let delay = delayed_will("will-killed", Broker::kill);
-    // The broker counts whole milliseconds.
-    assert!(delay >= Duration::from_millis(1_999), "{delay:?}");
+    assert!(delay >= Duration::from_secs(2), "{delay:?}");
 }
 
 /// A broker that is stopped in order publishes the wills that wait [B-029], and those who are away get them later.

@@ -2,7 +2,8 @@
 
 use std::io::IoSlice;
 
-use broker::broker::{Broker, ConnectionId, Options};
+use broker::broker::options::Durability;
+use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Packet, Protocol, QoS};
 use broker::codec::{PacketId, Properties, decode, encode, frame};
@@ -17,10 +18,12 @@ const STEPS_PER_TURN: usize = 64;
 /// More than three turns' worth.
 const FILTERS: usize = 200;
 
+fn options() -> Options {
+    Options { steps_per_turn: STEPS_PER_TURN, sys_interval: None, seed: 1, ..Options::default() }
+}
+
 fn broker() -> Broker {
-    let options =
-        Options { steps_per_turn: STEPS_PER_TURN, sys_interval: None, seed: 1, ..Options::default() };
-    Broker::new(options, NOW)
+    Broker::new(options(), NOW)
 }
 
 fn say(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
@@ -29,8 +32,16 @@ fn say(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
     broker.handle_packet(NOW, id, decode::decode(frame, PROTOCOL).expect("it is well formed"));
 }
 
+/// Stores what there is to store.
+fn store(broker: &mut Broker) {
+    while let Some(batch) = broker.poll_journal() {
+        broker.handle_stored(NOW, batch.last());
+    }
+}
+
 /// Everything that waits for a client.
 fn hear(broker: &mut Broker, id: ConnectionId) -> Vec<Received> {
+    store(broker);
     let Some(outbox) = broker.outbox(id) else { return Vec::new() };
     let mut slices = [IoSlice::new(&[]); 64];
     let filled = outbox.slices(&mut slices);
@@ -133,6 +144,50 @@ fn a_request_ends_with_its_connection() {
     assert_eq!(broker.poll_close(), Some(many));
     broker.handle_closed(many);
     assert_eq!((broker.status().subscriptions, broker.status().sessions), (0, 0));
+}
+
+/// A client of 3.1.1 cannot be told that nothing can be stored: it is closed, and not told that all went well.
+#[test]
+fn a_request_that_cannot_be_stored_any_more_is_not_answered() {
+    let durability = Durability::AfterReply;
+    let mut broker = Broker::new(Options { durability, ..options() }, NOW);
+    let many = connected(&mut broker, 1, Connect { clean_start: false, ..connect311("many") });
+    say(&mut broker, many, &subscribe_bytes());
+    turns(&mut broker);
+    assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Suback(_)));
+    say(&mut broker, many, &unsubscribe_bytes());
+    broker.handle_timeout(NOW);
+    broker.handle_store_state(NOW, StoreState::Failing);
+    turns(&mut broker);
+    assert_eq!((broker.poll_close(), hear(&mut broker, many)), (Some(many), Vec::new()));
+    assert_eq!(broker.status().subscriptions, FILTERS - STEPS_PER_TURN);
+}
+
+/// Receivers of one message are flushed in slices, but not one that is freed at the end of the turn.
+#[test]
+fn who_is_closed_is_flushed_before_the_others() {
+    let mut broker = broker();
+    let filters = [("f/7", QoS::AtMostOnce.into())];
+    let mut one = Vec::new();
+    encode::subscribe(&mut one, PROTOCOL, PacketId::FIRST, Properties::NONE, &filters);
+    let clients: Vec<ConnectionId> = (1..=20)
+        .map(|number| {
+            let id = connected(&mut broker, number, connect311(&format!("c{number}")));
+            say(&mut broker, id, &one);
+            hear(&mut broker, id);
+            id
+        })
+        .collect();
+    turns(&mut broker);
+    say(&mut broker, clients[0], &bytes_of(&publish("f/7", QoS::AtMostOnce, b"to all"), PROTOCOL));
+    assert_eq!((broker.dirty_len(), broker.dirty_soon_len()), (20, 0));
+    say(&mut broker, clients[3], &bytes_of(&Packet::Pingreq, PROTOCOL));
+    say(&mut broker, clients[12], &bytes_of(&Packet::Connect(connect311("again")), PROTOCOL));
+    assert_eq!(broker.poll_close(), Some(clients[12]));
+    assert_eq!((broker.poll_flush(), broker.poll_flush()), (Some(clients[3]), Some(clients[12])));
+    assert_eq!(hear(&mut broker, clients[12]).len(), 1);
+    let others = std::iter::from_fn(|| broker.poll_flush()).count();
+    assert_eq!(others, 18);
 }
 
 #[test]
