@@ -6,7 +6,7 @@
 
 #![cfg(feature = "persistence")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
@@ -261,6 +261,8 @@ fn batch(random: &mut Random, truth: &Records, last: &mut Lsn) -> Batch {
 struct Tally {
     cuts: u64,
     commits: u64,
+    /// Commits of several batches.
+    together: u64,
     /// Cuts after which a batch was there that had not been reported.
     unreported: u64,
     /// Times that segments were taken into the base.
@@ -273,7 +275,7 @@ fn live(seed: u64) -> Tally {
     let mut tally = Tally::default();
     let mut disk = Disk::default();
     let mut truth = Records::new();
-    let mut under_way: Option<Records> = None;
+    let mut under_way = UnderWay::new();
     let mut last = Lsn(0);
     for _ in 0..6 {
         let power = *[20, 60, 200, 1_000].get(random.below(4)).expect("one of four");
@@ -282,12 +284,12 @@ fn live(seed: u64) -> Tally {
         match Stored::open(Arc::new(disk.clone())) {
             Ok(stored) => match read(&stored) {
                 Ok(records) => {
-                    if let Some(possible) = under_way.take_if(|possible| *possible == records) {
-                        truth = possible;
+                    if let Some((_, possible)) = under_way.iter().find(|(_, possible)| *possible == records) {
+                        truth = possible.clone();
                         tally.unreported += 1;
                     }
                     assert_eq!(records, truth, "what was reported is there, and batches are whole");
-                    under_way = None;
+                    under_way.clear();
                     last = commit_until_the_cut(
                         stored,
                         &mut random,
@@ -310,12 +312,15 @@ fn live(seed: u64) -> Tally {
     tally
 }
 
+/// The last numbers of batches that were handed over, and what is stored once they are.
+type UnderWay = VecDeque<(Lsn, Records)>;
+
 fn commit_until_the_cut(
     stored: Stored,
     random: &mut Random,
     tally: &mut Tally,
     truth: &mut Records,
-    under_way: &mut Option<Records>,
+    under_way: &mut UnderWay,
     mut last: Lsn,
 ) -> Lsn {
     let (wake, woken) = channel();
@@ -327,21 +332,26 @@ fn commit_until_the_cut(
         }),
     );
     for _ in 0..300 {
-        let batch = batch(random, truth, &mut last);
-        if batch.is_empty() {
-            continue;
+        // Several may wait; they may be stored together.
+        for _ in 0..1 + random.below(4) {
+            let mut after = under_way.back().map_or(&*truth, |(_, after)| after).clone();
+            let batch = batch(random, &after, &mut last);
+            if batch.is_empty() {
+                continue;
+            }
+            batch.apply(&mut after);
+            store.commit(batch);
+            under_way.push_back((last, after));
         }
-        let mut after = truth.clone();
-        batch.apply(&mut after);
-        store.commit(batch);
-        *under_way = Some(after);
-        loop {
+        while !under_way.is_empty() {
             match store.poll() {
                 Some(Report::Stored(stored, _)) => {
-                    assert_eq!(stored, last);
-                    *truth = under_way.take().expect("one was under way");
+                    let before = under_way.len();
+                    while let Some((_, after)) = under_way.pop_front_if(|(last, _)| *last <= stored) {
+                        *truth = after;
+                    }
                     tally.commits += 1;
-                    break;
+                    tally.together += u64::from(before - under_way.len() > 1);
                 }
                 Some(Report::Failed(_)) => return last,
                 Some(Report::Condensed(_)) => tally.condensed += 1,
@@ -384,6 +394,7 @@ fn nothing_that_was_stored_is_lost() {
     println!("{} cuts, {} commits", sum(|tally| tally.cuts), sum(|tally| tally.commits));
     if seeds >= 100 {
         assert!(sum(|tally| tally.commits) > 1_000 && sum(|tally| tally.condensed) > 100);
+        assert!(sum(|tally| tally.together) > 100, "batches that wait are stored together");
         assert!(sum(|tally| tally.unreported) > 5, "the power went between disk and report, too");
     }
 }

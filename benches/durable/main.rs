@@ -15,6 +15,7 @@
 //! From the environment:
 //!
 //! * `DURABLE_ROUNDS` (3), `DURABLE_SECONDS` (2).
+//! * `DURABLE_BROKER`: another program in the broker's place, such as an earlier build.
 //! * `DURABLE_CONCURRENCY`: only this many messages on their way, instead of 1, 16, 256 and 4096.
 //! * `DURABLE_DIRECTORY`: where stores are made, instead of a folder under `target`. It should be on the disk in question;
 //!   what is made there is removed again.

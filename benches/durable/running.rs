@@ -22,7 +22,8 @@ const WAKE_BYTES: u64 = 8;
 
 /// A command that starts the broker at an address.
 pub(crate) fn command(settings: &Settings, address: SocketAddr, store: Option<&Path>) -> Command {
-    let mut command = measure::command(env!("CARGO_BIN_EXE_broker"), settings.is_pinned);
+    let broker = std::env::var("DURABLE_BROKER").unwrap_or_else(|_| env!("CARGO_BIN_EXE_broker").to_owned());
+    let mut command = measure::command(&broker, settings.is_pinned);
     command.arg("--host=127.0.0.1").arg(format!("--port={}", address.port())).args(measure::LIMITS);
     if let Some(store) = store {
         command.arg("--data-dir").arg(store);

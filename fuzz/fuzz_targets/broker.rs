@@ -213,7 +213,7 @@ struct World {
     steps: VecDeque<AuthenticationStep>,
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     /// On its way to the disk, where nothing gets while the store stalls.
-    taken: Option<Batch>,
+    taken: VecDeque<Batch>,
     last: Lsn,
     stalls: bool,
 }
@@ -256,7 +256,7 @@ impl World {
             connections: [const { None }; CLIENTS],
             steps: VecDeque::new(),
             records: BTreeMap::new(),
-            taken: None,
+            taken: VecDeque::new(),
             last: Lsn::NONE,
             stalls: false,
         }
@@ -264,13 +264,17 @@ impl World {
 
     fn store(&mut self) {
         if let Some(batch) = self.broker.poll_journal() {
-            assert!(self.taken.replace(batch).is_none(), "one batch at a time");
+            self.taken.push_back(batch);
         }
-        let Some(batch) = self.taken.take_if(|_| !self.stalls) else { return };
-        batch.apply(&mut self.records);
-        assert!(batch.last() > self.last, "numbers only grow");
-        self.last = batch.last();
-        self.broker.handle_stored(self.now, batch.last());
+        if self.stalls || self.taken.is_empty() {
+            return;
+        }
+        for batch in self.taken.drain(..) {
+            batch.apply(&mut self.records);
+            assert!(batch.last() > self.last, "numbers only grow");
+            self.last = batch.last();
+        }
+        self.broker.handle_stored(self.now, self.last);
         while self.broker.poll_resume().is_some() {}
     }
 
@@ -278,7 +282,7 @@ impl World {
     fn crash(&mut self) {
         self.connections = [const { None }; CLIENTS];
         self.steps.clear();
-        self.taken = None;
+        self.taken.clear();
         self.broker = Broker::new(self.broker.options().clone(), self.now);
         let mut restore = self.broker.restore(self.last);
         for (key, value) in &self.records {

@@ -1,8 +1,9 @@
 //! What of the core's state is to be stored, noted while it changes.
 //!
-//! A record is made where state changes, and waits here until the server takes all of them as one batch. Only one batch
-//! is on its way to disk at a time, so records pile up meanwhile: what is recorded and removed again before it was taken
-//! never leaves this list. A message that its subscribers acknowledge at once so costs the disk nothing.
+//! A record is made where state changes, and waits here until the server takes all of them as one batch. While a batch is
+//! on its way to disk the next one may have to wait for it, so that records pile up: what is recorded and removed again
+//! before it was taken never leaves this list. A message that its subscribers acknowledge at once so costs the disk
+//! nothing. Where records last, as when subscribers are away, batches follow each other without waiting.
 //!
 //! A reply that promises something is held back in its outbox until what it promises is stored: see [`Journal::promise`].
 //! All records of one input are in one batch, because batches are taken between inputs. So "stored" needs no finer grain
@@ -91,12 +92,14 @@ pub(super) struct Journal {
     first: Lsn,
     /// Entries that are not `None`.
     waiting: usize,
-    /// Bytes of the messages that wait, and of those in the batch that was taken last.
+    /// Bytes of the messages that wait.
     waiting_bytes: u64,
-    taken_bytes: u64,
-    /// Everything up to here was taken, and everything up to here is stored.
-    taken: Lsn,
+    /// Batches that were taken and are not stored, with their last number and their bytes.
+    under_way: VecDeque<(Lsn, u64)>,
+    under_way_bytes: u64,
+    /// Everything up to here is stored.
     stored: Lsn,
+    transience: Transience,
     /// The first number of the input being handled, whose connection it came from, and the message it brought.
     input_first: Lsn,
     input_from: Option<ConnectionId>,
@@ -116,6 +119,36 @@ pub(super) struct Journal {
 /// A record beside its message costs about so much.
 const RECORD_BYTES: u64 = 48;
 
+/// How many of the latest records were removed again before they were stored.
+///
+/// One that was under way by then counts as well: had it waited for the batches before it, it need not have been written.
+#[derive(Debug, Default)]
+struct Transience {
+    recorded: u32,
+    removed: u32,
+}
+
+impl Transience {
+    /// After so many records half of what was before is forgotten.
+    const MEMORY: u32 = 1024;
+
+    fn note_recorded(&mut self) {
+        self.recorded += 1;
+        if self.recorded > Self::MEMORY {
+            (self.recorded, self.removed) = (self.recorded / 2, self.removed / 2);
+        }
+    }
+
+    fn note_removed(&mut self) {
+        self.removed += 1;
+    }
+
+    /// Whether waiting would save next to nothing.
+    fn is_rare(&self) -> bool {
+        self.removed < self.recorded / 8
+    }
+}
+
 impl Journal {
     pub(super) fn new(durability: Durability) -> Self {
         Self {
@@ -125,9 +158,10 @@ impl Journal {
             first: Lsn(1),
             waiting: 0,
             waiting_bytes: 0,
-            taken_bytes: 0,
-            taken: Lsn::NONE,
+            under_way: VecDeque::new(),
+            under_way_bytes: 0,
             stored: Lsn::NONE,
+            transience: Transience::default(),
             input_first: Lsn(1),
             input_from: None,
             input_message: Lsn::NONE,
@@ -151,7 +185,7 @@ impl Journal {
     /// Goes on behind the records that were stored by an earlier process.
     pub(super) fn resume_after(&mut self, last: Lsn) {
         assert!(self.entries.is_empty(), "state comes back before anything changes");
-        (self.first, self.taken, self.stored, self.input_first) = (last.next(), last, last, last.next());
+        (self.first, self.stored, self.input_first) = (last.next(), last, last.next());
     }
 
     /// A packet is about to be handled.
@@ -234,7 +268,7 @@ impl Journal {
     /// Bytes that are not stored yet.
     pub(super) fn unstored_bytes(&self) -> u64 {
         let cancelled = self.entries.len() - self.waiting;
-        self.waiting_bytes + self.taken_bytes + (cancelled * size_of::<Option<Entry>>()) as u64
+        self.waiting_bytes + self.under_way_bytes + (cancelled * size_of::<Option<Entry>>()) as u64
     }
 
     /// Whether the input being handled has recorded something although too much waits.
@@ -247,12 +281,16 @@ impl Journal {
         let lsn = self.next();
         self.waiting += 1;
         self.waiting_bytes += bytes_of(&entry);
+        self.transience.note_recorded();
         self.entries.push(Some(entry));
         lsn
     }
 
     /// Removes a record: from this list, or by another record if it was taken already.
     pub(super) fn remove(&mut self, kind: Kind, record: Lsn) {
+        if record > self.stored {
+            self.transience.note_removed();
+        }
         if record < self.first {
             self.append(Entry::Remove(kind, record));
             return;
@@ -428,9 +466,9 @@ impl Journal {
         self.append(Entry::Encoded(Box::new(batch)))
     }
 
-    /// Everything that waits, if there is something and no batch is on its way.
+    /// Everything that waits, if there is something and it is to be stored now.
     pub(super) fn take(&mut self) -> Option<Batch> {
-        if self.entries.is_empty() || self.taken > self.stored {
+        if self.entries.is_empty() || (!self.under_way.is_empty() && !self.follows_at_once()) {
             return None;
         }
         let mut batch = Batch::default();
@@ -442,27 +480,35 @@ impl Journal {
             }
         }
         self.first = self.next();
-        self.taken = Lsn(self.first.0 - 1);
+        let last = Lsn(self.first.0 - 1);
         self.entries.clear();
         if self.entries.capacity() > KEPT_CAPACITY {
             self.entries = Vec::new();
         }
-        (self.waiting, self.taken_bytes, self.waiting_bytes) = (0, self.waiting_bytes, 0);
-        batch.finish(self.taken);
+        let bytes = std::mem::take(&mut self.waiting_bytes);
+        self.waiting = 0;
+        batch.finish(last);
         if batch.is_empty() {
-            self.set_stored(self.taken);
+            self.set_stored(last);
             return None;
         }
+        self.under_way.push_back((last, bytes));
+        self.under_way_bytes += bytes;
         Some(batch)
+    }
+
+    /// Whether a batch may be taken while others are under way.
+    fn follows_at_once(&self) -> bool {
+        self.state == StoreState::Well && self.waiting > 0 && self.transience.is_rare()
     }
 
     /// Everything up to this number is stored.
     pub(super) fn set_stored(&mut self, last: Lsn) {
-        assert!(last <= self.taken, "only what was taken can be stored");
+        assert!(last < self.first, "only what was taken can be stored");
         self.stored = self.stored.max(last);
         while self.ended.pop_front_if(|(removal, _)| *removal <= last).is_some() {}
-        if self.stored == self.taken {
-            self.taken_bytes = 0;
+        while let Some((_, bytes)) = self.under_way.pop_front_if(|(taken, _)| *taken <= last) {
+            self.under_way_bytes -= bytes;
         }
     }
 
@@ -477,7 +523,7 @@ impl Journal {
 
     /// Whether nothing waits and nothing is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting == 0 && self.taken == self.stored
+        self.waiting == 0 && self.under_way.is_empty()
     }
 }
 

@@ -425,8 +425,8 @@ impl Broker {
         self.outputs.closing.push_back(id);
     }
 
-    /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed. While a batch is on
-    /// its way there is no other.
+    /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed. Batches are stored in
+    /// the order in which they were taken; there may be another one while earlier ones are on their way.
     pub fn poll_journal(&mut self) -> Option<Batch> {
         if !self.outputs.journal.is_on() {
             return None;

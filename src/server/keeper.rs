@@ -9,6 +9,7 @@ use mio::Waker;
 use crate::broker::options::Durability;
 use crate::broker::{Broker, Restored, StoreState};
 use crate::clock::{Duration, Instant};
+use crate::journal::Lsn;
 use crate::store::{Claim, Damage, OpenError, Report, SEGMENT_BYTES, Store, Stored};
 
 use super::LOG_TARGET;
@@ -77,8 +78,8 @@ impl StoreOptions {
 pub(super) struct Keeper {
     store: Store,
     options: StoreOptions,
-    /// Since when a batch is under way.
-    handed_over: Option<Instant>,
+    /// The last batch that is under way, and since when the store owes an answer.
+    handed_over: Option<(Lsn, Instant)>,
     /// Of batches that may wait: when the next one is due.
     next_due: Instant,
     /// Since when nothing can be stored.
@@ -136,7 +137,10 @@ impl Keeper {
         while let Some(report) = self.store.poll() {
             match report {
                 Report::Stored(last, bytes) => {
-                    self.handed_over = None;
+                    self.handed_over = self
+                        .handed_over
+                        .filter(|(handed, _)| *handed > last)
+                        .map(|(handed, _)| (handed, now));
                     let metrics = broker.metrics_mut();
                     metrics.store_commits += 1;
                     metrics.store_bytes += bytes;
@@ -174,7 +178,7 @@ impl Keeper {
                 }
             }
         }
-        if self.handed_over.is_some_and(|since| since + ANSWER_TIMEOUT <= now) {
+        if self.handed_over.is_some_and(|(_, since)| since + ANSWER_TIMEOUT <= now) {
             self.fail(now, broker, StoreState::Failing, "the disk does not answer");
         }
     }
@@ -209,7 +213,8 @@ impl Keeper {
     /// The same, whether it may wait or not. False if there was nothing.
     pub(super) fn hand_over_at_once(&mut self, now: Instant, broker: &mut Broker) -> bool {
         let Some(batch) = broker.poll_journal() else { return false };
-        self.handed_over = Some(now);
+        let since = self.handed_over.map_or(now, |(_, since)| since);
+        self.handed_over = Some((batch.last(), since));
         self.store.commit(batch);
         true
     }
@@ -218,8 +223,10 @@ impl Keeper {
     pub(super) fn due(&self, broker: &Broker) -> Option<Instant> {
         let is_delayed = matches!(self.options.sync, Sync::Within(_)) && !broker.is_stored();
         let next = is_delayed.then_some(self.next_due).filter(|_| self.handed_over.is_none());
-        let answer =
-            self.handed_over.filter(|_| self.failing_since.is_none()).map(|since| since + ANSWER_TIMEOUT);
+        let answer = self
+            .handed_over
+            .filter(|_| self.failing_since.is_none())
+            .map(|(_, since)| since + ANSWER_TIMEOUT);
         next.into_iter().chain(answer).min()
     }
 }

@@ -142,6 +142,20 @@ impl Medium for Folder {
     }
 }
 
+/// Only that is asked for: once somebody has asked when a file was changed, Linux notes the time of its next change
+/// precisely, and the next synchronization has the inode to write as well.
+#[cfg(target_os = "linux")]
+fn inode(path: &Path) -> io::Result<u64> {
+    use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+
+    Ok(statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?.stx_ino)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn inode(path: &Path) -> io::Result<u64> {
+    Ok(fs::metadata(path)?.ino())
+}
+
 #[derive(Debug)]
 struct FolderFile {
     file: File,
@@ -171,7 +185,7 @@ impl MediumFile for FolderFile {
     }
 
     fn check_presence(&self) -> io::Result<()> {
-        if fs::metadata(&self.path)?.ino() == self.inode {
+        if inode(&self.path)? == self.inode {
             Ok(())
         } else {
             Err(io::Error::new(io::ErrorKind::NotFound, "the file was replaced by another one"))

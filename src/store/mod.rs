@@ -7,14 +7,14 @@
 //!                  base thread: what is left of them, one transaction, remove the segments
 //! ```
 //!
-//! A batch costs one write at the end of a file and one synchronization. While that runs, what happens meanwhile gathers in
-//! the core and is the next batch, so the more is to be done, the less each of it costs. Full segments of the log are
-//! taken into the base behind its back.
+//! A commit costs one write at the end of a file and one synchronization. What happens while that runs gathers, in the core
+//! or as batches that wait here, and is the next commit, so the more is to be done, the less each of it costs. Full
+//! segments of the log are taken into the base behind its back.
 //!
 //! Only bytes go in and out; what they mean is for `journal`. No thread but these two touches a file, and nothing here
 //! touches the state of the broker.
 //!
-//! When the disk fails, the batch in hand is tried again until it is stored, and the loop is told, so that nothing more
+//! When the disk fails, what is in hand is tried again until it is stored, and the loop is told, so that nothing more
 //! is promised until then. What was acknowledged stays as it is, and nothing that was not becomes so.
 
 mod base;
@@ -280,7 +280,7 @@ pub struct Store {
 }
 
 impl Store {
-    /// Hands over a batch. The one before it must have been reported as stored.
+    /// Hands over a batch. It is stored behind those before it, and a report may be of several.
     pub fn commit(&mut self, batch: Batch) {
         if let Some(batches) = &self.batches {
             // The thread ends only after this end of the channel.

@@ -15,6 +15,9 @@ use super::medium::Medium;
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// Batches that wait are stored with one synchronization, as long as they have less than this together.
+const TOGETHER_BYTES: usize = 4 << 20;
+
 /// Segments that go into the base at once: what the later ones undo of the earlier ones is never written.
 const SEGMENTS_AT_ONCE: usize = 4;
 
@@ -33,7 +36,7 @@ const QUIET: Duration = Duration::from_secs(2);
 pub enum Report {
     /// Everything up to this number is on disk; so many bytes were written for it.
     Stored(Lsn, u64),
-    /// The batch in hand cannot be stored for now.
+    /// The batches in hand cannot be stored for now.
     Failed(io::Error),
     /// Full segments cannot be taken into the base for now. The log goes on, and grows.
     BaseFailed(io::Error),
@@ -52,32 +55,44 @@ pub(super) struct LogWorker {
 
 impl LogWorker {
     pub(super) fn run(mut self) {
+        let mut batches = Vec::new();
         while let Ok(batch) = self.batches.recv() {
-            if !self.store(&batch) {
+            let mut bytes = batch.as_bytes().len();
+            batches.push(batch);
+            while bytes < TOGETHER_BYTES
+                && let Ok(batch) = self.batches.try_recv()
+            {
+                bytes += batch.as_bytes().len();
+                batches.push(batch);
+            }
+            if !self.store(&mut batches) {
                 return;
             }
+            batches.clear();
         }
     }
 
-    /// Stores a batch, however long it takes. False if the broker stops before that.
-    fn store(&mut self, batch: &Batch) -> bool {
+    /// Stores these batches, however long it takes, and more with them if that fails at first. False if the broker stops
+    /// before that.
+    fn store(&mut self, batches: &mut Vec<Batch>) -> bool {
         loop {
-            let result = self.log.append(batch);
+            let result = self.log.append(batches);
             for number in self.log.take_closed() {
                 // Ends later than this thread.
                 let _ = self.closed.send(number);
             }
             match result {
-                Ok(bytes) => {
-                    self.report(Report::Stored(batch.last(), bytes));
+                Ok((last, bytes)) => {
+                    self.report(Report::Stored(last, bytes));
                     return true;
                 }
                 Err(error) => self.report(Report::Failed(error)),
             }
-            // No other batch comes before this one is stored.
+            // No other batch comes before these are stored.
             match self.batches.recv_timeout(RETRY) {
+                Ok(batch) => batches.push(batch),
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(_) | Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Disconnected) => return false,
             }
         }
     }

@@ -36,7 +36,7 @@ struct Actor {
 struct Disk {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     stalls: bool,
-    taken: Option<Batch>,
+    taken: Vec<Batch>,
     last: Lsn,
 }
 
@@ -70,12 +70,16 @@ impl CoreWorld {
     /// Stores what there is to store, as far as the store can. True if something was.
     fn store(&mut self) -> bool {
         if let Some(batch) = self.broker.poll_journal() {
-            self.disk.taken = Some(batch);
+            self.disk.taken.push(batch);
         }
-        let Some(batch) = self.disk.taken.take_if(|_| !self.disk.stalls) else { return false };
-        batch.apply(&mut self.disk.records);
-        self.disk.last = batch.last();
-        self.broker.handle_stored(self.now, batch.last());
+        if self.disk.stalls || self.disk.taken.is_empty() {
+            return false;
+        }
+        for batch in self.disk.taken.drain(..) {
+            batch.apply(&mut self.disk.records);
+            self.disk.last = batch.last();
+        }
+        self.broker.handle_stored(self.now, self.disk.last);
         true
     }
 
@@ -179,7 +183,7 @@ impl World for CoreWorld {
 
     fn restart(&mut self) {
         self.actors.clear();
-        self.disk.taken = None;
+        self.disk.taken.clear();
         self.broker = Broker::new(self.broker.options().clone(), self.now);
         let mut restore = self.broker.restore(self.disk.last);
         for (key, value) in &self.disk.records {

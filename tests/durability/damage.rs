@@ -8,7 +8,7 @@ use broker::codec::{Protocol, QoS};
 use redb::{Database, TableDefinition};
 
 use crate::connection::{Login, NEW, RESUMED};
-use crate::folder::{TemporaryFolder, copy, last_segment, length, names, segments};
+use crate::folder::{TemporaryFolder, copy, last_segment, length, names, segments, written};
 use crate::process::Broker;
 use crate::wait_until;
 
@@ -173,11 +173,16 @@ fn a_torn_batch_did_not_happen() {
     let parent = TemporaryFolder::new("torn");
     let sound = parent.join("sound");
     fill(&sound);
-    for cut in [1, 10] {
-        let folder = parent.join(&format!("cut-{cut}"));
+    for (cut, is_shorter) in [(1, true), (10, true), (1, false), (10, false)] {
+        let folder = parent.join(&format!("cut-{cut}-{is_shorter}"));
         copy(&sound, &folder);
         let segment = last_segment(&folder);
-        truncate(&segment, length(&segment) - cut);
+        let end = written(&segment);
+        if is_shorter {
+            truncate(&segment, end - cut);
+        } else {
+            overwrite(&segment, end - cut, &vec![0; cut as usize]);
+        }
         let broker = Broker::start(&folder, &["--recover", "strict"]);
         assert_eq!(broker.complaints(), [""; 0]);
         assert_eq!(damaged(&folder), [""; 0]);

@@ -55,6 +55,12 @@ pub(crate) fn length(file: &Path) -> u64 {
     fs::metadata(file).expect("the file is there").len()
 }
 
+/// Bytes of a segment up to its last one that is not zero: behind what was written there are zeros to be written over.
+pub(crate) fn written(segment: &Path) -> u64 {
+    let content = fs::read(segment).expect("the file is there");
+    content.iter().rposition(|byte| *byte != 0).map_or(0, |at| at as u64 + 1)
+}
+
 /// Copies the files of a folder into a new one.
 pub(crate) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a folder can be made");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use broker::codec::{Packet, Protocol, QoS, ReasonCode};
 
 use crate::connection::{Connection, Login, Message, NEW, RESUMED, Received, ack};
-use crate::folder::{TemporaryFolder, last_segment, length, segments};
+use crate::folder::{TemporaryFolder, last_segment, segments, written};
 use crate::process::Broker;
 use crate::wait_until;
 
@@ -249,12 +249,12 @@ fn what_may_wait_is_acknowledged_at_once() {
     subscribe(&broker, &subscriber, "news");
     wait_until_logged(&folder, "subscriber");
     let segment = last_segment(&folder);
-    let before = length(&segment);
+    let before = written(&segment);
     let mut publisher = passer_by(&broker);
     for number in 0..100 {
         assert_eq!(publisher.publish("news", &number.to_string(), false), ReasonCode::Success);
     }
-    assert_eq!(length(&segment), before, "nothing was stored meanwhile");
+    assert_eq!(written(&segment), before, "nothing was stored meanwhile");
     let stopped_at = Instant::now();
     broker.terminate();
     assert!(

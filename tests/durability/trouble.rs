@@ -7,7 +7,7 @@ use broker::codec::{Protocol, QoS, ReasonCode};
 use rustix::process::{Resource, Rlimit, prlimit};
 
 use crate::connection::{Connack, Connection, Login, NEW, RESUMED, Received};
-use crate::folder::{TemporaryFolder, last_segment, length};
+use crate::folder::{TemporaryFolder, last_segment, written};
 use crate::process::Broker;
 
 /// The one line that tells the operator.
@@ -83,7 +83,7 @@ fn a_full_disk_is_no_end() {
         assert_eq!(before.publish("news", payload, false), ReasonCode::Success);
     }
     // There is room for a part of a batch.
-    limit_file_length(&broker, Some(length(&last_segment(&folder)) + 10));
+    limit_file_length(&broker, Some(written(&last_segment(&folder)) + 10));
     run_into_trouble(&broker);
     expect_refusals(&broker, ReasonCode::QuotaExceeded);
     assert_eq!(
@@ -113,7 +113,7 @@ fn killed_on_a_full_disk() {
     for payload in ["one", "two", "three"] {
         assert_eq!(before.publish("news", payload, false), ReasonCode::Success);
     }
-    limit_file_length(&broker, Some(length(&last_segment(&folder)) + 10));
+    limit_file_length(&broker, Some(written(&last_segment(&folder)) + 10));
     run_into_trouble(&broker);
     broker.kill();
     expect_what_was_taken(&folder, &subscriber);

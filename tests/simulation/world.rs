@@ -206,7 +206,7 @@ impl World {
         if self.is_stored {
             match self.random.below(200) {
                 0..=59 => self.take_batch(),
-                60..=119 => self.store_batch(),
+                60..=119 => self.store_batches(),
                 lot if lot >= 200 - self.crashes => self.crash(),
                 _ => {}
             }
@@ -496,7 +496,7 @@ impl World {
             if self.is_stored && !self.request_in_hand && self.random.once_in(10) {
                 // What is done in several turns can be in several batches.
                 self.take_batch();
-                self.store_batch();
+                self.store_batches();
             }
         }
         self.model.now = self.now;

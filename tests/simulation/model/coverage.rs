@@ -92,4 +92,5 @@ pub(crate) const EXPECTED: &[&str] = &[
     "session back after a crash",
     "acknowledged before it was stored",
     "read again when the store had caught up",
+    "a batch behind another",
 ];

@@ -1,11 +1,11 @@
 //! Crashes: the process ends without a word, and another one goes on with what was stored.
 //!
-//! The world is the store as well: it takes batches from the core, and each is stored whole or not at all. With every
-//! batch it keeps the model as it was when the batch was taken. After a crash that model is the truth: the new core has to
+//! The world is the store as well: it takes batches from the core, several perhaps before the first is stored, and stores
+//! them in their order, each whole or not at all. With every batch it keeps the model as it was when the batch was taken. After a crash that model is the truth: the new core has to
 //! behave as if nothing later had ever happened. And nobody may have been told of anything later: whatever was heard
 //! since is checked against it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use broker::broker::{Broker, ConnectionId};
 use broker::codec::QoS;
@@ -43,7 +43,7 @@ pub(super) struct Disk {
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     last: Lsn,
     stored: Snapshot,
-    taken: Option<(Batch, Snapshot)>,
+    taken: VecDeque<(Batch, Snapshot)>,
     words: Vec<Word>,
 }
 
@@ -53,10 +53,14 @@ impl Disk {
         Self { stored: Snapshot { model: model.clone(), ..Snapshot::default() }, ..Self::default() }
     }
 
-    fn store(&mut self, batch: &Batch) {
-        assert!(batch.last() > self.last, "numbers only grow");
-        self.last = batch.last();
-        batch.apply(&mut self.records);
+    /// Stores the first `count` of the batches that were taken.
+    fn store(&mut self, count: usize) {
+        for (batch, snapshot) in self.taken.drain(..count) {
+            assert!(batch.last() > self.last, "numbers only grow");
+            self.last = batch.last();
+            batch.apply(&mut self.records);
+            self.stored = snapshot;
+        }
     }
 }
 
@@ -67,27 +71,29 @@ impl World {
             return;
         }
         if let Some(batch) = self.broker.poll_journal() {
-            assert!(self.disk.taken.is_none(), "one batch at a time");
             if self.traces {
                 eprintln!("{} batch up to {:?}", self.now.0, batch.last());
             }
             let dropped = self.dropped_now();
             let snapshot = Snapshot { model: self.model.clone(), dropped, words: self.disk.words.len() };
-            self.disk.taken = Some((batch, snapshot));
+            self.model.coverage.see_if("a batch behind another", !self.disk.taken.is_empty());
+            self.disk.taken.push_back((batch, snapshot));
         }
         self.resume_after_store();
         self.after_input(None, None);
     }
 
-    /// The batch that was taken is stored.
-    pub(super) fn store_batch(&mut self) {
-        let Some((batch, snapshot)) = self.disk.taken.take() else { return };
-        if self.traces {
-            eprintln!("{} stored up to {:?}", self.now.0, batch.last());
+    /// Some of the batches that were taken are stored, as one.
+    pub(super) fn store_batches(&mut self) {
+        if self.disk.taken.is_empty() {
+            return;
         }
-        self.disk.store(&batch);
-        self.disk.stored = snapshot;
-        self.broker.handle_stored(self.now, batch.last());
+        let count = 1 + self.random.below(self.disk.taken.len());
+        self.disk.store(count);
+        if self.traces {
+            eprintln!("{} stored up to {:?}", self.now.0, self.disk.last);
+        }
+        self.broker.handle_stored(self.now, self.disk.last);
         self.resume_after_store();
         self.after_input(None, None);
     }
@@ -101,7 +107,7 @@ impl World {
     pub(super) fn check_stored(&mut self) {
         while self.is_stored && !self.broker.is_stored() {
             self.take_batch();
-            self.store_batch();
+            self.store_batches();
         }
         if self.is_stored {
             let keys: Vec<&Vec<u8>> = self.disk.records.keys().collect();
@@ -135,15 +141,12 @@ impl World {
         self.disk.words.push(word);
     }
 
-    /// The process ends. What was not stored is gone; a batch that was on its way may have been stored or not.
+    /// The process ends. What was not stored is gone; of the batches that were on their way some may have been stored, the
+    /// first ones.
     pub(super) fn crash(&mut self) {
-        if self.random.once_in(2)
-            && let Some((batch, snapshot)) = self.disk.taken.take()
-        {
-            self.disk.store(&batch);
-            self.disk.stored = snapshot;
-        }
-        self.disk.taken = None;
+        let count = self.random.below(self.disk.taken.len() + 1);
+        self.disk.store(count);
+        self.disk.taken.clear();
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             if self.random.once_in(2) {

@@ -62,7 +62,7 @@ impl World {
             assert!(rounds < 20_000, "the world comes to rest");
             self.advance(Duration(1));
             self.take_batch();
-            self.store_batch();
+            self.store_batches();
             let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
             for id in ids {
                 self.answer_all(id);
@@ -192,7 +192,7 @@ impl World {
         for _ in 0..10_000 {
             self.timeout();
             self.take_batch();
-            self.store_batch();
+            self.store_batches();
             self.answer_all(id);
             self.feed(id, usize::MAX);
             self.flush(id, true);
