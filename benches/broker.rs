@@ -47,6 +47,7 @@ fn fan_out(criterion: &mut Criterion, protocol: Protocol, qos: QoS, payload_byte
             subscribers,
             are_absent: false,
             has_store: false,
+            has_idle_store: false,
         };
         group.throughput(Throughput::Elements(u64::from(subscribers) * u64::from(messages)));
         group.bench_function(BenchmarkId::from_parameter(subscribers), |bencher| {

@@ -1,15 +1,16 @@
-//! A QoS 0 message costs no heap allocation once its way is known, counted by an allocator.
+//! A message costs no heap allocation once its way is known, counted by an allocator.
 
 #![allow(unsafe_code)] // An allocator that counts cannot be written without.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::IoSlice;
 
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Packet, Protocol, Publish};
 use broker::codec::property::PropertyList;
-use broker::codec::{Inbox, PacketId, Properties, Property, QoS, decode, encode};
+use broker::codec::{Inbox, PacketId, Properties, Property, QoS, ReasonCode, decode, encode};
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
@@ -45,15 +46,18 @@ struct World {
     broker: Broker,
     protocol: Protocol,
     ids: Vec<ConnectionId>,
+    /// What a client was sent, and what it answers.
+    sent: Vec<u8>,
+    answers: Vec<u8>,
 }
 
 impl World {
     /// With these properties in CONNECT and SUBSCRIBE.
-    fn new(protocol: Protocol, connect: Properties<'_>, subscribe: Properties<'_>) -> Self {
+    fn new(protocol: Protocol, qos: QoS, connect: Properties<'_>, subscribe: Properties<'_>) -> Self {
         let options = Options { sys_interval: None, ..Options::default() };
         let broker = Broker::new(options, Instant(0));
         let ids: Vec<ConnectionId> = (0..20).map(|slot| ConnectionId { slot, generation: 1 }).collect();
-        let mut world = Self { broker, protocol, ids };
+        let mut world = Self { broker, protocol, ids, sent: Vec::new(), answers: Vec::new() };
         for id in world.ids.clone() {
             world.broker.handle_open(Instant(0), id);
             let mut bytes = Vec::new();
@@ -69,7 +73,7 @@ impl World {
                 password: None,
             };
             encode::encode(&Packet::Connect(connect), protocol, &mut bytes).expect("a CONNECT");
-            let requests = ["topic/+", "topic/1"].map(|filter| (filter, QoS::AtMostOnce.into()));
+            let requests = ["topic/+", "topic/1"].map(|filter| (filter, qos.into()));
             encode::subscribe(&mut bytes, protocol, PacketId::FIRST, subscribe, &requests);
             world.feed(id, &bytes);
         }
@@ -78,28 +82,52 @@ impl World {
     }
 
     fn feed(&mut self, id: ConnectionId, bytes: &[u8]) {
-        let Self { broker, protocol, .. } = self;
+        let Self { broker, protocol, .. } = &mut *self;
         let mut inbox = Inbox::default();
         let mut input = bytes;
         while let Some(frame) = inbox.next(&mut input, *protocol, u32::MAX).expect("packets") {
             broker.handle_packet(Instant(1), id, decode::decode(frame, *protocol).expect("packets"));
         }
-        while let Some(id) = broker.poll_flush() {
-            let pending = broker.outbox(id).map_or(0, broker::broker::Outbox::pending);
-            broker.handle_written(Instant(1), id, pending, false);
+        while let Some(id) = self.broker.poll_flush() {
+            self.flush(id);
+        }
+    }
+
+    /// A client takes all that waits for it, and acknowledges it.
+    fn flush(&mut self, id: ConnectionId) {
+        let Self { broker, protocol, sent, answers, .. } = self;
+        sent.clear();
+        answers.clear();
+        let Some(outbox) = broker.outbox(id) else { return };
+        let mut slices = [IoSlice::new(&[]); 64];
+        let filled = outbox.slices(&mut slices);
+        slices[..filled].iter().for_each(|slice| sent.extend_from_slice(slice));
+        broker.handle_written(Instant(1), id, sent.len(), false);
+        let mut inbox = Inbox::default();
+        let mut input = sent.as_slice();
+        while let Some(frame) = inbox.next(&mut input, *protocol, u32::MAX).expect("packets") {
+            if let Packet::Publish(Publish { packet_id: Some(packet_id), .. }) =
+                decode::decode(frame, *protocol).expect("packets")
+            {
+                encode::puback(answers, packet_id, ReasonCode::Success);
+            }
+        }
+        let mut input = answers.as_slice();
+        while let Some(frame) = inbox.next(&mut input, *protocol, u32::MAX).expect("packets") {
+            broker.handle_packet(Instant(1), id, decode::decode(frame, *protocol).expect("packets"));
         }
     }
 
     /// Asserts that messages with these properties allocate nothing once their way is known.
-    fn check(&mut self, properties: Properties<'_>) {
+    fn check(&mut self, qos: QoS, properties: Properties<'_>) {
         let mut bytes = Vec::new();
-        for topic in ["topic/1", "topic/2", "topic/3"] {
+        for (topic, number) in [("topic/1", 1), ("topic/2", 2), ("topic/3", 3)] {
             let publish = Publish {
                 dup: false,
-                qos: QoS::AtMostOnce,
+                qos,
                 retain: false,
                 topic,
-                packet_id: None,
+                packet_id: PacketId::new(number).filter(|_| qos > QoS::AtMostOnce),
                 properties,
                 payload: &[7; 64],
             };
@@ -122,7 +150,16 @@ impl World {
 #[test]
 fn a_qos_0_message_allocates_nothing_in_the_steady_state() {
     for protocol in [Protocol::Mqtt311, Protocol::Mqtt5] {
-        World::new(protocol, Properties::NONE, Properties::NONE).check(Properties::NONE);
+        World::new(protocol, QoS::AtMostOnce, Properties::NONE, Properties::NONE)
+            .check(QoS::AtMostOnce, Properties::NONE);
+    }
+}
+
+#[test]
+fn nor_does_one_at_qos_1() {
+    for protocol in [Protocol::Mqtt311, Protocol::Mqtt5] {
+        World::new(protocol, QoS::AtLeastOnce, Properties::NONE, Properties::NONE)
+            .check(QoS::AtLeastOnce, Properties::NONE);
     }
 }
 
@@ -135,6 +172,7 @@ fn nor_does_it_with_properties_aliases_and_subscription_identifiers() {
         Property::ContentType("text"),
         Property::UserProperty("name", "value"),
     ]);
-    let mut world = World::new(Protocol::Mqtt5, connect.as_properties(), subscribe.as_properties());
-    world.check(publish.as_properties());
+    let mut world =
+        World::new(Protocol::Mqtt5, QoS::AtMostOnce, connect.as_properties(), subscribe.as_properties());
+    world.check(QoS::AtMostOnce, publish.as_properties());
 }

@@ -48,6 +48,7 @@ const ONE_MESSAGE: Publication = Publication {
     subscribers: 1,
     are_absent: false,
     has_store: false,
+    has_idle_store: false,
 };
 
 /// Something to be counted.
@@ -107,6 +108,14 @@ fn publications() -> Vec<(String, Publication)> {
         add(" to 100 subscribers", Publication { subscribers: 100, ..one });
         let stored = Publication { has_store: true, ..one };
         add(" to 1 stored session", stored);
+        if qos == QoS::AtLeastOnce {
+            let many = Publication { messages: 100, ..one };
+            add(", 100 at once, to 1 subscriber", many);
+            add(
+                ", 100 at once, to 1 subscriber beside a store",
+                Publication { has_idle_store: true, ..many },
+            );
+        }
         if qos > QoS::AtMostOnce {
             add(" to 100 stored sessions", Publication { subscribers: 100, ..stored });
             add(" to 1 absent session", Publication { are_absent: true, ..one });

@@ -24,6 +24,8 @@ pub(crate) struct Publication {
     pub(crate) are_absent: bool,
     /// Whether there is a store, and the subscribers' sessions are in it.
     pub(crate) has_store: bool,
+    /// Whether there is a store that is not for them.
+    pub(crate) has_idle_store: bool,
 }
 
 impl Publication {
@@ -47,7 +49,7 @@ impl Publication {
 
     fn core(self) -> Core {
         let Self { protocol, qos, subscribers, are_absent, has_store, .. } = self;
-        let mut core = Core::new(has_store);
+        let mut core = Core::new(has_store || self.has_idle_store);
         core.open(0, &connect(protocol, "client-0", false, 0));
         let list = list(protocol, &[Property::SubscriptionId(7)]);
         for slot in 1..=subscribers {

@@ -66,6 +66,7 @@ impl Broker {
                 let sent = outgoing.remove_sent(at);
                 outgoing.free_packet_id(packet_id);
                 self.outputs.forget(&sent.delivery);
+                sent.delivery.message.end();
                 self.complete(session);
             }
             State::Free => {}
@@ -85,10 +86,12 @@ impl Broker {
                 if ack.reason.is_error() {
                     outgoing.free_packet_id(packet_id);
                     outputs.forget(&sent.delivery);
+                    sent.delivery.message.end();
                     return self.complete(session); // [MQTT5-4.3.3-4]
                 }
                 outgoing.release(packet_id, *name, outputs);
                 outputs.forget(&sent.delivery);
+                sent.delivery.message.end();
             }
             State::Sent(..) => return self.close(id, CloseReason::WrongAck),
             // Said before, or to a state that we have lost: the client has done with it already.

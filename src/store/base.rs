@@ -17,6 +17,7 @@ use crate::journal::{FORMAT_VERSION, Lsn};
 
 use super::changes::Changes;
 use super::medium::{Medium, MediumFile};
+use super::pace::Pace;
 use super::{Damage, OpenError};
 
 /// The name of its file.
@@ -95,7 +96,11 @@ impl Base {
             if names.iter().any(|name| name == UNFINISHED_NAME) {
                 medium.remove(UNFINISHED_NAME)?;
             }
-            Self::open_as(medium, UNFINISHED_NAME)?.apply(&Changes::default(), Lsn::NONE)?;
+            Self::open_as(medium, UNFINISHED_NAME)?.apply(
+                &Changes::default(),
+                Lsn::NONE,
+                &mut Pace::hurried(),
+            )?;
             medium.open(UNFINISHED_NAME)?.synchronize()?;
             medium.rename(UNFINISHED_NAME, BASE_NAME)?;
             medium.synchronize_names()?;
@@ -142,13 +147,13 @@ impl Base {
     }
 
     /// Makes changes, all or none.
-    pub(super) fn apply(&mut self, changes: &Changes, applied: Lsn) -> io::Result<()> {
-        self.try_apply(changes, applied).map_err(io_error)?;
+    pub(super) fn apply(&mut self, changes: &Changes, applied: Lsn, pace: &mut Pace) -> io::Result<()> {
+        self.try_apply(changes, applied, pace).map_err(io_error)?;
         self.applied = applied;
         Ok(())
     }
 
-    fn try_apply(&self, changes: &Changes, applied: Lsn) -> Result<(), redb::Error> {
+    fn try_apply(&self, changes: &Changes, applied: Lsn, pace: &mut Pace) -> Result<(), redb::Error> {
         let mut transaction = self.database.begin_write()?;
         // Opening after a crash would otherwise have to look at everything.
         transaction.set_quick_repair(true);
@@ -162,6 +167,7 @@ impl Base {
                     Some(value) => records.insert(key, value)?,
                     None => records.remove(key)?,
                 };
+                pace.step(8);
             }
         }
         transaction.commit()?;

@@ -10,6 +10,7 @@ use crate::journal::{Batch, Change, Lsn, is_named_once};
 use super::Damage;
 use super::log::{ReadError, read_segment, segment_name};
 use super::medium::Medium;
+use super::pace::Pace;
 
 /// Where a change stands.
 #[derive(Clone, Copy, Debug)]
@@ -39,11 +40,17 @@ pub(super) struct Changes {
 
 impl Changes {
     /// Adds what a segment says beyond `last`, which becomes the last number of it.
-    pub(super) fn read(&mut self, medium: &dyn Medium, number: u64, last: &mut Lsn) -> Result<(), ReadError> {
-        let segment = read_segment(medium, number, last)?;
+    pub(super) fn read(
+        &mut self,
+        medium: &dyn Medium,
+        number: u64,
+        last: &mut Lsn,
+        pace: &mut Pace,
+    ) -> Result<(), ReadError> {
+        let segment = read_segment(medium, number, last, pace)?;
         let name = segment_name(number);
         let batches = segment.batches.into_iter();
-        self.add(segment.bytes, batches, &name)?;
+        self.add(segment.bytes, batches, &name, pace)?;
         Ok(())
     }
 
@@ -51,7 +58,7 @@ impl Changes {
     pub(super) fn add_batch(&mut self, batch: &Batch, name: &str) -> Result<(), Damage> {
         let bytes = batch.as_bytes().to_vec();
         let whole = 0..bytes.len();
-        self.add(bytes, std::iter::once(whole), name)
+        self.add(bytes, std::iter::once(whole), name, &mut Pace::hurried())
     }
 
     fn add(
@@ -59,6 +66,7 @@ impl Changes {
         bytes: Vec<u8>,
         batches: impl Iterator<Item = std::ops::Range<usize>>,
         name: &str,
+        pace: &mut Pace,
     ) -> Result<(), Damage> {
         let segment = u32::try_from(self.segments.len()).expect("fewer segments than 2^32");
         let begin = bytes.as_ptr() as usize;
@@ -77,6 +85,7 @@ impl Changes {
                     key_length: key.len() as u32,
                     value_length: value.map(|value| value.len() as u32),
                 });
+                pace.step(64);
             }
         }
         self.segments.push(bytes);
@@ -89,9 +98,10 @@ impl Changes {
     }
 
     /// Puts the changes into the order of keys, and keeps the last one of each.
-    pub(super) fn sort(&mut self) {
+    pub(super) fn sort(&mut self, pace: &mut Pace) {
         let mut places = std::mem::take(&mut self.places);
         places.sort_by(|left, right| {
+            pace.step(256);
             left.head.cmp(&right.head).then_with(|| self.key(*left).cmp(self.key(*right)))
         });
         let mut kept = 0;
@@ -104,6 +114,7 @@ impl Changes {
             {
                 end += 1;
             }
+            pace.step(256);
             let (first, last) = (places[at], places[end - 1]);
             // What came and went within these segments was never anywhere else.
             let is_void =

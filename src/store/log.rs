@@ -27,6 +27,7 @@ use crate::journal::{Batch, Lsn};
 
 use super::Damage;
 use super::medium::{Medium, MediumFile};
+use super::pace::Pace;
 
 const MAGIC: &[u8; 8] = b"MQTTLOG\n";
 const HEADER_BYTES: usize = 16;
@@ -78,6 +79,9 @@ struct Segment {
 /// So many zeros are written at once, behind frames that are no larger than that.
 const ZEROS_BYTES: u64 = 256 << 10;
 const ZEROED_FRAME_BYTES_MAX: usize = 64 << 10;
+
+/// So many bytes of a segment are read at once.
+const READ_BYTES: usize = 128 << 10;
 
 /// Damage behind the last good frame is looked for by checksums over so many bytes at most.
 const SEARCHED_BYTES_MAX: usize = 256 << 20;
@@ -276,11 +280,21 @@ pub(super) struct Contents {
 }
 
 /// Reads a segment, with those of its batches that come after `seen`, which becomes the last of them.
-pub(super) fn read_segment(medium: &dyn Medium, number: u64, seen: &mut Lsn) -> Result<Contents, ReadError> {
+pub(super) fn read_segment(
+    medium: &dyn Medium,
+    number: u64,
+    seen: &mut Lsn,
+    pace: &mut Pace,
+) -> Result<Contents, ReadError> {
     let name = segment_name(number);
     let file = medium.open(&name)?;
     let mut bytes = vec![0; file.length()? as usize];
-    file.read_at(0, &mut bytes)?;
+    let mut position = 0;
+    for part in bytes.chunks_mut(READ_BYTES) {
+        file.read_at(position, part)?;
+        position += part.len() as u64;
+        pace.look();
+    }
     let mut batches = Vec::new();
     let Some((header, mut rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
         // The power went before the header was on disk, and so before there was a batch.
@@ -302,6 +316,7 @@ pub(super) fn read_segment(medium: &dyn Medium, number: u64, seen: &mut Lsn) -> 
     let salt = salt_of(header);
     while let Some((frame, behind)) = split_frame(rest, salt) {
         rest = behind;
+        pace.look();
         if frame.last <= *seen {
             continue; // Written again because nobody knew whether it was on disk.
         }

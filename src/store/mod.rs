@@ -21,6 +21,7 @@ mod base;
 mod changes;
 mod log;
 pub mod medium;
+mod pace;
 mod worker;
 
 use std::fmt;
@@ -38,6 +39,7 @@ use base::Base;
 use changes::Changes;
 use log::{Log, ReadError, segment_name, segment_numbers};
 use medium::{Folder, Medium};
+use pace::Pace;
 use worker::{BaseWorker, LogWorker};
 
 pub use worker::Report;
@@ -193,11 +195,11 @@ impl Stored {
             medium.open(&segment_name(*number))?.synchronize()?;
         }
         medium.synchronize_names()?;
-        let (mut changes, mut last) = (Changes::default(), base.applied);
+        let (mut changes, mut last, mut pace) = (Changes::default(), base.applied, Pace::hurried());
         for number in &segments {
-            changes.read(&*medium, *number, &mut last)?;
+            changes.read(&*medium, *number, &mut last, &mut pace)?;
         }
-        changes.sort();
+        changes.sort(&mut pace);
         Ok(Self { medium, base, changes, segments, last })
     }
 
@@ -235,9 +237,9 @@ impl Stored {
     pub fn fill(&mut self, records: &Batch) -> Result<(), OpenError> {
         let mut changes = Changes::default();
         changes.add_batch(records, "import").map_err(OpenError::Damaged)?;
-        changes.sort();
+        changes.sort(&mut Pace::hurried());
         self.last = self.last.max(records.last());
-        self.base.apply(&changes, self.last)?;
+        self.base.apply(&changes, self.last, &mut Pace::hurried())?;
         Ok(())
     }
 

@@ -11,6 +11,7 @@ use super::base::Base;
 use super::changes::Changes;
 use super::log::{Log, ReadError, segment_name};
 use super::medium::Medium;
+use super::pace::Pace;
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(250);
@@ -23,6 +24,9 @@ const SEGMENTS_AT_ONCE: usize = 4;
 
 /// With fewer full segments than that the base waits until the log is quiet: it has time, acknowledgements have not.
 const SEGMENTS_PUT_OFF: usize = 4;
+
+/// With as many the log has run away from the base, which must not wait for anybody then.
+const SEGMENTS_BEHIND: usize = 16;
 
 /// Whoever else wants the core may have it.
 #[cfg(target_os = "linux")]
@@ -165,16 +169,17 @@ impl BaseWorker {
             None => base.insert(Base::open(&**medium).map_err(|error| io::Error::other(error.to_string()))?),
         };
         let count = segments.len().min(SEGMENTS_AT_ONCE);
+        let mut pace = if segments.len() < SEGMENTS_BEHIND { Pace::polite() } else { Pace::hurried() };
         let (mut changes, mut last) = (Changes::default(), base.applied);
         for number in &segments[..count] {
-            changes.read(&**medium, *number, &mut last).map_err(|error| match error {
+            changes.read(&**medium, *number, &mut last, &mut pace).map_err(|error| match error {
                 ReadError::Io(error) => error,
                 ReadError::Newer(name) => io::Error::other(format!("{name}: of a later version")),
                 ReadError::Damage(damage) => io::Error::other(damage.to_string()),
             })?;
         }
-        changes.sort();
-        base.apply(&changes, last)?;
+        changes.sort(&mut pace);
+        base.apply(&changes, last, &mut pace)?;
         for _ in 0..count {
             match medium.remove(&segment_name(segments[0])) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
