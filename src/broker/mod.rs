@@ -132,6 +132,8 @@ struct Outputs {
     dirty_in_turn: VecDeque<ConnectionId>,
     /// Whether the message in hand goes to many.
     is_fan_out: bool,
+    /// Whether the last one went to many.
+    was_fan_out: bool,
     is_fan_out_urgent: bool,
     /// Copies of messages handed to sessions so far.
     copies: u64,
@@ -413,6 +415,11 @@ impl Broker {
     /// Whether one of those that are one of many has so much to be flushed that it should not wait either.
     pub fn is_fan_out_urgent(&self) -> bool {
         self.outputs.is_fan_out_urgent
+    }
+
+    /// Whether the last message went to many.
+    pub fn was_fan_out(&self) -> bool {
+        self.outputs.was_fan_out
     }
 
     /// Copies of messages handed to sessions so far: what reading costs.
@@ -722,6 +729,7 @@ impl Outputs {
             dirty_soon: VecDeque::new(),
             dirty_in_turn: VecDeque::new(),
             is_fan_out: false,
+            was_fan_out: false,
             is_fan_out_urgent: false,
             copies: 0,
             closing: VecDeque::new(),

@@ -26,6 +26,8 @@ pub(super) struct Connection {
     pub(super) read_closed: bool,
     /// In the list of connections to read from.
     pub(super) listed: bool,
+    /// What it published last went to many.
+    pub(super) feeds_many: bool,
 }
 
 /// All open connections.
@@ -53,6 +55,7 @@ impl Connections {
             readable: false,
             read_closed: false,
             listed: false,
+            feeds_many: false,
         })
     }
 
