@@ -45,7 +45,7 @@ pub(crate) struct Usage {
     /// Bytes that those threads have passed to the system for writing.
     pub(crate) log_bytes: u64,
     pub(crate) base_bytes: u64,
-    /// Batches that were written to the log; the beginning of a segment counts as another one.
+    /// Batches that were written to the log; zeros and the beginning of a segment count as others.
     pub(crate) commits: u64,
     /// Bytes that the system has to write to the disk for it, in whole pages.
     pub(crate) disk_bytes: u64,

@@ -76,7 +76,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
          on their way; it can be passed where deliveries are acknowledged before they are stored, and where raw writes \
          had to wait for others. of memory: as a share of what is taken without a store. CPU: of all threads of the \
          broker, and of those of its store. log, base: bytes that each of these passes to the system; disk: what the \
-         system counts as written, in whole pages. Times are from PUBLISH to PUBACK, and for the raw disk those of one \
+         system counts as written, in whole pages or the larger pieces in which it keeps files. Times are from PUBLISH to PUBACK, and for the raw disk those of one \
          write. broker, load: share of one core. log left: what waits for the base at the end. limit: who is busy for {} % \
          of the time; if nobody is, it is the disk, the round trips, or others on the machine.",
         BUSY * 100.0

@@ -123,7 +123,7 @@ impl Broker {
         routing.broker_is_full = self.is_full();
         self.outputs.copies += matches.len() as u64;
         self.outputs.is_fan_out = matches.len() >= FAN_OUT_MIN;
-        self.outputs.was_fan_out = self.outputs.is_fan_out;
+        self.outputs.fan_outs += u64::from(self.outputs.is_fan_out);
         for subscriber in matches.iter() {
             if !self.remains.is_empty() && self.sessions.is_ended(subscriber.id) {
                 continue;

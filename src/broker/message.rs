@@ -4,7 +4,8 @@
 //! never borrows from a read buffer, so a waiting message keeps alive what it needs and no more. The sum of all living
 //! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
 //!
-//! The memory of small messages that have ended is kept for the next ones, up to a bound: in a process with several
+//! The memory of small messages that have ended is kept for the next ones, up to a bound of 1,024 that is not counted, and
+//! may be up to 32 bytes longer than what a message needs: in a process with several
 //! threads, which a store makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth.
 //!
 //! Deliberately not here: QoS and RETAIN, which belong to each delivery and not to the message.
@@ -202,7 +203,7 @@ impl Message {
         self.0.holders.set(holders);
     }
 
-    /// Bytes of memory that the message takes, bookkeeping included.
+    /// Bytes of memory that the message needs, bookkeeping included.
     pub fn size(&self) -> u64 {
         self.0.size()
     }

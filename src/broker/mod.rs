@@ -132,8 +132,8 @@ struct Outputs {
     dirty_in_turn: VecDeque<ConnectionId>,
     /// Whether the message in hand goes to many.
     is_fan_out: bool,
-    /// Whether the last one went to many.
-    was_fan_out: bool,
+    /// Messages so far that did.
+    fan_outs: u64,
     is_fan_out_urgent: bool,
     /// Copies of messages handed to sessions so far.
     copies: u64,
@@ -417,9 +417,9 @@ impl Broker {
         self.outputs.is_fan_out_urgent
     }
 
-    /// Whether the last message went to many.
-    pub fn was_fan_out(&self) -> bool {
-        self.outputs.was_fan_out
+    /// Messages so far that each went to many.
+    pub fn fan_outs(&self) -> u64 {
+        self.outputs.fan_outs
     }
 
     /// Copies of messages handed to sessions so far: what reading costs.
@@ -729,7 +729,7 @@ impl Outputs {
             dirty_soon: VecDeque::new(),
             dirty_in_turn: VecDeque::new(),
             is_fan_out: false,
-            was_fan_out: false,
+            fan_outs: 0,
             is_fan_out_urgent: false,
             copies: 0,
             closing: VecDeque::new(),

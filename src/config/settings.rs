@@ -169,8 +169,8 @@ pub(super) const SETTINGS: &[Setting] = &[
     Setting {
         name: "--unstored-bytes-max",
         kind: Kind::Bytes,
-        // What is stored at once has less than 4 GiB.
-        bounds: (0, 1 << 31),
+        // What is stored at once has less than 4 GiB, with a packet of each publisher beyond this.
+        bounds: (0, 1 << 30),
         meaning: "bytes on their way to the disk; beyond, publishers at QoS 1 and 2 have to wait",
         read: |options| options.broker.unstored_bytes_max,
         write: |options, value| options.broker.unstored_bytes_max = value,

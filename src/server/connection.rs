@@ -26,7 +26,7 @@ pub(super) struct Connection {
     pub(super) read_closed: bool,
     /// In the list of connections to read from.
     pub(super) listed: bool,
-    /// What it published last went to many.
+    /// Something of what was read from it last went to many.
     pub(super) feeds_many: bool,
 }
 

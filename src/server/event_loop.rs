@@ -7,7 +7,7 @@
 //! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
 //! 5. read from connections that have something, one buffer each, until enough copies of messages are made; who has more
-//!    keeps its place for the next turn
+//!    keeps its place for the next turn; whose messages go to many waits until those have been flushed
 //! 6. steps of authentication, and what is due by the clock
 //! 7. hand this turn's records to the store, before any byte leaves
 //! 8. flush outboxes with new bytes, one vectored write each: all with a reply or a message of their own, some of those that
@@ -94,6 +94,9 @@ pub(super) struct EventLoop {
     /// Whether those are being flushed who are each one of many with the same messages, and when that was done last.
     is_flushing: bool,
     copies_flushed: u64,
+    /// How many of them come before those are read again whose messages go to many, and who waits for that.
+    flushes_left: usize,
+    feeders: Vec<ConnectionId>,
     read_buffer: Box<[u8]>,
     signals: Option<SignalSource>,
     authenticator: Option<Box<dyn Authenticator>>,
@@ -151,6 +154,8 @@ impl EventLoop {
             ready: VecDeque::new(),
             copies_max: 0,
             is_flushing: false,
+            flushes_left: 0,
+            feeders: Vec::new(),
             copies_flushed: 0,
             read_buffer: vec![0; READ_BUFFER_BYTES].into_boxed_slice(),
             signals,
@@ -213,6 +218,7 @@ impl EventLoop {
         let is_settled = self.settling.is_some() && self.broker.is_stored();
         if is_settled
             || !self.ready.is_empty()
+            || !self.feeders.is_empty()
             || self.listeners.iter().any(|listener| listener.is_ready(now))
         {
             return Some(SystemDuration::ZERO);
@@ -311,6 +317,9 @@ impl EventLoop {
             self.copies_max = u64::MAX;
             return;
         }
+        if self.flushes_left == 0 {
+            self.ready.extend(self.feeders.drain(..));
+        }
         let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
         self.copies_max = self.broker.copies() + copies_per_turn;
         for _ in 0..self.ready.len() {
@@ -319,9 +328,9 @@ impl EventLoop {
             }
             let Some(id) = self.ready.pop_front() else { break };
             let Some(connection) = self.connections.find_mut(id) else { continue };
-            if self.is_flushing && connection.feeds_many {
+            if connection.feeds_many && self.flushes_left > 0 {
                 // What it sends next comes together again once these have got the last.
-                self.ready.push_back(id);
+                self.feeders.push(id);
                 continue;
             }
             connection.listed = false;
@@ -365,7 +374,7 @@ impl EventLoop {
         let Self { connections, broker, read_buffer, copies_max, .. } = self;
         let Some(connection) = connections.find_mut(id) else { return Input::Taken };
         let mut result = Input::Taken;
-        let copies = broker.copies();
+        let fan_outs = broker.fan_outs();
         broker.metrics_mut().bytes_received += count as u64;
         let mut input = &read_buffer[..count];
         let mut inbox = connection.inbox.take().map_or_else(Inbox::default, |inbox| *inbox);
@@ -402,9 +411,7 @@ impl EventLoop {
         if !inbox.is_empty() {
             connection.inbox = Some(Box::new(inbox));
         }
-        if broker.copies() > copies {
-            connection.feeds_many = broker.was_fan_out();
-        }
+        connection.feeds_many = broker.fan_outs() > fan_outs;
         result
     }
 
@@ -465,14 +472,18 @@ impl EventLoop {
             && (copies < self.copies_max
                 || copies >= self.copies_flushed + COPIES_PER_FLUSH
                 || self.broker.is_fan_out_urgent());
+        if self.is_flushing && self.flushes_left == 0 {
+            self.flushes_left = in_turn;
+        }
         let in_turn = if self.is_flushing { in_turn.min(FAN_OUT_FLUSHES_PER_TURN) } else { 0 };
+        self.flushes_left = self.flushes_left.saturating_sub(in_turn);
         // Only so many as wait already: what a flush makes room for goes out in the next turn.
         for _ in 0..soon + in_turn {
             let Some(id) = self.broker.poll_flush() else { break };
             self.flush_connection(now, id);
         }
         if self.is_flushing && self.broker.dirty_len() == self.broker.dirty_soon_len() {
-            (self.is_flushing, self.copies_flushed) = (false, copies);
+            (self.is_flushing, self.copies_flushed, self.flushes_left) = (false, copies, 0);
         }
     }
 

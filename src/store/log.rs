@@ -63,6 +63,8 @@ pub(super) struct Log {
     closed: Vec<u64>,
     last: Lsn,
     frame: Vec<u8>,
+    /// Whether frames get zeros behind them: not in a segment in which that has failed.
+    writes_zeros: bool,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,7 @@ struct Segment {
     number: u64,
     /// What stands in it for certain.
     length: u64,
-    /// The file goes up to here; behind `length` there are zeros.
+    /// The file goes up to here; behind `length` there are zeros, or what is left of an attempt that failed.
     file_length: u64,
     salt: u32,
 }
@@ -97,6 +99,7 @@ impl Log {
             closed: Vec::new(),
             last,
             frame: Vec::new(),
+            writes_zeros: true,
         }
     }
 
@@ -104,6 +107,7 @@ impl Log {
     pub(super) fn append(&mut self, batches: &[Batch]) -> io::Result<(Lsn, u64)> {
         if self.segment.as_ref().is_some_and(|segment| segment.length >= self.segment_bytes) {
             self.close_segment();
+            self.writes_zeros = true;
         }
         if self.segment.is_none() {
             self.begin_segment()?;
@@ -116,7 +120,7 @@ impl Log {
             batch.last()
         });
         let Some(segment) = &mut self.segment else { unreachable!("just begun") };
-        fill_frame(&mut self.frame, segment.salt, (self.last, last), batches);
+        fill_frame(&mut self.frame, segment.salt, (self.last, last), batches)?;
         segment.file.check_presence()?;
         if let Err(error) = segment.file.write_at(segment.length, &self.frame) {
             // What was written in part would look like a batch that was torn, and it need not be there at all. If it cannot
@@ -125,8 +129,9 @@ impl Log {
             segment.file_length = segment.length;
             return Err(error);
         }
-        let zeros = segment.write_zeros(self.frame.len());
+        let zeros = segment.write_zeros(self.frame.len(), &mut self.writes_zeros);
         if let Err(error) = segment.file.synchronize() {
+            self.writes_zeros &= zeros == 0;
             // The system may have forgotten what it could not write: this file is not to be trusted with more.
             let _ = segment.file.set_length(segment.length);
             self.close_segment();
@@ -171,18 +176,20 @@ impl Log {
 
 impl Segment {
     /// Puts zeros behind a frame of this length at the end, if that goes beyond them. Returns how many.
-    fn write_zeros(&mut self, frame_bytes: usize) -> u64 {
+    fn write_zeros(&mut self, frame_bytes: usize, writes_zeros: &mut bool) -> u64 {
         let end = self.length + frame_bytes as u64;
         if end <= self.file_length {
             return 0;
         }
         self.file_length = end;
-        if frame_bytes > ZEROED_FRAME_BYTES_MAX {
+        if frame_bytes > ZEROED_FRAME_BYTES_MAX || !*writes_zeros {
             return 0;
         }
         let zeros = end.next_multiple_of(ZEROS_BYTES) - end;
-        // Without them, as on a disk that is nearly full, all is well too.
         if self.file.write_at(end, &[0; ZEROS_BYTES as usize][..zeros as usize]).is_err() {
+            // All is well without them; the room that is left, if that is what was missing, is better used by frames.
+            *writes_zeros = false;
+            let _ = self.file.set_length(end);
             return 0;
         }
         self.file_length = end + zeros;
@@ -200,10 +207,18 @@ fn checksum(salt: u32, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn fill_frame(frame: &mut Vec<u8>, salt: u32, (previous, last): (Lsn, Lsn), batches: &[Batch]) {
+fn fill_frame(
+    frame: &mut Vec<u8>,
+    salt: u32,
+    (previous, last): (Lsn, Lsn),
+    batches: &[Batch],
+) -> io::Result<()> {
     frame.clear();
     let length = batches.iter().map(|batch| batch.as_bytes().len()).sum::<usize>();
-    let length = u32::try_from(length).expect("batches under way are bounded far below this");
+    let length = u32::try_from(length).map_err(|_| {
+        let what = format!("{length} bytes are to be stored at once: lower --unstored-bytes-max");
+        io::Error::new(io::ErrorKind::FileTooLarge, what)
+    })?;
     frame.extend_from_slice(&length.to_be_bytes());
     frame.extend_from_slice(&[0; 4]);
     frame.extend_from_slice(&previous.0.to_be_bytes());
@@ -213,6 +228,7 @@ fn fill_frame(frame: &mut Vec<u8>, salt: u32, (previous, last): (Lsn, Lsn), batc
     }
     let checksum = checksum(salt, &frame[8..]);
     frame[4..8].copy_from_slice(&checksum.to_be_bytes());
+    Ok(())
 }
 
 /// One frame of a segment.

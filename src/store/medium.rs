@@ -147,8 +147,14 @@ impl Medium for Folder {
 #[cfg(target_os = "linux")]
 fn inode(path: &Path) -> io::Result<u64> {
     use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+    use rustix::io::Errno;
 
-    Ok(statx(CWD, path, AtFlags::empty(), StatxFlags::INO)?.stx_ino)
+    match statx(CWD, path, AtFlags::empty(), StatxFlags::INO) {
+        Ok(file) => Ok(file.stx_ino),
+        // An old kernel, or a container that allows no more than it knows.
+        Err(Errno::NOSYS | Errno::PERM) => Ok(fs::metadata(path)?.ino()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(not(target_os = "linux"))]

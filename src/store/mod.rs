@@ -24,6 +24,7 @@ pub mod medium;
 mod pace;
 mod worker;
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -260,8 +261,14 @@ impl Stored {
             wake: wake.clone(),
         };
         let (batches, batches_out) = channel();
-        let log_worker =
-            LogWorker { log, batches: batches_out, closed: closed_in, reports: reports_in, wake };
+        let log_worker = LogWorker {
+            log,
+            batches: batches_out,
+            put_off: VecDeque::new(),
+            closed: closed_in,
+            reports: reports_in,
+            wake,
+        };
         let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("a thread can be made")
         };

@@ -1,5 +1,6 @@
 //! The two threads of a store.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -52,6 +53,8 @@ pub enum Report {
 pub(super) struct LogWorker {
     pub(super) log: Log,
     pub(super) batches: Receiver<Batch>,
+    /// Batches that came while others could not be stored.
+    pub(super) put_off: VecDeque<Batch>,
     pub(super) closed: Sender<u64>,
     pub(super) reports: Sender<Report>,
     pub(super) wake: Arc<dyn Fn() + Send + Sync>,
@@ -59,26 +62,29 @@ pub(super) struct LogWorker {
 
 impl LogWorker {
     pub(super) fn run(mut self) {
-        let mut batches = Vec::new();
-        while let Ok(batch) = self.batches.recv() {
-            let mut bytes = batch.as_bytes().len();
-            batches.push(batch);
-            while bytes < TOGETHER_BYTES
-                && let Ok(batch) = self.batches.try_recv()
-            {
-                bytes += batch.as_bytes().len();
-                batches.push(batch);
-            }
-            if !self.store(&mut batches) {
+        while let Some(batches) = self.gather() {
+            if !self.store(&batches) {
                 return;
             }
-            batches.clear();
         }
     }
 
-    /// Stores these batches, however long it takes, and more with them if that fails at first. False if the broker stops
-    /// before that.
-    fn store(&mut self, batches: &mut Vec<Batch>) -> bool {
+    /// Waits for a batch, and takes those that wait behind it. None if the broker stops.
+    fn gather(&mut self) -> Option<Vec<Batch>> {
+        let first = self.put_off.pop_front().or_else(|| self.batches.recv().ok())?;
+        let mut bytes = first.as_bytes().len();
+        let mut batches = vec![first];
+        while bytes < TOGETHER_BYTES
+            && let Some(batch) = self.put_off.pop_front().or_else(|| self.batches.try_recv().ok())
+        {
+            bytes += batch.as_bytes().len();
+            batches.push(batch);
+        }
+        Some(batches)
+    }
+
+    /// Stores these batches, however long it takes. False if the broker stops before that.
+    fn store(&mut self, batches: &[Batch]) -> bool {
         loop {
             let result = self.log.append(batches);
             for number in self.log.take_closed() {
@@ -92,9 +98,9 @@ impl LogWorker {
                 }
                 Err(error) => self.report(Report::Failed(error)),
             }
-            // No other batch comes before these are stored.
+            // What failed may be on disk all the same. It is known again only if it is tried as it was.
             match self.batches.recv_timeout(RETRY) {
-                Ok(batch) => batches.push(batch),
+                Ok(batch) => self.put_off.push_back(batch),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return false,
             }
