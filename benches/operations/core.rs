@@ -115,7 +115,10 @@ impl Core {
             if matches!(packet, Packet::Connect(_)) {
                 (protocol, packet_size_max) = broker.reading_terms(id(slot));
             }
-            let wants_input = broker.wants_input(id(slot)) || matches!(packet, Packet::Disconnect(_));
+            // A request of many filters takes several turns.
+            let is_last =
+                matches!(packet, Packet::Disconnect(_) | Packet::Subscribe(_) | Packet::Unsubscribe(_));
+            let wants_input = broker.wants_input(id(slot)) || is_last;
             assert!(wants_input, "nobody here is slow");
         }
     }
@@ -135,6 +138,7 @@ impl Core {
             self.flush(id);
         }
         while self.broker.poll_event().is_some() {}
+        while self.broker.poll_resume().is_some() {}
         while let Some(id) = self.broker.poll_close() {
             self.broker.handle_closed(id);
         }

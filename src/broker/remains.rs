@@ -7,6 +7,8 @@
 //!
 //! Records that are left over when the process ends are found at the next start: they belong to nobody (see `restore`).
 
+use std::hint::black_box;
+
 use crate::journal::Lsn;
 use crate::topics::SubscriberId;
 
@@ -17,6 +19,11 @@ use super::{Broker, Outputs};
 
 /// Up to this share of a turn's steps is done at once: most sessions leave little.
 const AT_ONCE_SHARE: usize = 32;
+
+/// An allocator may put small blocks aside as they are freed, and merge all of them once a larger one is asked for, as that of
+/// glibc does: after a million messages in one call of 40 ms. One is asked for after each slice, and no call takes longer than
+/// 0.14 ms.
+const LARGER_BLOCK_BYTES: usize = 2_048;
 
 /// What one session or group has left.
 #[derive(Debug)]
@@ -59,7 +66,9 @@ impl Broker {
         let mut steps = self.options.steps_per_turn;
         while let Some(mut remains) = self.remains.pop_front() {
             if !self.take_away(&mut remains, &mut steps) {
-                return self.remains.push_front(remains);
+                self.remains.push_front(remains);
+                drop(black_box(Vec::<u8>::with_capacity(LARGER_BLOCK_BYTES)));
+                return;
             }
         }
     }
