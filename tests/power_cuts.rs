@@ -355,6 +355,10 @@ fn commit_until_the_cut(
         }),
     );
     for _ in 0..300 {
+        if random.once_in(60) {
+            // The thread of the base has to have a core at times, wherever this runs.
+            std::thread::sleep(Duration::from_millis(3));
+        }
         // Several may wait; they may be stored together.
         for _ in 0..1 + random.below(4) {
             let mut after = under_way.back().map_or(&*truth, |(_, after)| after).clone();
@@ -418,11 +422,16 @@ fn nothing_that_was_stored_is_lost() {
     let sum = |of: fn(&Tally) -> u64| tallies.iter().map(of).sum::<u64>();
     let [cuts, commits, failures] =
         [sum(|tally| tally.cuts), sum(|tally| tally.commits), sum(|tally| tally.failures)];
-    println!("{cuts} cuts, {commits} commits, {failures} of them at the second attempt");
+    let together = sum(|tally| tally.together);
+    println!(
+        "{cuts} cuts, {commits} commits, {together} of several batches, {failures} at the second attempt"
+    );
     if seeds >= 100 {
-        assert!(sum(|tally| tally.commits) > 1_000 && sum(|tally| tally.condensed) > 100);
-        assert!(sum(|tally| tally.failures) > 10, "what failed is tried again");
-        assert!(sum(|tally| tally.together) > 100, "batches that wait are stored together");
-        assert!(sum(|tally| tally.unreported) > 5, "the power went between disk and report, too");
+        let [condensed, unreported] = [sum(|tally| tally.condensed), sum(|tally| tally.unreported)];
+        println!("{condensed} times condensed, {unreported} batches there and not reported");
+        assert!(commits > 1_000 && condensed > 100, "the log is taken into the base");
+        assert!(failures > 3, "what failed is tried again");
+        assert!(together > 100, "batches that wait are stored together");
+        assert!(unreported > 5, "the power went between disk and report, too");
     }
 }
