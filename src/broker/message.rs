@@ -4,9 +4,9 @@
 //! never borrows from a read buffer, so a waiting message keeps alive what it needs and no more. The sum of all living
 //! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
 //!
-//! The memory of small messages that have ended is kept for the next ones, up to a bound of 1,024 that is not counted, and
-//! may be up to 32 bytes longer than what a message needs: in a process with several
-//! threads, which a store makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth.
+//! The memory of small messages that have ended is kept for the next ones: in a process with several threads, which a store
+//! makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth. The gauge counts what messages need,
+//! and neither these spares nor the few bytes by which one may be longer.
 //!
 //! Deliberately not here: QoS and RETAIN, which belong to each delivery and not to the message.
 
