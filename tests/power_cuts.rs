@@ -243,6 +243,10 @@ fn read(stored: &Stored) -> Result<Records, OpenError> {
 }
 
 /// Some records are made, some change, some go. Of those that never change each is made once.
+fn last_of(batches: &[Batch]) -> Lsn {
+    batches.last().map(Batch::last).expect("no report is of none")
+}
+
 fn batch(random: &mut Random, truth: &Records, last: &mut Lsn) -> Batch {
     let mut batch = Batch::default();
     let mut here: Vec<Lsn> = Vec::new();
@@ -372,7 +376,8 @@ fn commit_until_the_cut(
         }
         while !under_way.is_empty() {
             match store.poll() {
-                Some(Report::Stored(stored, _)) => {
+                Some(Report::Stored(batches, _)) => {
+                    let stored = last_of(&batches);
                     let before = under_way.len();
                     while let Some((_, after)) = under_way.pop_front_if(|(last, _)| *last <= stored) {
                         *truth = after;
@@ -473,7 +478,7 @@ fn what_failed_is_tried_again_as_it_was() {
     let mut condensed = 0;
     while stored < Lsn(2) || condensed == 0 {
         match next(&mut store) {
-            Report::Stored(last, _) => stored = last,
+            Report::Stored(batches, _) => stored = last_of(&batches),
             Report::Condensed(count) => condensed += count,
             report => panic!("{report:?}"),
         }

@@ -141,7 +141,9 @@ impl Filler {
                 store.commit(batch);
                 loop {
                     match store.poll() {
-                        Some(Report::Stored(stored, _)) if stored == last => return Ok(()),
+                        Some(Report::Stored(stored, _)) if stored.last().map(Batch::last) == Some(last) => {
+                            return Ok(());
+                        }
                         Some(Report::Failed(error) | Report::BaseFailed(error)) => return Err(error.into()),
                         Some(_) => {}
                         None => reports.recv().expect("the store lasts longer"),

@@ -115,6 +115,8 @@ fn publications() -> Vec<(String, Publication)> {
                 ", 100 at once, to 1 subscriber beside a store",
                 Publication { has_idle_store: true, ..many },
             );
+            let absent = Publication { are_absent: true, has_store: true, ..many };
+            add(", 100 at once, to 1 absent stored session", absent);
         }
         if qos > QoS::AtMostOnce {
             add(" to 100 stored sessions", Publication { subscribers: 100, ..stored });

@@ -142,10 +142,12 @@ impl Core {
         while let Some(id) = self.broker.poll_close() {
             self.broker.handle_closed(id);
         }
-        if let Some(batch) = &batch {
+        let is_stored = batch.is_some();
+        if let Some(batch) = batch {
             self.broker.handle_stored(self.now, batch.last());
+            self.broker.reuse_batch(batch);
         }
-        is_due || batch.is_some()
+        is_due || is_stored
     }
 
     /// Takes all that waits for one client and has it answer at once.

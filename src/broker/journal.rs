@@ -3,14 +3,16 @@
 //! A record is made where state changes, and waits here until the server takes all of them as one batch. While a batch is
 //! on its way to disk the next one may have to wait for it, so that records pile up: what is recorded and removed again
 //! before it was taken never leaves this list. A message that its subscribers acknowledge at once so costs the disk
-//! nothing. Where records last, as when subscribers are away, batches follow each other without waiting.
+//! nothing. Where records last, as when subscribers are away, batches follow each other without waiting, and records are
+//! written into theirs as they are made.
 //!
 //! A reply that promises something is held back in its outbox until what it promises is stored: see [`Journal::promise`].
 //! All records of one input are in one batch, because batches are taken between inputs. So "stored" needs no finer grain
 //! than the last record of an input.
 //!
-//! Invariants: records are numbered without gaps; those from `first` on wait here, those before it were taken; a message
-//! has a record while something that is stored refers to it, and may have another one later.
+//! Invariants: records are numbered without gaps; those from `first` on wait here and can be removed from here, those before
+//! it were taken or stand in the batch that will be; a message has a record while something that is stored refers to it,
+//! and may have another one later.
 //!
 //! Deliberately not here: the bytes of records (see `journal`), who calls (each conversation records what it changes),
 //! and how state comes back (see `restore`).
@@ -87,12 +89,17 @@ pub(super) struct Promise {
 pub(super) struct Journal {
     durability: Durability,
     pub(super) state: StoreState,
-    /// From number `first` on; `None` is what was removed before it was taken.
+    /// The batch that will be taken next, as far as it is written; it has the records from `batch_first` on.
+    batch: Batch,
+    batch_first: Lsn,
+    /// Batches without changes, kept for their memory.
+    spares: Vec<Batch>,
+    /// From number `first` on, behind what is written; `None` is what was removed before it was taken.
     entries: Vec<Option<Entry>>,
     first: Lsn,
     /// Entries that are not `None`.
     waiting: usize,
-    /// Bytes of the messages that wait.
+    /// Bytes of those with their messages, and of the records of `batch`.
     waiting_bytes: u64,
     /// Batches that were taken and are not stored, with their last number and their bytes.
     under_way: VecDeque<(Lsn, u64)>,
@@ -154,6 +161,9 @@ impl Journal {
         Self {
             durability,
             state: StoreState::Well,
+            batch: Batch::default(),
+            batch_first: Lsn(1),
+            spares: Vec::new(),
             entries: Vec::new(),
             first: Lsn(1),
             waiting: 0,
@@ -184,8 +194,9 @@ impl Journal {
 
     /// Goes on behind the records that were stored by an earlier process.
     pub(super) fn resume_after(&mut self, last: Lsn) {
-        assert!(self.entries.is_empty(), "state comes back before anything changes");
-        (self.first, self.stored, self.input_first) = (last.next(), last, last.next());
+        assert!(self.is_idle(), "state comes back before anything changes");
+        let first = last.next();
+        (self.batch_first, self.first, self.input_first, self.stored) = (first, first, first, last);
     }
 
     /// A packet is about to be handled.
@@ -235,7 +246,8 @@ impl Journal {
 
     /// What an acknowledgement says that promises nothing but that the message is safe.
     pub(super) fn promise_of_message(&self) -> Promise {
-        let message = if self.promises_all { Lsn::NONE } else { self.input_message };
+        let can_be_removed = !self.promises_all && self.input_message >= self.first;
+        let message = if can_be_removed { self.input_message } else { Lsn::NONE };
         Promise { message, ..self.promise() }
     }
 
@@ -253,6 +265,11 @@ impl Journal {
 
     fn is_cancelled(&self, record: Lsn) -> bool {
         record >= self.first && self.entries[(record.0 - self.first.0) as usize].is_none()
+    }
+
+    /// The first number of the batch that will be taken next.
+    pub(super) const fn batch_first(&self) -> Lsn {
+        self.batch_first
     }
 
     /// Notes that an outbox holds something back.
@@ -277,12 +294,27 @@ impl Journal {
         self.is_on() && self.next() != self.input_first && self.unstored_bytes() > bytes_max
     }
 
-    fn append(&mut self, entry: Entry) -> Lsn {
-        let lsn = self.next();
-        self.waiting += 1;
-        self.waiting_bytes += bytes_of(&entry);
+    /// Whether records are written as they are made: hardly any would be removed in time.
+    fn writes_at_once(&self) -> bool {
+        self.entries.is_empty() && self.follows_at_once()
+    }
+
+    /// The number of one more record, which costs so many bytes.
+    fn number(&mut self, bytes: u64) -> Lsn {
+        self.waiting_bytes += bytes;
         self.transience.note_recorded();
-        self.entries.push(Some(entry));
+        self.next()
+    }
+
+    fn append(&mut self, entry: Entry) -> Lsn {
+        let lsn = self.number(bytes_of(&entry));
+        if self.writes_at_once() {
+            put(&mut self.batch, lsn, &entry);
+            self.first = lsn.next();
+        } else {
+            self.waiting += 1;
+            self.entries.push(Some(entry));
+        }
         lsn
     }
 
@@ -311,7 +343,14 @@ impl Journal {
             message.set_record(record, holders + 1);
             return record;
         }
-        let record = self.append(Entry::Message(message.clone(), self.input_from));
+        let record = if self.writes_at_once() {
+            let lsn = self.number(RECORD_BYTES + message.size());
+            put_message(&mut self.batch, lsn, message);
+            self.first = lsn.next();
+            lsn
+        } else {
+            self.append(Entry::Message(message.clone(), self.input_from))
+        };
         message.set_record(record, 1);
         // The last one, if the first receivers of a message were done with it before others came.
         self.input_message = record;
@@ -468,38 +507,50 @@ impl Journal {
 
     /// Everything that waits, if there is something and it is to be stored now.
     pub(super) fn take(&mut self) -> Option<Batch> {
-        if self.entries.is_empty() || (!self.under_way.is_empty() && !self.follows_at_once()) {
+        let last = Lsn(self.next().0 - 1);
+        if last < self.batch_first
+            || !(self.under_way.is_empty() || self.has_some() && self.follows_at_once())
+        {
             return None;
         }
-        let mut batch = Batch::default();
-        if self.waiting > 0 {
-            for (at, entry) in self.entries.iter().enumerate() {
-                if let Some(entry) = entry {
-                    put(&mut batch, Lsn(self.first.0 + at as u64), entry);
-                }
+        for (lsn, entry) in (self.first.0..).zip(&self.entries) {
+            if let Some(entry) = entry {
+                put(&mut self.batch, Lsn(lsn), entry);
             }
         }
-        self.first = self.next();
-        let last = Lsn(self.first.0 - 1);
+        (self.batch_first, self.first) = (last.next(), last.next());
         self.entries.clear();
         if self.entries.capacity() > KEPT_CAPACITY {
             self.entries = Vec::new();
         }
         let bytes = std::mem::take(&mut self.waiting_bytes);
         self.waiting = 0;
-        batch.finish(last);
-        if batch.is_empty() {
+        if self.batch.is_empty() {
             self.set_stored(last);
             return None;
         }
+        let mut batch = std::mem::replace(&mut self.batch, self.spares.pop().unwrap_or_default());
+        batch.finish(last);
         self.under_way.push_back((last, bytes));
         self.under_way_bytes += bytes;
         Some(batch)
     }
 
+    /// Keeps the memory of a batch that nobody needs any more.
+    pub(super) fn reuse(&mut self, batch: Batch) {
+        if self.spares.len() < SPARES_MAX && batch.capacity() <= SPARE_BYTES_MAX {
+            self.spares.push(batch.emptied());
+        }
+    }
+
     /// Whether a batch may be taken while others are under way.
     fn follows_at_once(&self) -> bool {
-        self.state == StoreState::Well && self.waiting > 0 && self.transience.is_rare()
+        self.state == StoreState::Well && self.transience.is_rare()
+    }
+
+    /// Whether something waits.
+    fn has_some(&self) -> bool {
+        self.waiting > 0 || !self.batch.is_empty()
     }
 
     /// Everything up to this number is stored.
@@ -523,9 +574,13 @@ impl Journal {
 
     /// Whether nothing waits and nothing is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.waiting == 0 && self.under_way.is_empty()
+        !self.has_some() && self.under_way.is_empty()
     }
 }
+
+/// So many batches may be under way together without new memory, and larger ones stem from a store that did not keep up.
+const SPARES_MAX: usize = 4;
+const SPARE_BYTES_MAX: usize = 1 << 20;
 
 /// A longer list is freed: it stems from a store that did not keep up.
 const KEPT_CAPACITY: usize = 64 * 1024;
@@ -545,9 +600,14 @@ fn subscription_record(grant: Grant, streams: bool) -> SubscriptionRecord {
     SubscriptionRecord { qos, no_local, retain_as_published, subscription_id, streams }
 }
 
+fn put_message(batch: &mut Batch, lsn: Lsn, message: &Message) {
+    let properties = message.properties().as_bytes();
+    batch.put_message(lsn, message.topic_bytes(), properties, message.payload(), message.expires_at());
+}
+
 fn put(batch: &mut Batch, lsn: Lsn, entry: &Entry) {
     match entry {
-        Entry::Message(message, _) => batch.put(Key::Message(lsn), &Record::Message(message_record(message))),
+        Entry::Message(message, _) => put_message(batch, lsn, message),
         Entry::Retained(record) => batch.put(Key::Retained(lsn), &Record::Retained(*record)),
         Entry::Delivery { session, message, packet_id, qos, retain } => {
             let record = DeliveryRecord {

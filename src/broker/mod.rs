@@ -463,6 +463,11 @@ impl Broker {
         self.read_paused_again_in_time();
     }
 
+    /// Takes back a batch that is stored: its memory serves the next ones.
+    pub fn reuse_batch(&mut self, batch: Batch) {
+        self.outputs.journal.reuse(batch);
+    }
+
     fn read_paused_again_in_time(&mut self) {
         if self.outputs.journal.unstored_bytes() <= self.options.unstored_bytes_max / 2 {
             self.read_paused_again();
@@ -743,8 +748,7 @@ impl Outputs {
     /// Holds back what is written to this link from now on, until a promise is kept.
     #[inline]
     fn hold_back(&mut self, link: &mut Link, promise: Promise) {
-        if promise.lsn.is_some() {
-            link.outbox.hold(promise);
+        if promise.lsn.is_some() && link.outbox.hold(promise, self.journal.batch_first()) {
             self.journal.note_held(promise, link.id);
         }
     }

@@ -11,6 +11,8 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
+use crate::journal::Lsn;
+
 use super::journal::Promise;
 use super::message::Message;
 use super::thin_list::ThinList;
@@ -145,10 +147,18 @@ impl Outbox {
         (payload.position - self.base) as usize <= self.copied_end()
     }
 
-    /// Holds back what is appended from now on.
-    pub(super) fn hold(&mut self, promise: Promise) {
+    /// Holds back what is appended from now on. False if it stands behind a gate that opens no earlier: what is stored
+    /// from number `batch_first` on is stored together.
+    pub(super) fn hold(&mut self, promise: Promise, batch_first: Lsn) -> bool {
         let position = self.base + self.bytes.len() as u64;
-        self.gates.get_or_insert_default().0.push_back(Gate { position, promise });
+        let Gates(gates) = &mut **self.gates.get_or_insert_default();
+        let is_behind_as_late = gates.back().is_some_and(|Gate { promise: last, .. }| {
+            !last.message.is_some() && last.lsn >= promise.lsn.min(batch_first)
+        });
+        if !is_behind_as_late {
+            gates.push_back(Gate { position, promise });
+        }
+        !is_behind_as_late
     }
 
     /// Lets go what stands behind gates whose promise is kept; true if there are any.
@@ -324,7 +334,6 @@ mod tests {
     use super::super::message::{Content, Gauge};
     use super::*;
     use crate::codec::Properties;
-    use crate::journal::Lsn;
 
     fn flatten(outbox: &Outbox, slices_max: usize) -> Vec<u8> {
         let mut slices = vec![IoSlice::new(&[]); slices_max];
@@ -378,7 +387,7 @@ mod tests {
             let mut behind = [0; 4];
             for number in 0..4_u8 {
                 if number > 0 {
-                    outbox.hold(until(number.into()));
+                    outbox.hold(until(number.into()), Lsn(100));
                 }
                 behind[usize::from(number)] = expected.len();
                 let head = vec![number; 3];
@@ -413,12 +422,12 @@ mod tests {
         let mut pool = BufferPool::default();
         let mut outbox = Outbox::default();
         outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"open"));
-        outbox.hold(until(1));
+        outbox.hold(until(1), Lsn(100));
         outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"held"));
         let content =
             Content { topic: "t", properties: Properties::NONE, payload: b"large", expires_at: None };
         outbox.append_shared(Message::new(&content, &gauge), false);
-        outbox.hold(until(2));
+        outbox.hold(until(2), Lsn(100));
         outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"last"));
         outbox.append(&mut pool, |bytes| bytes.extend_from_slice(b"ping"));
         outbox.move_last_before_gates(4);

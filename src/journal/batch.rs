@@ -8,8 +8,10 @@
 
 use std::collections::BTreeMap;
 
+use crate::clock::Instant;
+
 use super::Lsn;
-use super::record::{Key, Record};
+use super::record::{KEY_HEAD_BYTES, Key, Record, write_message_parts};
 
 /// Changes that are stored together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,9 +35,27 @@ const HEAD_BYTES: usize = 8;
 impl Batch {
     /// Adds that a record exists, or has changed.
     pub fn put(&mut self, key: Key<'_>, record: &Record<'_>) {
+        self.put_value(key, |bytes| record.write(bytes));
+    }
+
+    /// Adds the record of a message whose topic is known to be a text: that is not looked at again.
+    pub fn put_message(
+        &mut self,
+        number: Lsn,
+        topic: &[u8],
+        properties: &[u8],
+        payload: &[u8],
+        expires_at: Option<Instant>,
+    ) {
+        self.put_value(Key::Message(number), |bytes| {
+            write_message_parts(bytes, topic, properties, payload, expires_at);
+        });
+    }
+
+    fn put_value(&mut self, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         let at = self.begin(key);
         let value_at = self.bytes.len();
-        record.write(&mut self.bytes);
+        write(&mut self.bytes);
         let length =
             u32::try_from(self.bytes.len() - value_at + 1).expect("a packet has less than 2^28 bytes");
         self.bytes[at + 4..at + HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
@@ -48,11 +68,13 @@ impl Batch {
 
     fn begin(&mut self, key: Key<'_>) -> usize {
         let at = self.bytes.len();
-        self.bytes.extend_from_slice(&[0; HEAD_BYTES]);
-        key.write(&mut self.bytes);
-        let length =
-            u32::try_from(self.bytes.len() - at - HEAD_BYTES).expect("a filter has less than 2^28 bytes");
-        self.bytes[at..at + 4].copy_from_slice(&length.to_be_bytes());
+        let (key_head, filter) = key.to_parts();
+        let length = u32::try_from(KEY_HEAD_BYTES + filter.len()).expect("a filter has less than 2^28 bytes");
+        let mut head = [0; HEAD_BYTES + KEY_HEAD_BYTES];
+        head[..4].copy_from_slice(&length.to_be_bytes());
+        head[HEAD_BYTES..].copy_from_slice(&key_head);
+        self.bytes.extend_from_slice(&head);
+        self.bytes.extend_from_slice(filter.as_bytes());
         self.len += 1;
         at
     }
@@ -81,6 +103,17 @@ impl Batch {
     /// Whether nothing changes.
     pub const fn is_empty(&self) -> bool {
         self.len == 0
+    }
+
+    /// The same memory without changes.
+    pub(crate) fn emptied(mut self) -> Self {
+        self.bytes.clear();
+        Self { bytes: self.bytes, ..Self::default() }
+    }
+
+    /// The size of its memory.
+    pub(crate) const fn capacity(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// Its bytes, from which [`Batch::changes_in`] reads.

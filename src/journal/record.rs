@@ -46,23 +46,31 @@ pub enum Key<'a> {
     Receipt(Lsn),
 }
 
+/// What all keys have: the kind, and the number.
+pub(super) const KEY_HEAD_BYTES: usize = 9;
+
 impl<'a> Key<'a> {
+    /// Its bytes in two parts, the second of which most keys have not.
+    pub(super) fn to_parts(self) -> ([u8; KEY_HEAD_BYTES], &'a str) {
+        let (kind, Lsn(number), filter) = match self {
+            Self::Session(lsn) => (SESSION, lsn, ""),
+            Self::Subscription(lsn, filter) => (SUBSCRIPTION, lsn, filter),
+            Self::Message(lsn) => (MESSAGE, lsn, ""),
+            Self::Retained(lsn) => (RETAINED, lsn, ""),
+            Self::Delivery(lsn) => (DELIVERY, lsn, ""),
+            Self::Release(lsn) => (RELEASE, lsn, ""),
+            Self::Receipt(lsn) => (RECEIPT, lsn, ""),
+        };
+        let mut head = [kind; KEY_HEAD_BYTES];
+        head[1..].copy_from_slice(&number.to_be_bytes());
+        (head, filter)
+    }
+
     /// Appends its bytes.
     pub fn write(self, out: &mut Vec<u8>) {
-        let (kind, Lsn(number)) = match self {
-            Self::Session(lsn) => (SESSION, lsn),
-            Self::Subscription(lsn, _) => (SUBSCRIPTION, lsn),
-            Self::Message(lsn) => (MESSAGE, lsn),
-            Self::Retained(lsn) => (RETAINED, lsn),
-            Self::Delivery(lsn) => (DELIVERY, lsn),
-            Self::Release(lsn) => (RELEASE, lsn),
-            Self::Receipt(lsn) => (RECEIPT, lsn),
-        };
-        out.push(kind);
-        out.extend_from_slice(&number.to_be_bytes());
-        if let Self::Subscription(_, filter) = self {
-            out.extend_from_slice(filter.as_bytes());
-        }
+        let (head, filter) = self.to_parts();
+        out.extend_from_slice(&head);
+        out.extend_from_slice(filter.as_bytes());
     }
 
     /// The key that has these bytes.
@@ -419,10 +427,22 @@ fn read_will<'a>(fields: &mut Fields<'a>) -> Result<WillRecord<'a>, RecordError>
 
 /// The payload is all that stands behind the rest.
 fn write_message(out: &mut Vec<u8>, message: &MessageRecord<'_>) {
-    put_millis(out, message.expires_at.map(|expires_at| expires_at.0));
-    put_bytes(out, message.topic.as_bytes());
-    put_bytes(out, message.properties);
-    out.extend_from_slice(message.payload);
+    let MessageRecord { topic, properties, payload, expires_at } = message;
+    write_message_parts(out, topic.as_bytes(), properties, payload, *expires_at);
+}
+
+/// The same of a message whose topic is known to be a text.
+pub(super) fn write_message_parts(
+    out: &mut Vec<u8>,
+    topic: &[u8],
+    properties: &[u8],
+    payload: &[u8],
+    expires_at: Option<Instant>,
+) {
+    put_millis(out, expires_at.map(|expires_at| expires_at.0));
+    put_bytes(out, topic);
+    put_bytes(out, properties);
+    out.extend_from_slice(payload);
 }
 
 fn read_message<'a>(fields: &mut Fields<'a>) -> Result<MessageRecord<'a>, RecordError> {

@@ -9,7 +9,7 @@ use mio::Waker;
 use crate::broker::options::Durability;
 use crate::broker::{Broker, Restored, StoreState};
 use crate::clock::{Duration, Instant};
-use crate::journal::Lsn;
+use crate::journal::{Batch, Lsn};
 use crate::store::{Claim, Damage, OpenError, Report, SEGMENT_BYTES, Store, Stored};
 
 use super::LOG_TARGET;
@@ -136,7 +136,8 @@ impl Keeper {
     pub(super) fn take_reports(&mut self, now: Instant, broker: &mut Broker) {
         while let Some(report) = self.store.poll() {
             match report {
-                Report::Stored(last, bytes) => {
+                Report::Stored(batches, bytes) => {
+                    let last = batches.last().map(Batch::last).unwrap_or_default();
                     self.handed_over = self
                         .handed_over
                         .filter(|(handed, _)| *handed > last)
@@ -145,6 +146,7 @@ impl Keeper {
                     metrics.store_commits += 1;
                     metrics.store_bytes += bytes;
                     broker.handle_stored(now, last);
+                    batches.into_iter().for_each(|batch| broker.reuse_batch(batch));
                     if let Some(since) = self.failing_since.take() {
                         broker.handle_store_state(now, StoreState::Well);
                         log::warn!(

@@ -103,8 +103,8 @@ impl Log {
         }
     }
 
-    /// Appends batches as one commit. When this returns they are on disk; it says up to which number, and in how many bytes.
-    pub(super) fn append(&mut self, batches: &[Batch]) -> io::Result<(Lsn, u64)> {
+    /// Appends batches as one commit. When this returns they are on disk, in so many bytes.
+    pub(super) fn append(&mut self, batches: &[Batch]) -> io::Result<u64> {
         if self.segment.as_ref().is_some_and(|segment| segment.length >= self.segment_bytes) {
             self.close_segment();
             self.writes_zeros = true;
@@ -143,7 +143,7 @@ impl Log {
         if self.frame.capacity() > 1 << 20 {
             self.frame = Vec::new();
         }
-        Ok((last, bytes))
+        Ok(bytes)
     }
 
     fn begin_segment(&mut self) -> io::Result<()> {

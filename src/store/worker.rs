@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use crate::journal::{Batch, Lsn};
+use crate::journal::Batch;
 
 use super::base::Base;
 use super::changes::Changes;
@@ -39,8 +39,8 @@ const QUIET: Duration = Duration::from_secs(2);
 /// What a store has to say.
 #[derive(Debug)]
 pub enum Report {
-    /// Everything up to this number is on disk; so many bytes were written for it.
-    Stored(Lsn, u64),
+    /// These batches and all before them are on disk; so many bytes were written for them.
+    Stored(Vec<Batch>, u64),
     /// The batches in hand cannot be stored for now.
     Failed(io::Error),
     /// Full segments cannot be taken into the base for now. The log goes on, and grows.
@@ -63,7 +63,7 @@ pub(super) struct LogWorker {
 impl LogWorker {
     pub(super) fn run(mut self) {
         while let Some(batches) = self.gather() {
-            if !self.store(&batches) {
+            if !self.store(batches) {
                 return;
             }
         }
@@ -84,16 +84,16 @@ impl LogWorker {
     }
 
     /// Stores these batches, however long it takes. False if the broker stops before that.
-    fn store(&mut self, batches: &[Batch]) -> bool {
+    fn store(&mut self, batches: Vec<Batch>) -> bool {
         loop {
-            let result = self.log.append(batches);
+            let result = self.log.append(&batches);
             for number in self.log.take_closed() {
                 // Ends later than this thread.
                 let _ = self.closed.send(number);
             }
             match result {
-                Ok((last, bytes)) => {
-                    self.report(Report::Stored(last, bytes));
+                Ok(bytes) => {
+                    self.report(Report::Stored(batches, bytes));
                     return true;
                 }
                 Err(error) => self.report(Report::Failed(error)),

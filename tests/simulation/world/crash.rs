@@ -53,14 +53,17 @@ impl Disk {
         Self { stored: Snapshot { model: model.clone(), ..Snapshot::default() }, ..Self::default() }
     }
 
-    /// Stores the first `count` of the batches that were taken.
-    fn store(&mut self, count: usize) {
+    /// Stores the first `count` of the batches that were taken, and gives them back.
+    fn store(&mut self, count: usize) -> Vec<Batch> {
+        let mut done = Vec::new();
         for (batch, snapshot) in self.taken.drain(..count) {
             assert!(batch.last() > self.last, "numbers only grow");
             self.last = batch.last();
             batch.apply(&mut self.records);
             self.stored = snapshot;
+            done.push(batch);
         }
+        done
     }
 }
 
@@ -89,11 +92,12 @@ impl World {
             return;
         }
         let count = 1 + self.random.below(self.disk.taken.len());
-        self.disk.store(count);
+        let stored = self.disk.store(count);
         if self.traces {
             eprintln!("{} stored up to {:?}", self.now.0, self.disk.last);
         }
         self.broker.handle_stored(self.now, self.disk.last);
+        stored.into_iter().for_each(|batch| self.broker.reuse_batch(batch));
         self.resume_after_store();
         self.after_input(None, None);
     }
