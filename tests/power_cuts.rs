@@ -20,6 +20,9 @@ use broker::store::{OpenError, Report, Store, Stored};
 
 const SECTOR_BYTES: usize = 512;
 
+/// What is written through comes in blocks of this size.
+const BLOCK_BYTES: u64 = 4096;
+
 /// A generator that a seed decides.
 #[derive(Debug)]
 struct Random(u64);
@@ -93,6 +96,9 @@ struct State {
     /// Synchronizations of the log until one fails, and with it the attempt to cut off what it was of.
     sound: Option<u64>,
     has_failed: bool,
+    /// Whether blocks can be written through, and how often they were.
+    writes_through: bool,
+    written_through: u64,
     contents: Vec<Content>,
     names: BTreeMap<String, usize>,
     certain_names: BTreeMap<String, usize>,
@@ -208,6 +214,22 @@ impl MediumFile for DiskFile {
         Ok(())
     }
 
+    fn write_through(&self, position: u64, blocks: &[u8]) -> io::Result<bool> {
+        assert!(position.is_multiple_of(BLOCK_BYTES) && (blocks.len() as u64).is_multiple_of(BLOCK_BYTES));
+        if !self.disk.state().writes_through {
+            return Ok(false);
+        }
+        {
+            let content = &mut self.disk.powered()?.contents[self.number];
+            assert!(position as usize + blocks.len() <= content.certain.len(), "over what is there");
+            assert!(content.pending.is_empty(), "and synchronized");
+        }
+        self.write_at(position, blocks)?;
+        self.synchronize()?;
+        self.disk.state().written_through += 1;
+        Ok(true)
+    }
+
     fn synchronize(&self) -> io::Result<()> {
         let mut state = self.disk.powered()?;
         let is_log =
@@ -291,6 +313,7 @@ struct Tally {
     unreported: u64,
     /// Times that segments were taken into the base.
     condensed: u64,
+    written_through: u64,
 }
 
 /// One disk, a few lives.
@@ -306,6 +329,7 @@ fn live(seed: u64) -> Tally {
         disk.state().power = 1 + random.below(power) as u64;
         disk.state().sound = None;
         disk.state().has_failed = false;
+        disk.state().writes_through = random.once_in(2);
         tally.cuts += 1;
         match Stored::open(Arc::new(disk.clone())) {
             Ok(stored) => match read(&stored) {
@@ -331,6 +355,7 @@ fn live(seed: u64) -> Tally {
             },
             Err(error) => assert_eq!(disk.state().power, 0, "with power it can be opened: {error}"),
         }
+        tally.written_through += std::mem::take(&mut disk.state().written_through);
         // A process that is only killed leaves behind what the system has not written yet.
         if !random.once_in(3) {
             disk = disk.survive(&mut random);
@@ -435,6 +460,7 @@ fn nothing_that_was_stored_is_lost() {
         println!("{condensed} times condensed, {unreported} batches there and not reported");
         assert!(commits > 1_000 && condensed > 100, "the log is taken into the base");
         assert!(failures > 3, "what failed is tried again");
+        assert!(sum(|tally| tally.written_through) > 100, "some disks write through");
         assert!(together > 100, "batches that wait are stored together");
         assert!(unreported > 5, "the power went between disk and report, too");
     }

@@ -282,6 +282,11 @@ impl Journal {
         std::mem::take(&mut self.held).into_iter().map(|(_, connection)| connection)
     }
 
+    /// Bytes that no batch was taken of yet.
+    pub(super) const fn waiting_bytes(&self) -> u64 {
+        self.waiting_bytes
+    }
+
     /// Bytes that are not stored yet.
     pub(super) fn unstored_bytes(&self) -> u64 {
         let cancelled = self.entries.len() - self.waiting;

@@ -455,6 +455,11 @@ impl Broker {
         batch
     }
 
+    /// Lets go what was held back for records that are not wanted any more, where no batch is taken in this turn.
+    pub fn let_go(&mut self) {
+        self.open_gates();
+    }
+
     /// Everything up to this number is stored.
     pub fn handle_stored(&mut self, now: Instant, last: Lsn) {
         self.begin_input(now, None);
@@ -504,6 +509,11 @@ impl Broker {
     /// Bytes that were recorded and are not stored yet.
     pub fn unstored_bytes(&self) -> u64 {
         self.outputs.journal.unstored_bytes()
+    }
+
+    /// Those that no batch was taken of yet.
+    pub fn waiting_bytes(&self) -> u64 {
+        self.outputs.journal.waiting_bytes()
     }
 
     /// Whether everything that was recorded is stored.

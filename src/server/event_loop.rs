@@ -191,7 +191,7 @@ impl EventLoop {
             self.authenticate(now);
             self.broker.handle_timeout(begun);
             #[cfg(feature = "persistence")]
-            self.hand_over(now);
+            self.hand_over(now, !events.is_empty());
             self.read_on();
             self.flush(now);
             self.log_events();
@@ -217,6 +217,7 @@ impl EventLoop {
         // The report that all is stored came after this turn's look at requests to stop.
         let is_settled = self.settling.is_some() && self.broker.is_stored();
         if is_settled
+            || self.is_holding()
             || !self.ready.is_empty()
             || !self.feeders.is_empty()
             || self.listeners.iter().any(|listener| listener.is_ready(now))
@@ -446,14 +447,23 @@ impl EventLoop {
 
     /// Gives the store what it has to do.
     #[cfg(feature = "persistence")]
-    fn hand_over(&mut self, now: Instant) {
+    fn hand_over(&mut self, now: Instant, had_events: bool) {
+        let is_more_to_read = had_events || !self.ready.is_empty();
         if let Some(keeper) = &mut self.keeper {
             if self.settling.is_some() || self.stopping.is_some() {
                 keeper.hand_over_at_once(now, &mut self.broker);
             } else {
-                keeper.hand_over(now, &mut self.broker);
+                keeper.hand_over(now, &mut self.broker, is_more_to_read);
             }
         }
+    }
+
+    /// Whether a batch waits only as long as there is something to read.
+    fn is_holding(&self) -> bool {
+        #[cfg(feature = "persistence")]
+        return self.keeper.as_ref().is_some_and(Keeper::is_holding);
+        #[cfg(not(feature = "persistence"))]
+        return false;
     }
 
     fn store_due(&self) -> Option<Instant> {

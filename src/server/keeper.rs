@@ -17,6 +17,15 @@ use super::LOG_TARGET;
 /// A disk that has not answered for so long is not waited for any more.
 const ANSWER_TIMEOUT: Duration = Duration(10_000);
 
+/// A batch waits no longer for others to join it: there may always be something to read.
+const TURNS_HELD_MAX: u32 = 8;
+
+/// And not for more than that.
+const HELD_BYTES_MAX: u64 = 64 << 10;
+
+/// With each batch the peak of what is on its way is forgotten by this part.
+const PEAK_DECAY: u64 = 8;
+
 /// Between two lines about how far loading has come.
 const PROGRESS_RECORDS: u64 = 500_000;
 
@@ -84,6 +93,10 @@ pub(super) struct Keeper {
     next_due: Instant,
     /// Since when nothing can be stored.
     failing_since: Option<Instant>,
+    /// Bytes that were recorded and not stored, at most, of late: about what all publishers have on their way.
+    peak_bytes: u64,
+    /// Turns for which a batch has waited for more.
+    turns_held: u32,
     base_is_failing: bool,
     /// No other process uses the folder as long as this exists; to be dropped last.
     _claim: Claim,
@@ -126,6 +139,8 @@ impl Keeper {
             handed_over: None,
             next_due: Instant::default(),
             failing_since: None,
+            peak_bytes: 0,
+            turns_held: 0,
             base_is_failing: false,
             _claim: claim,
         };
@@ -197,8 +212,9 @@ impl Keeper {
         }
     }
 
-    /// Hands over what is to be stored now.
-    pub(super) fn hand_over(&mut self, now: Instant, broker: &mut Broker) {
+    /// Hands over what is to be stored now. While there is more to read a small batch waits for it: commits of half of what
+    /// is on its way, one on the disk while the next one comes, cost least.
+    pub(super) fn hand_over(&mut self, now: Instant, broker: &mut Broker, is_more_to_read: bool) {
         if let Sync::Within(delay) = self.options.sync {
             let is_much = broker.unstored_bytes() > broker.options().unstored_bytes_max / 2;
             if now < self.next_due && !is_much {
@@ -209,7 +225,23 @@ impl Keeper {
             }
             return;
         }
-        self.hand_over_at_once(now, broker);
+        self.peak_bytes = self.peak_bytes.max(broker.unstored_bytes());
+        let waiting_bytes = broker.waiting_bytes();
+        let is_small = waiting_bytes > 0 && waiting_bytes < (self.peak_bytes / 2).min(HELD_BYTES_MAX);
+        if is_small && is_more_to_read && self.turns_held < TURNS_HELD_MAX {
+            self.turns_held += 1;
+            broker.let_go();
+            return;
+        }
+        self.turns_held = 0;
+        if self.hand_over_at_once(now, broker) {
+            self.peak_bytes -= self.peak_bytes / PEAK_DECAY;
+        }
+    }
+
+    /// Whether a batch waits for more to join it.
+    pub(super) const fn is_holding(&self) -> bool {
+        self.turns_held > 0
     }
 
     /// The same, whether it may wait or not. False if there was nothing.

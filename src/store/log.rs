@@ -26,6 +26,7 @@ use std::sync::Arc;
 use crate::journal::{Batch, Lsn};
 
 use super::Damage;
+use super::file_end::FileEnd;
 use super::medium::{Medium, MediumFile};
 use super::pace::Pace;
 
@@ -62,7 +63,8 @@ pub(super) struct Log {
     /// Segments that were closed and not yet handed out.
     closed: Vec<u64>,
     last: Lsn,
-    frame: Vec<u8>,
+    /// The end of that segment, and the frame in hand.
+    end: FileEnd,
     /// Whether frames get zeros behind them: not in a segment in which that has failed.
     writes_zeros: bool,
 }
@@ -98,7 +100,7 @@ impl Log {
             next_number,
             closed: Vec::new(),
             last,
-            frame: Vec::new(),
+            end: FileEnd::default(),
             writes_zeros: true,
         }
     }
@@ -120,29 +122,37 @@ impl Log {
             batch.last()
         });
         let Some(segment) = &mut self.segment else { unreachable!("just begun") };
-        fill_frame(&mut self.frame, segment.salt, (self.last, last), batches)?;
+        fill_frame(&mut self.end, segment.salt, (self.last, last), batches)?;
         segment.file.check_presence()?;
-        if let Err(error) = segment.file.write_at(segment.length, &self.frame) {
-            // What was written in part would look like a batch that was torn, and it need not be there at all. If it cannot
-            // be cut off now, the next attempt writes over it.
-            let _ = segment.file.set_length(segment.length);
-            segment.file_length = segment.length;
-            return Err(error);
-        }
-        let zeros = segment.write_zeros(self.frame.len(), &mut self.writes_zeros);
-        if let Err(error) = segment.file.synchronize() {
-            self.writes_zeros &= zeros == 0;
+        let block = segment.length - self.end.settled() as u64;
+        let is_over_zeros = block + self.end.whole().len() as u64 <= segment.file_length;
+        let mut bytes = self.end.fresh().len() as u64;
+        let written_through =
+            if is_over_zeros { segment.file.write_through(block, self.end.whole()) } else { Ok(false) };
+        let result = if let Ok(false) = written_through {
+            // From the beginning of its block: or the system would have to read that first.
+            if let Err(error) = segment.file.write_at(block, self.end.all()) {
+                // What was written in part would look like a batch that was torn, and it need not be there at all. If it
+                // cannot be cut off now, the next attempt writes over it.
+                let _ = segment.file.set_length(segment.length);
+                segment.file_length = segment.length;
+                return Err(error);
+            }
+            bytes += segment.write_zeros(self.end.fresh().len(), &mut self.writes_zeros);
+            segment.file.synchronize()
+        } else {
+            written_through.map(|_| ())
+        };
+        if let Err(error) = result {
+            self.writes_zeros &= bytes == self.end.fresh().len() as u64;
             // The system may have forgotten what it could not write: this file is not to be trusted with more.
             let _ = segment.file.set_length(segment.length);
             self.close_segment();
             return Err(error);
         }
-        segment.length += self.frame.len() as u64;
+        segment.length += self.end.fresh().len() as u64;
+        self.end.settle();
         self.last = last;
-        let bytes = self.frame.len() as u64 + zeros;
-        if self.frame.capacity() > 1 << 20 {
-            self.frame = Vec::new();
-        }
         Ok(bytes)
     }
 
@@ -159,6 +169,7 @@ impl Log {
         file.synchronize()?;
         self.medium.synchronize_names()?;
         self.next_number += 1;
+        self.end.restart(&header);
         let length = HEADER_BYTES as u64;
         self.segment = Some(Segment { file, number, length, file_length: length, salt });
         Ok(())
@@ -208,26 +219,28 @@ fn checksum(salt: u32, bytes: &[u8]) -> u32 {
 }
 
 fn fill_frame(
-    frame: &mut Vec<u8>,
+    end: &mut FileEnd,
     salt: u32,
     (previous, last): (Lsn, Lsn),
     batches: &[Batch],
 ) -> io::Result<()> {
-    frame.clear();
     let length = batches.iter().map(|batch| batch.as_bytes().len()).sum::<usize>();
     let length = u32::try_from(length).map_err(|_| {
         let what = format!("{length} bytes are to be stored at once: lower --unstored-bytes-max");
         io::Error::new(io::ErrorKind::FileTooLarge, what)
     })?;
-    frame.extend_from_slice(&length.to_be_bytes());
-    frame.extend_from_slice(&[0; 4]);
-    frame.extend_from_slice(&previous.0.to_be_bytes());
-    frame.extend_from_slice(&last.0.to_be_bytes());
-    for batch in batches {
-        frame.extend_from_slice(batch.as_bytes());
-    }
-    let checksum = checksum(salt, &frame[8..]);
-    frame[4..8].copy_from_slice(&checksum.to_be_bytes());
+    end.fill(FRAME_HEAD_BYTES + length as usize, |memory| {
+        let at = memory.len();
+        memory.extend_from_slice(&length.to_be_bytes());
+        memory.extend_from_slice(&[0; 4]);
+        memory.extend_from_slice(&previous.0.to_be_bytes());
+        memory.extend_from_slice(&last.0.to_be_bytes());
+        for batch in batches {
+            memory.extend_from_slice(batch.as_bytes());
+        }
+        let checksum = checksum(salt, &memory[at + 8..]);
+        memory[at + 4..at + 8].copy_from_slice(&checksum.to_be_bytes());
+    });
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Named files.
 pub trait Medium: fmt::Debug + Send + Sync {
@@ -77,6 +78,14 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// The machine's. Some of the bytes may be written then.
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()>;
 
+    /// Writes whole blocks over others that are there and synchronized, from the beginning of a block, and makes certain
+    /// that they are there: as `write_at` and `synchronize` do, for less. False, and nothing is done, where that cannot be.
+    ///
+    /// # Errors
+    ///
+    /// The machine's. Then nobody knows what stands there.
+    fn write_through(&self, position: u64, blocks: &[u8]) -> io::Result<bool>;
+
     /// Makes certain that the file is as it is now.
     ///
     /// # Errors
@@ -126,7 +135,7 @@ impl Medium for Folder {
         let path = self.path.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let inode = file.metadata()?.ino();
-        Ok(Box::new(FolderFile { file, path, inode }))
+        Ok(Box::new(FolderFile { file, path, inode, direct: OnceLock::new() }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -167,6 +176,26 @@ struct FolderFile {
     file: File,
     path: PathBuf,
     inode: u64,
+    /// The same file as one that the system does not keep in memory, if it can be.
+    direct: OnceLock<Option<File>>,
+}
+
+impl FolderFile {
+    #[cfg(target_os = "linux")]
+    fn open_direct(&self) -> Option<File> {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+
+        let flags = (OFlags::DIRECT | OFlags::DSYNC).bits();
+        let file = OpenOptions::new().write(true).custom_flags(flags.cast_signed()).open(&self.path).ok()?;
+        // Or it was replaced meanwhile.
+        (file.metadata().ok()?.ino() == self.inode).then_some(file)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn open_direct(&self) -> Option<File> {
+        None
+    }
 }
 
 impl MediumFile for FolderFile {
@@ -184,6 +213,20 @@ impl MediumFile for FolderFile {
 
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
         self.file.write_all_at(bytes, position)
+    }
+
+    fn write_through(&self, position: u64, blocks: &[u8]) -> io::Result<bool> {
+        let Some(file) = self.direct.get_or_init(|| self.open_direct()) else { return Ok(false) };
+        match file.write_all_at(blocks, position) {
+            Ok(()) => Ok(true),
+            // Some file systems let it be opened, and others have larger blocks.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
+            {
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn synchronize(&self) -> io::Result<()> {
