@@ -49,8 +49,7 @@ impl Broker {
     /// `poll_timeout` says so.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.begin_input(now, None);
-        // They fire in order, so none does before all are found that are due.
-        if self.wheel.advance(now, self.options.steps_per_turn) {
+        if self.wheel.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.fire_deadlines(now);
         }
         self.continue_long_requests();
@@ -66,6 +65,10 @@ impl Broker {
     }
 
     fn fire_deadlines(&mut self, now: Instant) {
+        // They fire in order, so none does before all are found that are due.
+        if !self.wheel.advance(now, self.options.steps_per_turn) {
+            return;
+        }
         for _ in 0..DEADLINES_PER_TURN {
             let Some(deadline) = self.wheel.pop(now) else { break };
             match deadline {
