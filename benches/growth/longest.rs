@@ -75,7 +75,7 @@ impl Calls {
 
 pub(crate) fn run() -> io::Result<()> {
     let mut table = Table::new(&["", "longest call", "calls", "all of them"]);
-    for scenario in [queues, filters, retained, sessions] {
+    for scenario in [queues, filters, memberships, retained, sessions] {
         let mut runs: Vec<Vec<Calls>> = (0..RUNS).map(|_| scenario()).collect();
         for part in 0..runs[0].len() {
             let calls: Vec<Vec<f32>> =
@@ -145,6 +145,27 @@ fn filters() -> Vec<Calls> {
         many.packet(&mut core, CLIENT, &subscribe_bytes(&[topic(number)], QoS::AtMostOnce));
     }
     vec![made, removed, removed_in_parts, lost, many]
+}
+
+fn memberships() -> Vec<Calls> {
+    let mut core = core_with_publisher();
+    core.open(CLIENT, &connect_bytes("client", true));
+    let filters: Vec<String> = (0..FILTERS).map(|number| format!("$share/group/{}", topic(number))).collect();
+    core.exchange(CLIENT, &subscribe_bytes(&filters, QoS::AtMostOnce));
+
+    let mut lost = Calls::new(format!("a client with {} shared subscriptions is lost", size_text(FILTERS)));
+    lost.call(|| core.broker.handle_lost(core.now, CONNECTION, true));
+    lost.settle(&mut core);
+    let mut back = Calls::new("it comes back");
+    core.broker.handle_open(core.now, CONNECTION);
+    back.packet(&mut core, CLIENT, &connect_bytes("client", true));
+    let mut ended = Calls::new("its session ends: it begins a new one");
+    core.broker.handle_lost(core.now, CONNECTION, true);
+    core.hand_out();
+    core.broker.handle_open(core.now, CONNECTION);
+    ended.packet(&mut core, CLIENT, &connect_bytes("client", false));
+    assert_eq!(core.broker.status().subscriptions, 0);
+    vec![lost, back, ended]
 }
 
 fn retained() -> Vec<Calls> {
