@@ -5,8 +5,13 @@
 //! belong to this round move to a heap, from which they fire in the order of their deadlines; timers of later rounds
 //! stay. A timer never fires before its deadline, to the millisecond.
 //!
-//! Invariants: a timer whose tick has come is in the heap, every other one in the slot of its tick. The heap may also name
-//! timers that were cancelled meanwhile, by names that nobody has any more.
+//! Many can share a slot: all sessions that a restart found absent, say. So the timers of a slot can be moved a few at a
+//! time (`advance`), and a slot none of which is due in this round is not looked into.
+//!
+//! Invariants: between two calls a timer whose tick has come is in the heap, or in the list of those of that tick yet to be
+//! moved, every other one in the slot of its tick; while the wheel catches up with a leap of the clock, some are still in
+//! slots that it has yet to reach. The heap may also name timers that were cancelled meanwhile, by names that nobody has any
+//! more.
 //!
 //! Deliberately not here: what a timer means, and the clock.
 
@@ -69,8 +74,10 @@ pub struct Wheel<T> {
     /// Timers of this tick and earlier ones.
     heap: BinaryHeap<Reverse<(Instant, TimerId)>>,
     generation: NonZeroU32,
-    /// The tick that time has reached.
+    /// The tick that the wheel has reached.
     tick: u64,
+    /// The first of the timers that stood in the slot of this tick and have yet to be moved.
+    unmoved: u32,
     /// Not later than any deadline.
     earliest: Option<Instant>,
 }
@@ -88,6 +95,7 @@ impl<T> Wheel<T> {
             heap: BinaryHeap::new(),
             generation: NonZeroU32::MIN,
             tick: tick_of(now),
+            unmoved: NONE,
             earliest: None,
         }
     }
@@ -129,19 +137,41 @@ impl<T> Wheel<T> {
         self.is_armed(id).then(|| self.remove(id.index))
     }
 
+    /// Does the first part of what `pop` does, for so many timers at most: it finds those that are due. True if nothing is
+    /// left of it.
+    pub fn advance(&mut self, now: Instant, timers_max: usize) -> bool {
+        if self.earliest.is_none_or(|earliest| earliest > now) {
+            return true;
+        }
+        let last_tick = tick_of(now).max(self.tick);
+        let mut left = timers_max;
+        loop {
+            while self.unmoved != NONE {
+                if left == 0 {
+                    return false;
+                }
+                left -= 1;
+                self.move_one();
+            }
+            if self.tick == last_tick {
+                return true;
+            }
+            // One round sees every slot, however far the clock has leapt.
+            self.tick = (self.tick + 1).max((last_tick + 1).saturating_sub(SLOTS));
+            let slot = &mut self.slots[(self.tick % SLOTS) as usize];
+            if tick_of(slot.earliest) <= self.tick {
+                self.unmoved = std::mem::replace(slot, EMPTY).first;
+            }
+        }
+    }
+
     /// A timer whose deadline is not after `now`; to be called until there is none. They come in the order of their
     /// deadlines.
     pub fn pop(&mut self, now: Instant) -> Option<T> {
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return None;
         }
-        let last_tick = tick_of(now).max(self.tick);
-        // One round sees every slot, however far the clock has leapt.
-        let first_tick = (self.tick + 1).max((last_tick + 1).saturating_sub(SLOTS));
-        self.tick = last_tick;
-        for tick in first_tick..=last_tick {
-            self.empty((tick % SLOTS) as u32);
-        }
+        self.advance(now, usize::MAX);
         while let Some(Reverse((deadline, id))) = self.heap.peek().copied() {
             let is_armed = self.is_armed(id);
             if is_armed && deadline > now {
@@ -169,18 +199,22 @@ impl<T> Wheel<T> {
         self.timers.get(id.index as usize).is_some_and(|timer| timer.generation == id.generation)
     }
 
-    /// Moves those timers of a slot to the heap whose tick has come.
-    fn empty(&mut self, slot: u32) {
-        let mut at = std::mem::replace(&mut self.slots[slot as usize], EMPTY).first;
-        while at != NONE {
-            let Timer { deadline, generation, next, .. } = self.timers[at as usize];
-            if tick_of(deadline) <= self.tick {
-                self.timers[at as usize].slot = HEAP;
-                self.heap.push(Reverse((deadline, TimerId { generation, index: at })));
-            } else {
-                self.link(at, deadline, slot);
-            }
-            at = next;
+    /// Moves the first unmoved timer to the heap if its tick has come, else back to its slot.
+    fn move_one(&mut self) {
+        let index = self.unmoved;
+        let timer = &mut self.timers[index as usize];
+        let Timer { deadline, generation, slot, next, .. } = *timer;
+        let is_due = tick_of(deadline) <= self.tick;
+        if is_due {
+            timer.slot = HEAP;
+            self.heap.push(Reverse((deadline, TimerId { generation, index })));
+        }
+        self.unmoved = next;
+        if next != NONE {
+            self.timers[next as usize].previous = NONE;
+        }
+        if !is_due {
+            self.link(index, deadline, slot);
         }
     }
 
@@ -212,7 +246,9 @@ impl<T> Wheel<T> {
     fn remove(&mut self, index: u32) -> T {
         let Timer { value, slot, previous, next, .. } = self.timers.remove(index as usize);
         if slot != HEAP {
-            if previous == NONE {
+            if self.unmoved == index {
+                self.unmoved = next;
+            } else if previous == NONE {
                 self.slots[slot as usize].first = next;
             } else {
                 self.timers[previous as usize].next = next;
@@ -270,6 +306,40 @@ mod tests {
     }
 
     #[test]
+    fn timers_of_one_slot_are_moved_a_few_at_a_time() {
+        let mut wheel = Wheel::new(Instant(0));
+        let (due, later) = (Instant(1_000), Instant(1_000 + SLOTS * SLOT_MILLIS));
+        let timers: Vec<TimerId> = (0..10).map(|number| wheel.insert(due, number)).collect();
+        let in_next_round = wheel.insert(later, 10);
+        assert_eq!((wheel.advance(Instant(999), 0), wheel.next_deadline()), (true, Some(due)));
+        assert!(!wheel.advance(due, 4));
+        assert_eq!((wheel.next_deadline(), wheel.heap.len()), (Some(due), 3));
+        // The first that is to be moved next, one behind it, one that was moved, and one that stays.
+        for (id, value) in [(timers[6], 6), (timers[2], 2), (timers[8], 8), (in_next_round, 10)] {
+            assert_eq!(wheel.cancel(id), Some(value));
+        }
+        wheel.insert(due, 11);
+        wheel.insert(later, 12);
+        assert!(!wheel.advance(due, 4));
+        assert!(wheel.advance(due, 4));
+        assert_eq!(all_due(&mut wheel, 1_000), [0, 1, 3, 4, 5, 7, 9, 11]);
+        assert_eq!((wheel.next_deadline(), all_due(&mut wheel, later.0)), (Some(later), vec![12]));
+    }
+
+    #[test]
+    fn a_slot_that_waits_for_a_later_round_is_not_looked_into() {
+        let mut wheel = Wheel::new(Instant(0));
+        let round = SLOTS * SLOT_MILLIS;
+        wheel.insert(Instant(1_000 + 2 * round), 1);
+        wheel.insert(Instant(500), 2);
+        assert!(wheel.advance(Instant(1_500), 1));
+        assert_eq!(all_due(&mut wheel, 1_500), [2]);
+        wheel.insert(Instant(500 + round), 3);
+        assert!(wheel.advance(Instant(1_500 + round), 1));
+        assert_eq!(all_due(&mut wheel, 1_000 + 2 * round), [3, 1]);
+    }
+
+    #[test]
     fn it_does_what_a_sorted_list_does() {
         let mut random = 88_172_645_463_325_252_u64;
         let mut below = move |bound: u64| {
@@ -292,6 +362,11 @@ mod tests {
                 5..=6 if !list.is_empty() => {
                     let (_, value, id) = list.swap_remove(below(list.len() as u64) as usize);
                     assert_eq!(wheel.cancel(id), Some(value));
+                }
+                7..=8 => {
+                    let leap = [10, 1_000, 300_000][below(3) as usize];
+                    now += below(leap);
+                    wheel.advance(Instant(now), below(4) as usize);
                 }
                 _ => {
                     let leap = [10, 1_000, 300_000][below(3) as usize];

@@ -7,13 +7,15 @@ use std::io;
 use std::time::Instant;
 
 use broker::broker::ConnectionId;
+use broker::clock::Duration;
 use broker::codec::QoS;
 
 use crate::chart::{size_text, time_text};
 use crate::clients::{
-    PUBLISHER, connect_bytes, core_with_publisher, publish_bytes, subscribe_bytes, topic, unsubscribe_bytes,
+    PROTOCOL, PUBLISHER, connect_bytes, core_with_publisher, disconnect_bytes, ping_bytes, publish_bytes,
+    subscribe_bytes, topic, unsubscribe_bytes,
 };
-use crate::core::Core;
+use crate::core::{Core, connect};
 use crate::queue::{message_bytes, with_absent_subscriber};
 use crate::sessions::leave_session;
 use crate::table::{Table, median};
@@ -28,6 +30,10 @@ const FILTERS: u64 = 100_000;
 const SESSIONS: u64 = 100_000;
 
 const FILTERS_PER_PACKET: usize = 1_000;
+
+/// Of a client that says something as often as it must, and how long: the wheel of timers goes round several times.
+const KEEP_ALIVE_SECS: u16 = 60;
+const WAIT: Duration = Duration(1_200_000);
 
 const CLIENT: u32 = 1;
 
@@ -69,7 +75,7 @@ impl Calls {
 
 pub(crate) fn run() -> io::Result<()> {
     let mut table = Table::new(&["", "longest call", "calls", "all of them"]);
-    for scenario in [queues, filters, retained, sessions] {
+    for scenario in [queues, filters, memberships, retained, sessions] {
         let mut runs: Vec<Vec<Calls>> = (0..RUNS).map(|_| scenario()).collect();
         for part in 0..runs[0].len() {
             let calls: Vec<Vec<f32>> =
@@ -141,6 +147,27 @@ fn filters() -> Vec<Calls> {
     vec![made, removed, removed_in_parts, lost, many]
 }
 
+fn memberships() -> Vec<Calls> {
+    let mut core = core_with_publisher();
+    core.open(CLIENT, &connect_bytes("client", true));
+    let filters: Vec<String> = (0..FILTERS).map(|number| format!("$share/group/{}", topic(number))).collect();
+    core.exchange(CLIENT, &subscribe_bytes(&filters, QoS::AtMostOnce));
+
+    let mut lost = Calls::new(format!("a client with {} shared subscriptions is lost", size_text(FILTERS)));
+    lost.call(|| core.broker.handle_lost(core.now, CONNECTION, true));
+    lost.settle(&mut core);
+    let mut back = Calls::new("it comes back");
+    core.broker.handle_open(core.now, CONNECTION);
+    back.packet(&mut core, CLIENT, &connect_bytes("client", true));
+    let mut ended = Calls::new("its session ends: it begins a new one");
+    core.broker.handle_lost(core.now, CONNECTION, true);
+    core.hand_out();
+    core.broker.handle_open(core.now, CONNECTION);
+    ended.packet(&mut core, CLIENT, &connect_bytes("client", false));
+    assert_eq!(core.broker.status().subscriptions, 0);
+    vec![lost, back, ended]
+}
+
 fn retained() -> Vec<Calls> {
     let mut core = core_with_publisher();
     core.open(CLIENT, &connect_bytes("client", false));
@@ -157,9 +184,17 @@ fn retained() -> Vec<Calls> {
 fn sessions() -> Vec<Calls> {
     let mut core = core_with_publisher();
     (0..SESSIONS).for_each(|number| leave_session(&mut core, number));
+    let mut waiting = Calls::new(format!("pings while {} sessions wait", size_text(SESSIONS)));
+    let began = core.now;
+    core.open(CLIENT, &connect(PROTOCOL, "client", false, KEEP_ALIVE_SECS));
+    while core.now < began + WAIT {
+        core.now = core.now + Duration(1_000 * u64::from(KEEP_ALIVE_SECS));
+        waiting.packet(&mut core, CLIENT, &ping_bytes());
+    }
+    core.exchange(CLIENT, &disconnect_bytes());
     let mut expired = Calls::new(format!("{} sessions expire at the same instant", size_text(SESSIONS)));
-    core.now = core.now + core.broker.options().session_expiry.expect("that is the default");
+    core.now = began + core.broker.options().session_expiry.expect("that is the default");
     expired.settle(&mut core);
     assert_eq!(core.broker.status().sessions, 1);
-    vec![expired]
+    vec![waiting, expired]
 }

@@ -26,7 +26,7 @@ pub(super) enum Deadline {
 }
 
 /// Deadlines handled in one turn: a wave of expiring sessions must not hold up the loop.
-const DEADLINES_PER_TURN: usize = 1_000;
+const DEADLINES_PER_TURN: usize = 500;
 
 /// The deadline of a link that comes first, and what it means.
 fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReason)> {
@@ -49,14 +49,8 @@ impl Broker {
     /// `poll_timeout` says so.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.begin_input(now, None);
-        for _ in 0..DEADLINES_PER_TURN {
-            let Some(deadline) = self.wheel.pop(now) else { break };
-            match deadline {
-                Deadline::Link(id) => self.link_timeout(id),
-                Deadline::Session(id) => self.session_timeout(id),
-                Deadline::SysTopics => self.publish_sys_topics(),
-                Deadline::Sweep => self.sweep_retained(),
-            }
+        if self.wheel.next_deadline().is_some_and(|deadline| deadline <= now) {
+            self.fire_deadlines(now);
         }
         self.continue_long_requests();
         self.clear_remains();
@@ -66,6 +60,22 @@ impl Broker {
             if let Some(session) = self.sessions.find_mut(id) {
                 session.refill_scheduled = false;
                 self.refill(id);
+            }
+        }
+    }
+
+    fn fire_deadlines(&mut self, now: Instant) {
+        // They fire in order, so none does before all are found that are due.
+        if !self.wheel.advance(now, self.options.steps_per_turn) {
+            return;
+        }
+        for _ in 0..DEADLINES_PER_TURN {
+            let Some(deadline) = self.wheel.pop(now) else { break };
+            match deadline {
+                Deadline::Link(id) => self.link_timeout(id),
+                Deadline::Session(id) => self.session_timeout(id),
+                Deadline::SysTopics => self.publish_sys_topics(),
+                Deadline::Sweep => self.sweep_retained(),
             }
         }
     }

@@ -1,11 +1,12 @@
 //! A SUBSCRIBE or UNSUBSCRIBE of more filters than one turn has time for.
 //!
-//! Its filters take effect a turn's worth at a time, and its answer follows the last of them. Its sender is not read
-//! meanwhile, so to it all of them come before whatever it asked for next. Nobody else waits for it.
+//! Its filters are judged, and then take effect, a turn's worth at a time, and its answer follows the last of them. Its
+//! sender is not read meanwhile, so to it all of them come before whatever it asked for next. Nobody else waits for it.
 //!
-//! Invariants: a link with one is in the list of those to go on with, and is not read.
+//! Invariants: a link with one is in the list of those to go on with, and is not read; no filter has taken effect while
+//! one has yet to be judged.
 //!
-//! Deliberately not here: what becomes of each filter (see `subscribe`).
+//! Deliberately not here: what is wrong with a filter, and what becomes of it (see `subscribe`).
 
 use std::num::NonZeroU32;
 
@@ -13,6 +14,7 @@ use crate::codec::packet::{SubscriptionRequests, TopicFilters};
 use crate::codec::{PacketId, ReasonCode};
 
 use super::Broker;
+use super::close_reason::CloseReason;
 use super::event::PacketKind;
 use super::link::ConnectionId;
 use super::session::SessionId;
@@ -22,8 +24,9 @@ use super::session::SessionId;
 pub(super) struct LongRequest {
     pub(super) packet_id: PacketId,
     pub(super) asks: Asks,
-    /// Its filters as in the packet. Those before `at` are done with.
+    /// Its filters as in the packet. Those before `judged` are no violation, and those before `at` are done with.
     pub(super) filters: Box<[u8]>,
+    pub(super) judged: usize,
     pub(super) at: usize,
     /// The codes of those that are.
     pub(super) reasons: Vec<ReasonCode>,
@@ -37,13 +40,15 @@ pub(super) enum Asks {
 }
 
 impl LongRequest {
-    pub(super) fn new(packet_id: PacketId, asks: Asks, filters: &[u8]) -> Self {
-        Self { packet_id, asks, filters: filters.into(), at: 0, reasons: Vec::new() }
+    /// `unjudged` is the end of `filters`.
+    pub(super) fn new(packet_id: PacketId, asks: Asks, filters: &[u8], unjudged: &[u8]) -> Self {
+        let judged = filters.len() - unjudged.len();
+        Self { packet_id, asks, filters: filters.into(), judged, at: 0, reasons: Vec::new() }
     }
 }
 
 impl Broker {
-    /// Puts a request off that has been judged.
+    /// Puts a request off that is no violation so far.
     pub(super) fn put_off_request(&mut self, id: ConnectionId, request: LongRequest) {
         if let Some(link) = self.links.find_mut(id) {
             link.extras_mut().long_request = Some(Box::new(request));
@@ -60,7 +65,9 @@ impl Broker {
             let Some(link) = self.links.find_mut(id) else { continue };
             let Some(session_id) = link.session() else { continue };
             let Some(mut request) = link.extras_mut().long_request.take() else { continue };
-            if self.continue_long_request(id, session_id, &mut request, &mut steps) {
+            if let Some(reason) = self.judge_long_request(id, &mut request, &mut steps) {
+                self.close(id, reason);
+            } else if self.continue_long_request(id, session_id, &mut request, &mut steps) {
                 self.finish_long_request(id, session_id, &request);
             } else if let Some(link) = self.links.find_mut(id) {
                 link.extras_mut().long_request = Some(request);
@@ -69,7 +76,26 @@ impl Broker {
         }
     }
 
-    /// True if all of its filters are done with.
+    /// Judges as many of its filters as there are steps. What is wrong with the first bad one, if there is one.
+    fn judge_long_request(
+        &self,
+        id: ConnectionId,
+        request: &mut LongRequest,
+        steps: &mut usize,
+    ) -> Option<CloseReason> {
+        let LongRequest { asks, filters, judged, .. } = request;
+        let unjudged = &filters[*judged..];
+        let (error, left) = match asks {
+            Asks::Subscribe(_) => {
+                self.judge_requests(id, SubscriptionRequests::checked_before(unjudged), steps)
+            }
+            Asks::Unsubscribe => self.judge_filters(id, TopicFilters::checked_before(unjudged), steps),
+        };
+        *judged = filters.len() - left.len();
+        error
+    }
+
+    /// True if all of its filters are done with. If there is a step left, all of them have been judged.
     fn continue_long_request(
         &mut self,
         id: ConnectionId,

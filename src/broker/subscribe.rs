@@ -2,7 +2,9 @@
 
 use std::num::NonZeroU32;
 
-use crate::codec::packet::{RetainHandling, Subscribe, SubscriptionRequest, Unsubscribe};
+use crate::codec::packet::{
+    RetainHandling, Subscribe, SubscriptionRequest, SubscriptionRequests, TopicFilters, Unsubscribe,
+};
 use crate::codec::{PacketId, Property, QoS, ReasonCode, encode};
 use crate::journal::Lsn;
 use crate::topics::{Grant, SubscriptionFilter, TopicError};
@@ -30,20 +32,18 @@ impl Broker {
     pub(super) fn subscribe(&mut self, id: ConnectionId, session_id: SessionId, subscribe: &Subscribe<'_>) {
         // All filters are judged before the first one takes effect: a packet that is a violation leaves nothing behind in
         // a stored session.
-        let mut count = 0;
-        for request in subscribe.requests {
-            count += 1;
-            if let Some(reason) = self.fatal_request_error(id, &request) {
-                return self.close(id, reason);
-            }
+        let mut steps = self.options.steps_per_turn;
+        let (error, unjudged) = self.judge_requests(id, subscribe.requests, &mut steps);
+        if let Some(reason) = error {
+            return self.close(id, reason);
         }
         let subscription_id = subscribe.properties.iter().find_map(|property| match property {
             Property::SubscriptionId(number) => NonZeroU32::new(number),
             _ => None,
         });
-        if count > self.options.steps_per_turn {
-            let filters = subscribe.requests.as_bytes();
-            let request = LongRequest::new(subscribe.packet_id, Asks::Subscribe(subscription_id), filters);
+        if !unjudged.is_empty() {
+            let (asks, filters) = (Asks::Subscribe(subscription_id), subscribe.requests.as_bytes());
+            let request = LongRequest::new(subscribe.packet_id, asks, filters, unjudged);
             return self.put_off_request(id, request);
         }
         let granted: Vec<Granted> = subscribe
@@ -149,16 +149,14 @@ impl Broker {
         session_id: SessionId,
         unsubscribe: &Unsubscribe<'_>,
     ) {
-        let mut count = 0;
-        for filter in unsubscribe.filters {
-            count += 1;
-            if let Some(reason) = self.fatal_filter_error(id, filter) {
-                return self.close(id, reason);
-            }
+        let mut steps = self.options.steps_per_turn;
+        let (error, unjudged) = self.judge_filters(id, unsubscribe.filters, &mut steps);
+        if let Some(reason) = error {
+            return self.close(id, reason);
         }
-        if count > self.options.steps_per_turn {
+        if !unjudged.is_empty() {
             let filters = unsubscribe.filters.as_bytes();
-            let request = LongRequest::new(unsubscribe.packet_id, Asks::Unsubscribe, filters);
+            let request = LongRequest::new(unsubscribe.packet_id, Asks::Unsubscribe, filters, unjudged);
             return self.put_off_request(id, request);
         }
         let mut reasons = std::mem::take(&mut self.reasons);
@@ -228,6 +226,43 @@ impl Broker {
     pub(super) fn subscription_count(&self, session_id: SessionId) -> u32 {
         let memberships = self.sessions.find(session_id).map_or(0, |session| session.memberships.len());
         self.subscriptions.subscription_count(session_id.subscriber()) + memberships as u32
+    }
+
+    /// Judges as many requests of a SUBSCRIBE as there are steps. What is wrong with the first bad one, and what was not
+    /// judged.
+    pub(super) fn judge_requests<'a>(
+        &self,
+        id: ConnectionId,
+        mut requests: SubscriptionRequests<'a>,
+        steps: &mut usize,
+    ) -> (Option<CloseReason>, &'a [u8]) {
+        let mut error = None;
+        while *steps > 0
+            && error.is_none()
+            && let Some(request) = requests.next()
+        {
+            error = self.fatal_request_error(id, &request);
+            *steps -= 1;
+        }
+        (error, requests.as_bytes())
+    }
+
+    /// The same for the filters of an UNSUBSCRIBE.
+    pub(super) fn judge_filters<'a>(
+        &self,
+        id: ConnectionId,
+        mut filters: TopicFilters<'a>,
+        steps: &mut usize,
+    ) -> (Option<CloseReason>, &'a [u8]) {
+        let mut error = None;
+        while *steps > 0
+            && error.is_none()
+            && let Some(filter) = filters.next()
+        {
+            error = self.fatal_filter_error(id, filter);
+            *steps -= 1;
+        }
+        (error, filters.as_bytes())
     }
 
     /// What is wrong with a request so that its sender is closed.

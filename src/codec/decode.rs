@@ -202,17 +202,16 @@ fn subscribe(mut reader: Reader<'_>, protocol: Protocol) -> Result<Subscribe<'_>
     }
     let requests = SubscriptionRequests(reader.rest());
     while !reader.is_empty() {
-        let request = subscription_request(&mut reader)?;
-        if !protocol.has_properties() && request.options.byte() > 2 {
+        reader.skip_text()?; // [MQTT-3.8.3-1]
+        let options = subscription_options(reader.byte()?)?;
+        if !protocol.has_properties() && options.byte() > 2 {
             return Err(DecodeError::SubscriptionOptions); // [MQTT-3.8.3-4]
         }
     }
     Ok(Subscribe { packet_id, properties, requests })
 }
 
-fn subscription_request<'a>(reader: &mut Reader<'a>) -> Result<SubscriptionRequest<'a>, DecodeError> {
-    let filter = reader.text()?; // [MQTT-3.8.3-1]
-    let byte = reader.byte()?;
+fn subscription_options(byte: u8) -> Result<SubscriptionOptions, DecodeError> {
     if byte & 0xC0 != 0 {
         return Err(DecodeError::SubscriptionOptions); // [MQTT5-3.8.3-5]
     }
@@ -224,8 +223,7 @@ fn subscription_request<'a>(reader: &mut Reader<'a>) -> Result<SubscriptionReque
         _ => return Err(DecodeError::SubscriptionOptionValue),
     };
     let (no_local, retain_as_published) = (byte & 0x04 != 0, byte & 0x08 != 0);
-    let options = SubscriptionOptions { qos, no_local, retain_as_published, retain_handling };
-    Ok(SubscriptionRequest { filter, options })
+    Ok(SubscriptionOptions { qos, no_local, retain_as_published, retain_handling })
 }
 
 fn suback(mut reader: Reader<'_>, protocol: Protocol) -> Result<Suback<'_>, DecodeError> {
@@ -253,7 +251,7 @@ fn unsubscribe(mut reader: Reader<'_>, protocol: Protocol) -> Result<Unsubscribe
     }
     let filters = TopicFilters(reader.rest());
     while !reader.is_empty() {
-        reader.text()?; // [MQTT-3.10.3-1]
+        reader.skip_text()?; // [MQTT-3.10.3-1]
     }
     Ok(Unsubscribe { packet_id, properties, filters })
 }
@@ -281,9 +279,10 @@ impl<'a> Iterator for SubscriptionRequests<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         let mut reader = Reader::new(self.0);
         // The bytes were checked when the packet was decoded; an error can only be their end.
-        let request = subscription_request(&mut reader).ok()?;
+        let filter = reader.text().ok()?;
+        let options = subscription_options(reader.byte().ok()?).ok()?;
         self.0 = reader.rest();
-        Some(request)
+        Some(SubscriptionRequest { filter, options })
     }
 }
 

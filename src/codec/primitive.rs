@@ -88,12 +88,14 @@ impl<'a> Reader<'a> {
     /// so are control characters but U+0000.
     #[inline]
     pub(super) fn text(&mut self) -> Result<&'a str, DecodeError> {
-        let text = std::str::from_utf8(self.binary()?).map_err(|_| DecodeError::InvalidUtf8)?;
-        // Without an early exit, which would keep the loop from taking many bytes at once.
-        if text.bytes().fold(false, |found, byte| found | (byte == 0)) {
-            return Err(DecodeError::NulCharacter); // [MQTT-1.5.3-2]
-        }
-        Ok(text)
+        text_of(self.binary()?)
+    }
+
+    /// The same where what it says does not matter yet.
+    #[inline]
+    pub(super) fn skip_text(&mut self) -> Result<(), DecodeError> {
+        let bytes = self.binary()?;
+        if is_plain(bytes) { Ok(()) } else { text_of(bytes).map(|_| ()) }
     }
 
     /// All that is left.
@@ -110,6 +112,36 @@ impl<'a> Reader<'a> {
     pub(super) fn finish(self) -> Result<(), DecodeError> {
         if self.rest.is_empty() { Ok(()) } else { Err(DecodeError::TrailingBytes) }
     }
+}
+
+#[inline]
+fn text_of(bytes: &[u8]) -> Result<&str, DecodeError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| DecodeError::InvalidUtf8)?;
+    // Without an early exit, which would keep the loop from taking many bytes at once.
+    if text.bytes().fold(false, |found, byte| found | (byte == 0)) {
+        return Err(DecodeError::NulCharacter); // [MQTT-1.5.3-2]
+    }
+    Ok(text)
+}
+
+/// Whether bytes are ASCII without U+0000, as most texts are: many at a time.
+#[inline]
+fn is_plain(bytes: &[u8]) -> bool {
+    // Its highest bit is set for 0, and for what is not ASCII.
+    const fn mark(byte: u8) -> u8 {
+        byte | byte.wrapping_sub(1)
+    }
+    const LANES: usize = 16;
+    let Some(last) = bytes.last_chunk::<LANES>() else {
+        return bytes.iter().fold(0, |found, byte| found | mark(*byte)) < 0x80;
+    };
+    let mut found = last.map(mark);
+    for chunk in bytes.as_chunks::<LANES>().0 {
+        for (found, byte) in found.iter_mut().zip(chunk) {
+            *found |= mark(*byte);
+        }
+    }
+    found.iter().fold(0, |found, byte| found | byte) < 0x80
 }
 
 /// Writes binary data behind its two-byte length.
@@ -154,4 +186,27 @@ pub(super) fn put_properties(out: &mut Vec<u8>, properties: Properties<'_>) {
 pub(super) const fn properties_length(properties: Properties<'_>) -> usize {
     let length = properties.as_bytes().len();
     variable_integer_length(length) + length
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_skipped_just_when_it_can_be_read() {
+        // [MQTT-1.5.3-1] [MQTT-1.5.3-2]
+        let parts: [&[u8]; 8] = [b"\0", b"\x01", b"\x7F", b"\x80", b"\xFF", b"\xC3\xA9", b"\xC3", b"\x81\0"];
+        for length in 0..40 {
+            for (part, at) in parts.iter().flat_map(|part| (0..=length).map(move |at| (*part, at))) {
+                let mut text = vec![b'x'; length];
+                text.splice(at..at, part.iter().copied());
+                let mut bytes = Vec::new();
+                put_binary(&mut bytes, &text);
+                bytes.push(7);
+                let (mut read, mut skipped) = (Reader::new(&bytes), Reader::new(&bytes));
+                assert_eq!(skipped.skip_text(), read.text().map(|_| ()), "{text:?}");
+                assert_eq!((skipped.rest(), skipped.rest()), (read.rest(), &[7][..]), "{text:?}");
+            }
+        }
+    }
 }

@@ -1,12 +1,14 @@
-//! Work that takes several turns, against the core alone: requests of many filters, and what ended sessions leave.
+//! Work that takes several turns, against the core alone: requests of many filters, what ended sessions leave, and many
+//! deadlines at once.
 
 use std::io::IoSlice;
 
 use broker::broker::options::Durability;
-use broker::broker::{Broker, ConnectionId, Options, StoreState};
-use broker::clock::Instant;
+use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, StoreState};
+use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Packet, Protocol, QoS};
 use broker::codec::{PacketId, Properties, decode, encode, frame};
+use broker::topics::TopicError;
 
 use crate::fixture::client::{Received, bytes_of, connect311, publish};
 
@@ -17,6 +19,9 @@ const STEPS_PER_TURN: usize = 64;
 
 /// More than three turns' worth.
 const FILTERS: usize = 200;
+
+/// Filters that take effect in the turn that judges the last of them: the first turn's worth is judged at once.
+const TAKEN_FIRST: usize = STEPS_PER_TURN - FILTERS % STEPS_PER_TURN;
 
 fn options() -> Options {
     Options { steps_per_turn: STEPS_PER_TURN, sys_interval: None, seed: 1, ..Options::default() }
@@ -73,12 +78,24 @@ fn turns(broker: &mut Broker) -> usize {
     }
 }
 
+/// Turns in which filters are judged, up to the one that is left time for the first to take effect.
+fn begin_to_take_effect(broker: &mut Broker) {
+    let subscriptions = broker.status().subscriptions;
+    for _ in 1..FILTERS.div_ceil(STEPS_PER_TURN) {
+        assert_eq!(broker.status().subscriptions, subscriptions);
+        broker.handle_timeout(NOW);
+    }
+}
+
 fn filters() -> Vec<String> {
     (0..FILTERS).map(|number| format!("f/{number}")).collect()
 }
 
 fn subscribe_bytes() -> Vec<u8> {
-    let filters = filters();
+    subscribe_to(&filters())
+}
+
+fn subscribe_to(filters: &[String]) -> Vec<u8> {
     let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce.into())).collect();
     let mut bytes = Vec::new();
     encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
@@ -86,7 +103,10 @@ fn subscribe_bytes() -> Vec<u8> {
 }
 
 fn unsubscribe_bytes() -> Vec<u8> {
-    let filters = filters();
+    unsubscribe_from(&filters())
+}
+
+fn unsubscribe_from(filters: &[String]) -> Vec<u8> {
     let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
     let mut bytes = Vec::new();
     encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &filters);
@@ -110,7 +130,8 @@ fn a_request_of_many_filters_is_answered_at_its_end_and_holds_up_nobody_else() {
     say(&mut broker, other, &bytes_of(&kept, PROTOCOL));
     say(&mut broker, other, &bytes_of(&Packet::Pingreq, PROTOCOL));
     assert_eq!(hear(&mut broker, other)[0].packet(), Packet::Pingresp);
-    assert_eq!(turns(&mut broker), FILTERS.div_ceil(STEPS_PER_TURN));
+    // The first turn's worth is judged as the packet comes.
+    assert_eq!(turns(&mut broker), (2 * FILTERS - STEPS_PER_TURN).div_ceil(STEPS_PER_TURN));
     assert_eq!((broker.poll_resume(), broker.wants_input(many)), (Some(many), true));
     let heard = hear(&mut broker, many);
     let mut subacks = heard.iter().filter_map(|heard| match heard.packet() {
@@ -124,11 +145,64 @@ fn a_request_of_many_filters_is_answered_at_its_end_and_holds_up_nobody_else() {
     assert_eq!(hear(&mut broker, many).len(), 1);
 
     say(&mut broker, many, &unsubscribe_bytes());
-    broker.handle_timeout(NOW);
-    assert_eq!(broker.status().subscriptions, FILTERS - STEPS_PER_TURN);
+    begin_to_take_effect(&mut broker);
+    assert_eq!(broker.status().subscriptions, FILTERS - TAKEN_FIRST);
     turns(&mut broker);
     assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Unsuback(_)));
     assert_eq!(broker.status().subscriptions, 0);
+}
+
+/// Its sender is closed over the last of them, after some turns, and nothing has changed in its session.
+#[test]
+fn no_filter_takes_effect_before_all_are_judged() {
+    // [MQTT-4.7.1-2] [MQTT-4.8.0-1]
+    let mut bad = filters();
+    bad.push("f/#/x".to_owned());
+    for bytes in [subscribe_to(&bad), unsubscribe_from(&bad)] {
+        let mut broker = broker();
+        let stored = Connect { clean_start: false, ..connect311("many") };
+        let many = connected(&mut broker, 1, stored);
+        let before = ["f/0".to_owned(), "g/0".to_owned()];
+        say(&mut broker, many, &subscribe_to(&before));
+        turns(&mut broker);
+        hear(&mut broker, many);
+        say(&mut broker, many, &bytes);
+        assert_eq!((broker.poll_close(), broker.wants_input(many)), (None, false));
+        broker.handle_timeout(NOW);
+        assert_eq!((broker.poll_close(), broker.status().subscriptions), (None, before.len()));
+        turns(&mut broker);
+        assert_eq!((broker.poll_close(), hear(&mut broker, many)), (Some(many), Vec::new()));
+        assert_eq!((broker.poll_resume(), broker.status().subscriptions), (None, before.len()));
+        let reason = std::iter::from_fn(|| broker.poll_event()).find_map(|event| match event {
+            Event::Closed { reason, .. } => Some(reason),
+            _ => None,
+        });
+        assert_eq!(reason, Some(CloseReason::TopicFilter(TopicError::MisplacedWildcard)));
+    }
+}
+
+/// Sessions that expire at the same instant end a few in each turn, and none before all are found.
+#[test]
+fn many_deadlines_are_found_and_kept_little_by_little() {
+    const CLIENTS: u32 = 200;
+    const EXPIRY: Duration = Duration(60_000);
+    let mut broker = Broker::new(Options { session_expiry: Some(EXPIRY), ..options() }, NOW);
+    for number in 0..CLIENTS {
+        let stored = Connect { clean_start: false, ..connect311("") };
+        let id = connected(&mut broker, number, Connect { client_id: &format!("c{number}"), ..stored });
+        broker.handle_lost(NOW, id, false);
+        assert_eq!(broker.poll_close(), Some(id));
+        broker.handle_closed(id);
+    }
+    turns(&mut broker);
+    let due = NOW + EXPIRY;
+    for sessions in [CLIENTS, CLIENTS, CLIENTS, 0] {
+        assert!(broker.poll_timeout().is_some_and(|at| at <= due));
+        broker.handle_timeout(due);
+        broker.check_invariants();
+        assert_eq!(broker.status().sessions, sessions as usize);
+    }
+    assert_eq!((broker.poll_timeout(), broker.timers_armed()), (None, 0));
 }
 
 #[test]
@@ -136,8 +210,8 @@ fn a_request_ends_with_its_connection() {
     let mut broker = broker();
     let many = connected(&mut broker, 1, connect311("many"));
     say(&mut broker, many, &subscribe_bytes());
-    broker.handle_timeout(NOW);
-    assert_eq!(broker.status().subscriptions, STEPS_PER_TURN);
+    begin_to_take_effect(&mut broker);
+    assert_eq!(broker.status().subscriptions, TAKEN_FIRST);
     broker.handle_lost(NOW, many, false);
     broker.check_invariants();
     turns(&mut broker);
@@ -156,11 +230,11 @@ fn a_request_that_cannot_be_stored_any_more_is_not_answered() {
     turns(&mut broker);
     assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Suback(_)));
     say(&mut broker, many, &unsubscribe_bytes());
-    broker.handle_timeout(NOW);
+    begin_to_take_effect(&mut broker);
     broker.handle_store_state(NOW, StoreState::Failing);
     turns(&mut broker);
     assert_eq!((broker.poll_close(), hear(&mut broker, many)), (Some(many), Vec::new()));
-    assert_eq!(broker.status().subscriptions, FILTERS - STEPS_PER_TURN);
+    assert_eq!(broker.status().subscriptions, FILTERS - TAKEN_FIRST);
 }
 
 /// Receivers of one message are flushed in slices, but not one that is freed at the end of the turn.

@@ -17,6 +17,7 @@ use broker::clock::{Duration, Instant};
 use broker::codec::packet::Packet;
 use broker::codec::{Inbox, PacketId, Protocol, ReasonCode, decode};
 use broker::metrics::DropReason;
+use broker::topics::TopicFilter;
 
 use super::client::aliases::Aliases;
 use super::client::{Ear, Memory, bytes_of};
@@ -111,8 +112,22 @@ pub(crate) struct World {
     traces: bool,
     /// Whether the core has taken a packet of which the model does not know yet.
     packet_in_hand: bool,
-    /// Whether a request takes several turns at the moment.
+    /// Whether a request takes several turns at the moment, and whose it is if it breaks a rule.
     request_in_hand: bool,
+    violator: Option<ConnectionId>,
+}
+
+/// Whether a request has a filter that ends its connection.
+fn breaks_a_rule(packet: &Packet<'_>, protocol: Protocol) -> bool {
+    let is_bad = |filter: &str| !protocol.has_properties() && TopicFilter::parse(filter, 100).is_err();
+    match packet {
+        Packet::Subscribe(subscribe) => subscribe.requests.into_iter().any(|request| {
+            let is_shared = request.filter.starts_with("$share/");
+            (request.options.no_local && is_shared) || is_bad(request.filter)
+        }),
+        Packet::Unsubscribe(unsubscribe) => unsubscribe.filters.into_iter().any(is_bad),
+        _ => false,
+    }
 }
 
 impl World {
@@ -170,6 +185,7 @@ impl World {
             digest: 0,
             packet_in_hand: false,
             request_in_hand: false,
+            violator: None,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
         .settle_terms()
@@ -400,6 +416,17 @@ impl World {
         self.model.heard_from(id);
         self.after_input(asked.as_ref(), is_violation.then_some(id));
         self.packet_in_hand = false;
+        let is_put_off = matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_))
+            && self.model.client_id(id).is_some()
+            && !self.broker.wants_input(id);
+        if is_put_off && breaks_a_rule(packet, self.connections[&id].protocol) {
+            // It is found out in one of the next turns, before anything of it takes effect.
+            self.model.coverage.see("violation of a request of several turns");
+            self.violator = Some(id);
+            self.finish_request();
+            self.violator = None;
+            assert!(self.model.client_id(id).is_none(), "a violation ends its connection");
+        }
         if self.model.client_id(id).is_none() {
             return; // Refused, or closed by this very packet: it has no effect.
         }
@@ -413,12 +440,16 @@ impl World {
             _ => {}
         }
         self.model.append_late_replies();
-        if matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_)) && !self.broker.wants_input(id) {
-            // It may take several turns. To the model it does not, so nothing else happens meanwhile.
-            self.request_in_hand = true;
-            self.timeout();
-            self.request_in_hand = false;
+        if is_put_off {
+            self.finish_request();
         }
+    }
+
+    /// A request may take several turns. To the model it does not, so nothing else happens meanwhile.
+    fn finish_request(&mut self) {
+        self.request_in_hand = true;
+        self.timeout();
+        self.request_in_hand = false;
     }
 
     /// Tells the model what happened, and frees what ended. Only `expected` may be closed as violators.
@@ -492,7 +523,7 @@ impl World {
             self.resume();
             self.model.now = self.now;
             self.model.publish_wills();
-            self.after_input(None, None);
+            self.after_input(None, self.violator);
             if self.is_stored && !self.request_in_hand && self.random.once_in(10) {
                 // What is done in several turns can be in several batches.
                 self.take_batch();

@@ -78,6 +78,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "delivery refused at QoS 2",
     "delivery refused with a full window",
     "violation told by its code",
+    "violation of a request of several turns",
     "receive maximum exceeded",
     "session expiry raised by DISCONNECT",
     "shared delivery QoS 0",

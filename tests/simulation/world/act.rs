@@ -324,6 +324,9 @@ impl World {
                 &[0xF0, 0x00],
                 &[0x30, 0x03, 0, 1, b'#'],
                 &[0x10, 0x00],
+                // After good filters comes a bad one [MQTT-4.7.1-2].
+                &[0x82, 0x0F, 0, 1, 0, 1, b'a', 1, 0, 1, b'b', 1, 0, 2, b'a', b'#', 1],
+                &[0xA2, 0x0C, 0, 1, 0, 1, b'a', 0, 1, b'#', 0, 2, b'a', b'#'],
             ]);
             self.say(id, violation);
             self.connection(id).misbehaved = true;
@@ -379,7 +382,8 @@ impl World {
         }
         let mut no_local = Vec::new();
         let options = SubscriptionOptions { no_local: true, ..SubscriptionOptions::default() };
-        let requests = [("a/b", SubscriptionOptions::default()), ("$share/g/a/#", options)];
+        let mut requests = vec![("a/b", SubscriptionOptions::default()); 1 + self.random.below(9)];
+        requests.push(("$share/g/a/#", options));
         encode::subscribe(&mut no_local, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
         violations.push((no_local, protocol_error)); // [MQTT5-3.8.3-4]
         if self.broker.options().packet_size_max == 3_000 {
