@@ -87,6 +87,7 @@ impl<T> DividedTable<T> {
     }
 
     /// Adds an entry that is not there yet. `hash_of` gives the hash of entries that have to move.
+    #[inline]
     pub(crate) fn insert_unique(&mut self, hash: u64, entry: T, hash_of: impl Fn(&T) -> u64) {
         if self.len == WHOLE_MAX && self.parts.is_none() {
             self.divide(&hash_of);
@@ -96,12 +97,16 @@ impl<T> DividedTable<T> {
     }
 
     /// Takes out the entry with this hash that is the right one.
+    #[inline]
     pub(crate) fn remove(&mut self, hash: u64, is_it: impl FnMut(&T) -> bool) -> Option<T> {
-        let (entry, _) = self.table_mut(hash).find_entry(hash, is_it).ok()?.remove();
+        let found = self.table_mut(hash).find_entry(hash, is_it).ok()?;
+        let (entry, _) = found.remove();
         self.len -= 1;
         Some(entry)
     }
 
+    #[cold]
+    #[inline(never)]
     fn divide(&mut self, hash_of: impl Fn(&T) -> u64) {
         let mut parts = Box::new(std::array::from_fn(|_| HashTable::with_capacity(WHOLE_MAX / PARTS)));
         for entry in std::mem::take(&mut self.whole) {

@@ -322,8 +322,11 @@ impl SubscriptionTree {
         let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         let mut look_up = |hash: u32| {
-            let hashed = by_hash.iter_hash(spread(hash)).filter(|hashed| hashed.hash == hash);
-            found.extend(hashed.map(|hashed| hashed.filter));
+            for hashed in by_hash.iter_hash(spread(hash)) {
+                if hashed.hash == hash {
+                    found.push(hashed.filter);
+                }
+            }
         };
         look_up(hash);
         shapes.candidates(seed, topic, |hash| look_up(shorten(hash)));
