@@ -12,11 +12,12 @@
 
 use hashbrown::HashTable;
 
-/// A power of two. With a million entries each part has two thousand of them, and takes a tenth of a millisecond to grow where
-/// each has to be fetched from far memory to be hashed again.
+/// A power of two. With a million entries a part has two thousand of them, which may have to be fetched from far memory to be
+/// hashed again when it grows.
 const PARTS: usize = 512;
 
-/// So many entries are divided: as many as fill each part's smallest table but two, and the whole one would have to grow too.
+/// So many entries are divided: the whole table would have to grow now as well, and each part begins with a table of 16 places,
+/// of which 14 can be taken.
 const WHOLE_MAX: usize = PARTS * 14;
 
 /// Where the bits begin that name a part. The table of a part takes the lowest bits and the seven highest ones.
