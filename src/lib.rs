@@ -46,6 +46,7 @@ pub mod codec;
 pub mod config;
 #[cfg(feature = "persistence")]
 pub mod db;
+mod divided_table;
 pub mod hash;
 pub mod journal;
 pub mod metrics;

@@ -1,9 +1,13 @@
 //! The longest single call into the core when much ends or comes at once: so long everybody else has to wait.
 //!
 //! A call takes one packet, or does what is due in one turn. The core does the same in every run, so the median over all
-//! runs is taken call by call, and then the longest of those: whatever else the machine did meanwhile is not in it.
+//! runs is taken call by call, and then the longest of those: whatever else the machine did meanwhile is not in it. Each run
+//! is a process of its own, whose allocator is set as the program sets it: what a run before has left on the heap decides
+//! whether a list of many megabytes is moved by the system or copied.
 
-use std::io;
+use std::env;
+use std::io::{self, BufWriter, Write};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use broker::broker::ConnectionId;
@@ -17,10 +21,21 @@ use crate::clients::{
 };
 use crate::core::{Core, connect};
 use crate::queue::{message_bytes, with_absent_subscriber};
-use crate::sessions::leave_session;
+use crate::sessions::{client_id, inbox_subscribe_bytes, leave_session};
 use crate::table::{Table, median};
 
 const RUNS: usize = 5;
+
+/// Which scenario a process is to run, and whose output is its times.
+const SCENARIO: &str = "LONGEST_SCENARIO";
+
+/// What `src/heap.rs` sets.
+const ALLOCATOR: [(&str, usize); 2] =
+    [("MALLOC_MMAP_THRESHOLD_", 1 << 20), ("MALLOC_TRIM_THRESHOLD_", 16 << 20)];
+
+type Scenario = fn() -> Vec<Calls>;
+
+const SCENARIOS: [Scenario; 5] = [queues, filters, memberships, retained, sessions];
 
 /// Messages that wait, or are retained, and filters in all.
 const MANY: u64 = 1_000_000;
@@ -74,9 +89,13 @@ impl Calls {
 }
 
 pub(crate) fn run() -> io::Result<()> {
+    if let Some(scenario) = env::var(SCENARIO).ok().and_then(|number| number.parse::<usize>().ok()) {
+        write_calls(&SCENARIOS[scenario]())?;
+        std::process::exit(0); // The rest is said by the process that asked.
+    }
     let mut table = Table::new(&["", "longest call", "calls", "all of them"]);
-    for scenario in [queues, filters, memberships, retained, sessions] {
-        let mut runs: Vec<Vec<Calls>> = (0..RUNS).map(|_| scenario()).collect();
+    for scenario in 0..SCENARIOS.len() {
+        let mut runs = (0..RUNS).map(|_| run_in_process(scenario)).collect::<io::Result<Vec<_>>>()?;
         for part in 0..runs[0].len() {
             let calls: Vec<Vec<f32>> =
                 runs.iter_mut().map(|run| std::mem::take(&mut run[part].nanos)).collect();
@@ -85,6 +104,37 @@ pub(crate) fn run() -> io::Result<()> {
     }
     println!("\n## Longest call into the core\n\n{table}");
     Ok(())
+}
+
+/// A line with the name and the number of times of each part, and then those.
+fn write_calls(parts: &[Calls]) -> io::Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    for Calls { name, nanos } in parts {
+        writeln!(out, "{}\t{name}", nanos.len())?;
+        nanos.iter().try_for_each(|nanos| out.write_all(&nanos.to_le_bytes()))?;
+    }
+    out.flush()
+}
+
+fn run_in_process(scenario: usize) -> io::Result<Vec<Calls>> {
+    let mut command = Command::new(env::current_exe()?);
+    command.args(["--bench", "longest"]).env(SCENARIO, scenario.to_string());
+    command.envs(ALLOCATOR.map(|(name, value)| (name, value.to_string())));
+    let output = command.stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(io::Error::other("a run has failed"));
+    }
+    let (mut parts, mut rest) = (Vec::new(), &output.stdout[..]);
+    while let Some(line_end) = rest.iter().position(|byte| *byte == b'\n') {
+        let line = String::from_utf8_lossy(&rest[..line_end]).into_owned();
+        let (count, name) = line.split_once('\t').expect("a number and a name");
+        let bytes = 4 * count.parse::<usize>().expect("a number");
+        let times = &rest[line_end + 1..][..bytes];
+        let nanos = times.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        parts.push(Calls { name: name.to_owned(), nanos });
+        rest = &rest[line_end + 1 + bytes..];
+    }
+    Ok(parts)
 }
 
 fn row(name: &str, runs: &[Vec<f32>]) -> Vec<String> {
@@ -144,7 +194,15 @@ fn filters() -> Vec<Calls> {
     for number in 0..MANY {
         many.packet(&mut core, CLIENT, &subscribe_bytes(&[topic(number)], QoS::AtMostOnce));
     }
-    vec![made, removed, removed_in_parts, lost, many]
+
+    let mut core = core_with_publisher();
+    core.open(CLIENT, &connect_bytes("client", false));
+    let mut shared = Calls::new(format!("{} shared filters, one in each SUBSCRIBE", size_text(MANY)));
+    for number in 0..MANY {
+        let filter = format!("$share/group/{}", topic(number));
+        shared.packet(&mut core, CLIENT, &subscribe_bytes(&[filter], QoS::AtMostOnce));
+    }
+    vec![made, removed, removed_in_parts, lost, many, shared]
 }
 
 fn memberships() -> Vec<Calls> {
@@ -183,6 +241,17 @@ fn retained() -> Vec<Calls> {
 
 fn sessions() -> Vec<Calls> {
     let mut core = core_with_publisher();
+    let mut made = Calls::new(format!("{} clients subscribe and leave, one by one", size_text(MANY)));
+    leave_session(&mut core, 0);
+    for number in 1..MANY {
+        made.call(|| core.broker.handle_open(core.now, CONNECTION));
+        made.packet(&mut core, CLIENT, &connect_bytes(&client_id(number), true));
+        made.packet(&mut core, CLIENT, &inbox_subscribe_bytes(number));
+        made.packet(&mut core, CLIENT, &disconnect_bytes());
+    }
+    assert_eq!(core.broker.status().sessions_absent as u64, MANY);
+
+    let mut core = core_with_publisher();
     (0..SESSIONS).for_each(|number| leave_session(&mut core, number));
     let mut waiting = Calls::new(format!("pings while {} sessions wait", size_text(SESSIONS)));
     let began = core.now;
@@ -196,5 +265,5 @@ fn sessions() -> Vec<Calls> {
     core.now = began + core.broker.options().session_expiry.expect("that is the default");
     expired.settle(&mut core);
     assert_eq!(core.broker.status().sessions, 1);
-    vec![waiting, expired]
+    vec![made, waiting, expired]
 }

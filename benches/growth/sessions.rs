@@ -42,14 +42,18 @@ pub(crate) fn run() -> io::Result<()> {
     chart.publish()
 }
 
-fn client_id(number: u64) -> String {
+pub(crate) fn client_id(number: u64) -> String {
     format!("absent-{number}")
+}
+
+pub(crate) fn inbox_subscribe_bytes(number: u64) -> Vec<u8> {
+    subscribe_bytes(&[format!("client/{number}/inbox")], QoS::AtLeastOnce)
 }
 
 /// A client comes, subscribes, and goes, but its session stays.
 pub(crate) fn leave_session(core: &mut Core, number: u64) {
     core.open(CLIENT, &connect_bytes(&client_id(number), true));
-    core.exchange(CLIENT, &subscribe_bytes(&[format!("client/{number}/inbox")], QoS::AtLeastOnce));
+    core.exchange(CLIENT, &inbox_subscribe_bytes(number));
     core.exchange(CLIENT, &disconnect_bytes());
 }
 

@@ -13,6 +13,7 @@
 
 mod acknowledge;
 mod authenticate;
+mod blocks;
 pub mod close_reason;
 mod connect;
 mod deadlines;

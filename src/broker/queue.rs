@@ -4,11 +4,10 @@
 //!
 //! Deliberately not here: the counters of the whole broker (see `Outputs`), and who takes from it.
 
-use std::collections::VecDeque;
-
 use crate::clock::Instant;
 use crate::metrics::DropReason;
 
+use super::blocks::Blocks;
 use super::delivery::Delivery;
 use super::event::Limit;
 use super::options::Options;
@@ -22,7 +21,7 @@ pub(super) struct Queue(Option<Box<Waiting>>);
 
 #[derive(Debug, Default)]
 struct Waiting {
-    list: VecDeque<Delivery>,
+    list: Blocks<Delivery>,
     bytes: u64,
     earliest_expiry: Option<Instant>,
     /// Whether a full queue was logged since it was last empty.
@@ -83,7 +82,7 @@ impl Queue {
         let delivery = waiting.list.pop_front()?;
         waiting.bytes -= delivery.size();
         if waiting.list.is_empty() {
-            if waiting.list.capacity() > KEPT_CAPACITY {
+            if waiting.list.first_capacity() > KEPT_CAPACITY {
                 self.0 = None; // A long absence leaves a large buffer behind.
             } else {
                 (waiting.earliest_expiry, waiting.full_logged) = (None, false);
@@ -99,7 +98,8 @@ impl Queue {
             && waiting.earliest_expiry.is_some_and(|earliest| earliest <= now)
         {
             (waiting.earliest_expiry, waiting.bytes) = (None, 0);
-            for delivery in std::mem::take(&mut waiting.list) {
+            let mut all = std::mem::take(&mut waiting.list);
+            while let Some(delivery) = all.pop_front() {
                 if delivery.message.is_expired(now) {
                     expired.push(delivery);
                 } else {

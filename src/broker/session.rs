@@ -15,11 +15,11 @@
 
 use std::collections::BTreeSet;
 
-use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::clock::{Duration, Instant};
 use crate::codec::PacketId;
+use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_text, seeded};
 use crate::journal::{Lsn, Owner, SessionRecord};
 use crate::topics::SubscriberId;
@@ -214,7 +214,7 @@ impl Session {
 #[derive(Debug)]
 pub(super) struct Sessions {
     slab: Slab<Session>,
-    by_client_id: HashTable<u32>,
+    by_client_id: DividedTable<u32>,
     seed: HashSeed,
     generation: u32,
     /// Slots whose session has ended.
@@ -227,7 +227,7 @@ impl Sessions {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             slab: Slab::new(),
-            by_client_id: HashTable::new(),
+            by_client_id: DividedTable::new(),
             seed: seeded(seed),
             generation: ENDED,
             ended: 0,
@@ -262,9 +262,8 @@ impl Sessions {
         self.ended += 1;
         let hash = hash_text(&self.seed, &session.client_id);
         self.by_client_id
-            .find_entry(hash, |slot| *slot == id.slot)
-            .expect("every session is indexed by its client id")
-            .remove();
+            .remove(hash, |slot| *slot == id.slot)
+            .expect("every session is indexed by its client id");
         Some(session)
     }
 

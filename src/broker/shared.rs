@@ -11,13 +11,14 @@
 //! and in the index, which knows both places.
 
 use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::num::NonZeroU32;
 use std::rc::Rc;
 
-use hashbrown::{HashMap, HashTable};
 use slab::Slab;
 
 use crate::codec::QoS;
+use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_text, seeded};
 use crate::journal::{Lsn, Owner};
 use crate::metrics::DropReason;
@@ -49,6 +50,9 @@ struct Member {
     session: SessionId,
     grant: Grant,
 }
+
+/// The slots of a group and of the session of a member.
+type Membership = (u32, u32);
 
 /// Where a membership stands.
 #[derive(Clone, Copy, Debug)]
@@ -86,9 +90,9 @@ impl Group {
 #[derive(Debug)]
 pub(super) struct SharedSubscriptions {
     groups: Slab<Group>,
-    by_text: HashTable<u32>,
+    by_text: DividedTable<u32>,
     /// By the slots of group and session.
-    places: HashMap<(u32, u32), Place, HashSeed>,
+    places: DividedTable<(Membership, Place)>,
     /// Which groups a topic matches; a group's subscriber id is its slot.
     tree: SubscriptionTree,
     seed: HashSeed,
@@ -101,8 +105,8 @@ impl SharedSubscriptions {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             groups: Slab::new(),
-            by_text: HashTable::new(),
-            places: HashMap::with_hasher(seeded(seed)),
+            by_text: DividedTable::new(),
+            places: DividedTable::new(),
             tree: SubscriptionTree::new(seed),
             seed: seeded(seed),
             generation: 0,
@@ -152,11 +156,29 @@ impl SharedSubscriptions {
     }
 
     fn place(&self, id: GroupId, session: SessionId) -> Option<Place> {
-        self.places.get(&(id.slot, session.slot)).copied()
+        let membership = (id.slot, session.slot);
+        let hash = self.seed.hash_one(membership);
+        self.places.find(hash, |(other, _)| *other == membership).map(|(_, place)| *place)
     }
 
     fn place_mut(&mut self, id: GroupId, session: SessionId) -> &mut Place {
-        self.places.get_mut(&(id.slot, session.slot)).expect("every membership is indexed")
+        let membership = (id.slot, session.slot);
+        let hash = self.seed.hash_one(membership);
+        let found = self.places.find_mut(hash, |(other, _)| *other == membership);
+        &mut found.expect("every membership is indexed").1
+    }
+
+    fn add_place(&mut self, id: GroupId, session: SessionId, place: Place) {
+        let Self { places, seed, .. } = self;
+        let membership = (id.slot, session.slot);
+        let hash_of = |(membership, _): &(Membership, Place)| seed.hash_one(membership);
+        places.insert_unique(seed.hash_one(membership), (membership, place), hash_of);
+    }
+
+    fn remove_place(&mut self, id: GroupId, session: SessionId) -> Option<Place> {
+        let membership = (id.slot, session.slot);
+        let hash = self.seed.hash_one(membership);
+        self.places.remove(hash, |(other, _)| *other == membership).map(|(_, place)| place)
     }
 
     fn find_or_make(&mut self, text: &str, filter: SubscriptionFilter<'_>) -> GroupId {
@@ -189,10 +211,7 @@ impl SharedSubscriptions {
         let group = self.groups.remove(id.slot as usize);
         self.waiting -= usize::from(!group.queue.is_empty());
         let hash = hash_text(&self.seed, &group.text);
-        self.by_text
-            .find_entry(hash, |slot| *slot == id.slot)
-            .expect("every group is indexed by its text")
-            .remove();
+        self.by_text.remove(hash, |slot| *slot == id.slot).expect("every group is indexed by its text");
         group
     }
 
@@ -278,7 +297,7 @@ impl Broker {
         let memberships = &mut self.session_mut(session_id).memberships;
         let membership = memberships.len() as u32;
         memberships.push_back(id);
-        self.shared.places.insert((id.slot, session_id.slot), Place { member, membership });
+        self.shared.add_place(id, session_id, Place { member, membership });
         self.shared.set_present(id, session_id, true);
     }
 
@@ -304,7 +323,7 @@ impl Broker {
     /// `is_stored` says whether the session is.
     fn remove_member(&mut self, id: GroupId, session: SessionId, is_stored: bool) {
         self.shared.set_present(id, session, false);
-        let Some(Place { member, .. }) = self.shared.places.remove(&(id.slot, session.slot)) else { return };
+        let Some(Place { member, .. }) = self.shared.remove_place(id, session) else { return };
         let Some(group) = self.shared.group_mut(id) else { return };
         group.members.swap_remove(member as usize);
         if is_stored {

@@ -22,9 +22,8 @@ mod texts;
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
 
-use hashbrown::HashTable;
-
 use crate::codec::QoS;
+use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_bytes, seeded};
 
 use super::match_cache::{Detail, Details, List, MatchCache, Matches};
@@ -149,11 +148,11 @@ pub struct SubscriptionTree {
     seed: HashSeed,
     filters: Pool<Filter>,
     texts: Texts,
-    by_hash: HashTable<Hashed>,
+    by_hash: DividedTable<Hashed>,
     shapes: Shapes,
     subscriptions: Pool<Subscription>,
     /// By subscriber and filter, those that stand in long lists.
-    by_owner: HashTable<u32>,
+    by_owner: DividedTable<u32>,
     /// By subscriber, as are the stamps.
     rings: Vec<Ring>,
     stamps: Vec<Stamp>,
@@ -191,10 +190,10 @@ impl SubscriptionTree {
             seed: seeded(seed),
             filters: Pool::new(),
             texts: Texts::default(),
-            by_hash: HashTable::new(),
+            by_hash: DividedTable::new(),
             shapes: Shapes::new(),
             subscriptions: Pool::new(),
-            by_owner: HashTable::new(),
+            by_owner: DividedTable::new(),
             rings: Vec::new(),
             stamps: Vec::new(),
             epoch: 0,
@@ -323,8 +322,11 @@ impl SubscriptionTree {
         let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         let mut look_up = |hash: u32| {
-            let hashed = by_hash.iter_hash(spread(hash)).filter(|hashed| hashed.hash == hash);
-            found.extend(hashed.map(|hashed| hashed.filter));
+            for hashed in by_hash.iter_hash(spread(hash)) {
+                if hashed.hash == hash {
+                    found.push(hashed.filter);
+                }
+            }
         };
         look_up(hash);
         shapes.candidates(seed, topic, |hash| look_up(shorten(hash)));
@@ -519,9 +521,8 @@ impl SubscriptionTree {
         let was_indexed = filter.is_indexed();
         let mut drop_from_index = |subscription: u32, subscriber: u32| {
             by_owner
-                .find_entry(owner_hash(seed, subscriber, index), |other| *other == subscription)
-                .expect("every subscription of a long list is indexed")
-                .remove();
+                .remove(owner_hash(seed, subscriber, index), |other| *other == subscription)
+                .expect("every subscription of a long list is indexed");
         };
         if was_indexed {
             drop_from_index(subscription, subscriber);
@@ -543,9 +544,8 @@ impl SubscriptionTree {
             shapes.remove(seed, text);
         }
         by_hash
-            .find_entry(spread(hash), |hashed| hashed.filter == index)
-            .expect("every filter is found by its hash")
-            .remove();
+            .remove(spread(hash), |hashed| hashed.filter == index)
+            .expect("every filter is found by its hash");
         filters.remove(index);
         texts.remove(place, |owner, place| filters[owner].text = place);
     }

@@ -18,8 +18,7 @@
 //!
 //! Deliberately not here: the filters themselves (see the parent module).
 
-use hashbrown::HashTable;
-
+use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_bytes};
 use crate::topics::name::TopicName;
 
@@ -69,7 +68,7 @@ type Branch = (u32, u64);
 #[derive(Debug)]
 pub(super) struct Shapes {
     nodes: Pool<Node>,
-    beginnings: HashTable<Beginning>,
+    beginnings: DividedTable<Beginning>,
     /// The branches of a walk, at one level and at the next.
     branches: Vec<Branch>,
     next_branches: Vec<Branch>,
@@ -117,7 +116,7 @@ fn beginnings(seed: &HashSeed, filter: &[u8]) -> impl Iterator<Item = u32> {
 }
 
 #[inline]
-fn is_beginning(beginnings: &HashTable<Beginning>, path: u64) -> bool {
+fn is_beginning(beginnings: &DividedTable<Beginning>, path: u64) -> bool {
     let hash = shorten(path);
     beginnings.find(spread(hash), |beginning| beginning.hash == hash).is_some()
 }
@@ -126,18 +125,21 @@ impl Shapes {
     pub(super) fn new() -> Self {
         let mut nodes = Pool::new();
         assert_eq!(nodes.insert(EMPTY), ROOT, "an empty pool begins at 0");
-        Self { nodes, beginnings: HashTable::new(), branches: Vec::new(), next_branches: Vec::new() }
+        Self { nodes, beginnings: DividedTable::new(), branches: Vec::new(), next_branches: Vec::new() }
     }
 
     /// Counts the shape of a filter in.
     pub(super) fn insert(&mut self, seed: &HashSeed, filter: &[u8]) {
         for hash in beginnings(seed, filter) {
             let is_it = |beginning: &Beginning| beginning.hash == hash;
-            self.beginnings
-                .entry(spread(hash), is_it, |beginning| spread(beginning.hash))
-                .or_insert(Beginning { hash, filters: 0 })
-                .get_mut()
-                .filters += 1;
+            match self.beginnings.find_mut(spread(hash), is_it) {
+                Some(beginning) => beginning.filters += 1,
+                None => {
+                    self.beginnings.insert_unique(spread(hash), Beginning { hash, filters: 1 }, |beginning| {
+                        spread(beginning.hash)
+                    })
+                }
+            }
         }
         let mut at = ROOT;
         self.nodes[at].passing += 1;
@@ -168,13 +170,11 @@ impl Shapes {
     /// Counts the shape of a filter out.
     pub(super) fn remove(&mut self, seed: &HashSeed, filter: &[u8]) {
         for hash in beginnings(seed, filter) {
-            let mut entry = self
-                .beginnings
-                .find_entry(spread(hash), |beginning| beginning.hash == hash)
-                .expect("it was counted in");
-            entry.get_mut().filters -= 1;
-            if entry.get().filters == 0 {
-                entry.remove();
+            let is_it = |beginning: &Beginning| beginning.hash == hash;
+            let beginning = self.beginnings.find_mut(spread(hash), is_it).expect("it was counted in");
+            beginning.filters -= 1;
+            if beginning.filters == 0 {
+                self.beginnings.remove(spread(hash), is_it);
             }
         }
         let mut at = ROOT;
@@ -261,7 +261,7 @@ impl Shapes {
         let mut counted = Self::new();
         filters.for_each(|filter| counted.insert(seed, filter));
         assert_eq!(self.beginnings.len(), counted.beginnings.len());
-        for beginning in &self.beginnings {
+        for beginning in self.beginnings.iter() {
             let found = counted.beginnings.find(spread(beginning.hash), |other| other.hash == beginning.hash);
             assert_eq!(found.map(|found| found.filters), Some(beginning.filters));
         }
