@@ -113,6 +113,8 @@ pub(super) struct Journal {
     input_message: Lsn,
     /// Whether the reply to the input promises more than what the input recorded.
     promises_all: bool,
+    /// Whether it promises that at all, or the input has recorded something. Most have not where no session is stored.
+    is_input_noted: bool,
     /// Which outboxes hold something back, nearly in the order of what they wait for.
     held: VecDeque<(Lsn, ConnectionId)>,
     /// Whose sessions have ended, by which record, as far as that is not stored yet.
@@ -176,6 +178,7 @@ impl Journal {
             input_from: None,
             input_message: Lsn::NONE,
             promises_all: false,
+            is_input_noted: false,
             held: VecDeque::new(),
             ended: VecDeque::new(),
             relieved: Vec::new(),
@@ -205,33 +208,33 @@ impl Journal {
         if !self.is_on() {
             return;
         }
-        self.input_first = self.next();
         self.input_from = from;
-        self.input_message = Lsn::NONE;
-        self.promises_all = false;
+        if self.is_input_noted {
+            self.input_first = self.next();
+            self.input_message = Lsn::NONE;
+            self.promises_all = false;
+            self.is_input_noted = false;
+        }
     }
 
     /// The reply to the input being handled promises that something is as it is now, whoever made it so: that a topic is
     /// clear, or a session gone.
     pub(super) fn promise_all(&mut self) {
         self.promises_all = true;
+        self.is_input_noted = true;
     }
 
     /// What a reply to the input being handled says is stored when it leaves; `Promise::default()` if it may leave at
     /// once.
     #[inline]
     pub(super) fn promise(&self) -> Promise {
-        if self.durability != Durability::BeforeReply {
+        if !self.is_input_noted || self.durability != Durability::BeforeReply {
             return Promise::default();
         }
         if self.promises_all {
             return self.promise_of_all();
         }
-        let next = self.next();
-        if next == self.input_first {
-            return Promise::default();
-        }
-        Promise { lsn: Lsn(next.0 - 1), ..Promise::default() }
+        Promise { lsn: Lsn(self.next().0 - 1), ..Promise::default() }
     }
 
     /// What a reply says that promises all that was recorded so far, and not only by its own input: that something is gone
@@ -245,7 +248,11 @@ impl Journal {
     }
 
     /// What an acknowledgement says that promises nothing but that the message is safe.
+    #[inline]
     pub(super) fn promise_of_message(&self) -> Promise {
+        if !self.is_input_noted {
+            return Promise::default();
+        }
         let can_be_removed = !self.promises_all && self.input_message >= self.first;
         let message = if can_be_removed { self.input_message } else { Lsn::NONE };
         Promise { message, ..self.promise() }
@@ -296,7 +303,7 @@ impl Journal {
     /// Whether the input being handled has recorded something although too much waits.
     #[inline]
     pub(super) fn is_too_much(&self, bytes_max: u64) -> bool {
-        self.is_on() && self.next() != self.input_first && self.unstored_bytes() > bytes_max
+        self.is_input_noted && self.next() != self.input_first && self.unstored_bytes() > bytes_max
     }
 
     /// Whether records are written as they are made: hardly any would be removed in time.
@@ -308,6 +315,7 @@ impl Journal {
     fn number(&mut self, bytes: u64) -> Lsn {
         self.waiting_bytes += bytes;
         self.transience.note_recorded();
+        self.is_input_noted = true;
         self.next()
     }
 

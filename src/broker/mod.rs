@@ -605,7 +605,6 @@ impl Broker {
         let size_max = link.packet_size_max as usize;
         let journal = &self.outputs.journal;
         let promise = match kind {
-            _ if !journal.is_on() => Promise::default(),
             PacketKind::Puback => journal.promise_of_message(),
             PacketKind::Connack => Promise { is_first: true, ..journal.promise() },
             _ => journal.promise(),
