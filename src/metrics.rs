@@ -110,9 +110,9 @@ pub struct Metrics {
     pub bytes_received: u64,
     /// Bytes written to sockets.
     pub bytes_sent: u64,
-    /// Synchronizations of the log, each of one batch or of several.
+    /// Commits to the log, each of one batch or of several.
     pub store_commits: u64,
-    /// Bytes written for them, zeros to be written over included.
+    /// Bytes written for them, with what fills up their blocks and zeros to be written over.
     pub store_bytes: u64,
     /// Times that storing began to fail.
     pub store_failures: u64,

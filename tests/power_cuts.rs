@@ -2,7 +2,7 @@
 //! whole or not at all.
 //!
 //! The store runs on a disk of our own, which forgets what was not synchronized: any part of it, in any order, down to
-//! single sectors, and names of files as well. Sometimes it fails for a moment and then works again. `POWER_CUTS=n` makes a longer run, `POWER_CUTS_SEED=n` replays one.
+//! single sectors, and names of files as well. Sometimes it fails for a moment, part way through a write as well, and then works again. `POWER_CUTS=n` makes a longer run, `POWER_CUTS_SEED=n` replays one.
 
 #![cfg(feature = "persistence")]
 
@@ -96,12 +96,32 @@ struct State {
     /// Synchronizations of the log until one fails, and with it the attempt to cut off what it was of.
     sound: Option<u64>,
     has_failed: bool,
-    /// Whether blocks can be written through, and how often they were.
+    /// Whether blocks can be written through.
     writes_through: bool,
-    written_through: u64,
+    /// Decides which writes of the log fail part way; none while all do what they should.
+    mishaps: Option<Random>,
+    tally: WriteTally,
     contents: Vec<Content>,
     names: BTreeMap<String, usize>,
     certain_names: BTreeMap<String, usize>,
+}
+
+/// What writes there were.
+#[derive(Clone, Copy, Debug, Default)]
+struct WriteTally {
+    through: u64,
+    /// Those of several blocks, and those behind the first block of a file.
+    through_several: u64,
+    through_behind: u64,
+    /// Those that were refused or failed part way.
+    in_part: u64,
+}
+
+/// How a write through goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mishap {
+    Refused,
+    Failed,
 }
 
 /// A disk that loses power.
@@ -147,6 +167,35 @@ impl Disk {
         }
         survivor.certain_names = survivor.names.clone();
         Self(Arc::new(Mutex::new(survivor)))
+    }
+}
+
+impl DiskFile {
+    fn put(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
+        let content = &mut self.disk.powered()?.contents[self.number];
+        write(&mut content.seen, position as usize, bytes);
+        content.pending.push(Pending::Write(position, bytes.to_vec()));
+        Ok(())
+    }
+
+    fn is_log(&self, state: &State) -> bool {
+        state.names.iter().any(|(name, number)| *number == self.number && name.starts_with("log-"))
+    }
+
+    /// Whether this write of so many parts goes wrong, once in a few times, and after how many of them. Where one fails, so
+    /// may the attempt to cut off what it left.
+    fn mishap(&self, once_in: usize, parts: usize) -> Option<(Mishap, usize)> {
+        let mut state = self.disk.state();
+        let is_log = self.is_log(&state);
+        let random = state.mishaps.as_mut().filter(|_| is_log)?;
+        if !random.once_in(once_in) {
+            return None;
+        }
+        let mishap = if random.once_in(2) { Mishap::Refused } else { Mishap::Failed };
+        let (done, is_cut_off) = (random.below(parts + 1), random.once_in(2));
+        state.has_failed |= mishap == Mishap::Failed && !is_cut_off;
+        state.tally.in_part += 1;
+        Some((mishap, done))
     }
 }
 
@@ -208,10 +257,11 @@ impl MediumFile for DiskFile {
     }
 
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        let content = &mut self.disk.powered()?.contents[self.number];
-        write(&mut content.seen, position as usize, bytes);
-        content.pending.push(Pending::Write(position, bytes.to_vec()));
-        Ok(())
+        if let Some((Mishap::Failed, done)) = self.mishap(6, bytes.len()) {
+            self.put(position, &bytes[..done])?;
+            return Err(io::Error::other("not now"));
+        }
+        self.put(position, bytes)
     }
 
     fn write_through(&self, position: u64, blocks: &[u8]) -> io::Result<bool> {
@@ -224,16 +274,23 @@ impl MediumFile for DiskFile {
             assert!(position as usize + blocks.len() <= content.certain.len(), "over what is there");
             assert!(content.pending.is_empty(), "and synchronized");
         }
-        self.write_at(position, blocks)?;
+        let mishap = self.mishap(3, blocks.len() / BLOCK_BYTES as usize);
+        let done = mishap.map_or(blocks, |(_, done)| &blocks[..done * BLOCK_BYTES as usize]);
+        self.put(position, done)?;
+        if let Some((Mishap::Failed, _)) = mishap {
+            return Err(io::Error::other("not now"));
+        }
         self.synchronize()?;
-        self.disk.state().written_through += 1;
-        Ok(true)
+        let tally = &mut self.disk.state().tally;
+        tally.through += 1;
+        tally.through_several += u64::from(done.len() as u64 > BLOCK_BYTES);
+        tally.through_behind += u64::from(position > 0);
+        Ok(mishap.is_none())
     }
 
     fn synchronize(&self) -> io::Result<()> {
         let mut state = self.disk.powered()?;
-        let is_log =
-            state.names.iter().any(|(name, number)| *number == self.number && name.starts_with("log-"));
+        let is_log = self.is_log(&state);
         match state.sound.as_mut().filter(|_| is_log) {
             Some(0) => {
                 (state.sound, state.has_failed) = (None, true);
@@ -265,10 +322,6 @@ fn read(stored: &Stored) -> Result<Records, OpenError> {
 }
 
 /// Some records are made, some change, some go. Of those that never change each is made once.
-fn last_of(batches: &[Batch]) -> Lsn {
-    batches.last().map(Batch::last).expect("no report is of none")
-}
-
 fn batch(random: &mut Random, truth: &Records, last: &mut Lsn) -> Batch {
     let mut batch = Batch::default();
     let mut here: Vec<Lsn> = Vec::new();
@@ -296,8 +349,17 @@ fn batch(random: &mut Random, truth: &Records, last: &mut Lsn) -> Batch {
             }
         }
     }
+    if random.once_in(8) {
+        *last = last.next();
+        let size = MESSAGE_BYTES[random.below(MESSAGE_BYTES.len())] + random.below(50);
+        batch.put_message(*last, b"t", b"", &vec![random.below(256) as u8; size], None);
+    }
     batch.finish(*last);
     batch
+}
+
+fn last_of(batches: &[Batch]) -> Lsn {
+    batches.last().map(Batch::last).expect("no report is of none")
 }
 
 /// What happened in one world.
@@ -313,8 +375,14 @@ struct Tally {
     unreported: u64,
     /// Times that segments were taken into the base.
     condensed: u64,
-    written_through: u64,
+    writes: WriteTally,
 }
+
+/// Sizes of messages: of a frame with others, of some blocks, and of a frame too large for zeros.
+const MESSAGE_BYTES: [usize; 4] = [100, 4_000, 9_000, 70_000];
+
+/// What a segment may hold: a few frames, some blocks, and frames that are too large for zeros.
+const SEGMENT_BYTES: [u64; 3] = [900, 20_000, 300_000];
 
 /// One disk, a few lives.
 fn live(seed: u64) -> Tally {
@@ -329,7 +397,8 @@ fn live(seed: u64) -> Tally {
         disk.state().power = 1 + random.below(power) as u64;
         disk.state().sound = None;
         disk.state().has_failed = false;
-        disk.state().writes_through = random.once_in(2);
+        disk.state().writes_through = !random.once_in(3);
+        disk.state().mishaps = None;
         tally.cuts += 1;
         match Stored::open(Arc::new(disk.clone())) {
             Ok(stored) => match read(&stored) {
@@ -341,6 +410,8 @@ fn live(seed: u64) -> Tally {
                     assert_eq!(records, truth, "what was reported is there, and batches are whole");
                     under_way.clear();
                     disk.state().sound = random.once_in(8).then(|| 2 + random.below(20) as u64);
+                    let seed = random.0;
+                    disk.state().mishaps = random.once_in(16).then_some(Random(seed));
                     last = commit_until_the_cut(
                         stored,
                         &mut random,
@@ -355,7 +426,12 @@ fn live(seed: u64) -> Tally {
             },
             Err(error) => assert_eq!(disk.state().power, 0, "with power it can be opened: {error}"),
         }
-        tally.written_through += std::mem::take(&mut disk.state().written_through);
+        let WriteTally { through, through_several, through_behind, in_part } =
+            std::mem::take(&mut disk.state().tally);
+        tally.writes.through += through;
+        tally.writes.through_several += through_several;
+        tally.writes.through_behind += through_behind;
+        tally.writes.in_part += in_part;
         // A process that is only killed leaves behind what the system has not written yet.
         if !random.once_in(3) {
             disk = disk.survive(&mut random);
@@ -378,7 +454,7 @@ fn commit_until_the_cut(
     let (wake, woken) = channel();
     let wake = Mutex::new(wake);
     let mut store = stored.start(
-        900,
+        SEGMENT_BYTES[random.below(SEGMENT_BYTES.len())],
         Arc::new(move || {
             let _ = wake.lock().map(|wake| wake.send(()));
         }),
@@ -460,7 +536,17 @@ fn nothing_that_was_stored_is_lost() {
         println!("{condensed} times condensed, {unreported} batches there and not reported");
         assert!(commits > 1_000 && condensed > 100, "the log is taken into the base");
         assert!(failures > 3, "what failed is tried again");
-        assert!(sum(|tally| tally.written_through) > 100, "some disks write through");
+        let [through, several, behind, in_part] = [
+            sum(|tally| tally.writes.through),
+            sum(|tally| tally.writes.through_several),
+            sum(|tally| tally.writes.through_behind),
+            sum(|tally| tally.writes.in_part),
+        ];
+        println!(
+            "{through} written through, {several} of several blocks, {behind} behind the first; {in_part} in part"
+        );
+        assert!(through > 100 && several > 100 && behind > 100, "some disks write through");
+        assert!(in_part > 50, "some writes go wrong part way");
         assert!(together > 100, "batches that wait are stored together");
         assert!(unreported > 5, "the power went between disk and report, too");
     }

@@ -568,7 +568,7 @@ impl Journal {
 
     /// Everything up to this number is stored.
     pub(super) fn set_stored(&mut self, last: Lsn) {
-        assert!(last < self.first, "only what was taken can be stored");
+        assert!(last < self.batch_first, "only what was taken can be stored");
         self.stored = self.stored.max(last);
         while self.ended.pop_front_if(|(removal, _)| *removal <= last).is_some() {}
         while let Some((_, bytes)) = self.under_way.pop_front_if(|(taken, _)| *taken <= last) {

@@ -433,7 +433,8 @@ impl Broker {
         self.outputs.closing.push_back(id);
     }
 
-    /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed. Batches are stored in
+    /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed, but for a few turns in
+    /// which it may wait. Batches are stored in
     /// the order in which they were taken; there may be another one while earlier ones are on their way.
     pub fn poll_journal(&mut self) -> Option<Batch> {
         if !self.outputs.journal.is_on() {
@@ -454,11 +455,6 @@ impl Broker {
             }
         }
         batch
-    }
-
-    /// Lets go what was held back for records that are not wanted any more, where no batch is taken in this turn.
-    pub fn let_go(&mut self) {
-        self.open_gates();
     }
 
     /// Everything up to this number is stored.
@@ -522,7 +518,9 @@ impl Broker {
         self.outputs.journal.is_idle()
     }
 
-    fn open_gates(&mut self) {
+    /// Lets go what was held back for records that are stored, or not wanted any more. To be called where `poll_journal` is
+    /// not in this turn.
+    pub fn open_gates(&mut self) {
         let Self { links, outputs, .. } = self;
         while let Some(id) = outputs.journal.next_to_open() {
             let Some(link) = links.find_mut(id) else { continue };

@@ -152,13 +152,14 @@ impl Outbox {
     pub(super) fn hold(&mut self, promise: Promise, batch_first: Lsn) -> bool {
         let position = self.base + self.bytes.len() as u64;
         let Gates(gates) = &mut **self.gates.get_or_insert_default();
-        let is_behind_as_late = gates.back().is_some_and(|Gate { promise: last, .. }| {
-            !last.message.is_some() && last.lsn >= promise.lsn.min(batch_first)
-        });
-        if !is_behind_as_late {
-            gates.push_back(Gate { position, promise });
+        if let Some(Gate { promise: last, .. }) = gates.back()
+            && !last.message.is_some()
+            && last.lsn >= promise.lsn.min(batch_first)
+        {
+            return false;
         }
-        !is_behind_as_late
+        gates.push_back(Gate { position, promise });
+        true
     }
 
     /// Lets go what stands behind gates whose promise is kept; true if there are any.

@@ -191,7 +191,7 @@ impl EventLoop {
             self.authenticate(now);
             self.broker.handle_timeout(begun);
             #[cfg(feature = "persistence")]
-            self.hand_over(now, !events.is_empty());
+            self.hand_over(now, !events.is_empty(), turn_began);
             self.read_on();
             self.flush(now);
             self.log_events();
@@ -447,13 +447,13 @@ impl EventLoop {
 
     /// Gives the store what it has to do.
     #[cfg(feature = "persistence")]
-    fn hand_over(&mut self, now: Instant, had_events: bool) {
+    fn hand_over(&mut self, now: Instant, had_events: bool, turn_micros: u64) {
         let is_more_to_read = had_events || !self.ready.is_empty();
         if let Some(keeper) = &mut self.keeper {
             if self.settling.is_some() || self.stopping.is_some() {
                 keeper.hand_over_at_once(now, &mut self.broker);
             } else {
-                keeper.hand_over(now, &mut self.broker, is_more_to_read);
+                keeper.hand_over(now, &mut self.broker, is_more_to_read, turn_micros);
             }
         }
     }

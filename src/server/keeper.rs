@@ -17,10 +17,9 @@ use super::LOG_TARGET;
 /// A disk that has not answered for so long is not waited for any more.
 const ANSWER_TIMEOUT: Duration = Duration(10_000);
 
-/// A batch waits no longer for others to join it: there may always be something to read.
-const TURNS_HELD_MAX: u32 = 8;
-
-/// And not for more than that.
+/// A batch waits no longer than that for others to join it, and not for more than that: there may always be something to
+/// read.
+const HELD_MICROS_MAX: u64 = 500;
 const HELD_BYTES_MAX: u64 = 64 << 10;
 
 /// With each batch the peak of what is on its way is forgotten by this part.
@@ -93,10 +92,11 @@ pub(super) struct Keeper {
     next_due: Instant,
     /// Since when nothing can be stored.
     failing_since: Option<Instant>,
-    /// Bytes that were recorded and not stored, at most, of late: about what all publishers have on their way.
+    /// Bytes that were recorded and not stored, at most, of late: about what all publishers have on their way, as far as
+    /// that matters.
     peak_bytes: u64,
-    /// Turns for which a batch has waited for more.
-    turns_held: u32,
+    /// Since when a batch waits for more.
+    held_since_micros: Option<u64>,
     base_is_failing: bool,
     /// No other process uses the folder as long as this exists; to be dropped last.
     _claim: Claim,
@@ -140,7 +140,7 @@ impl Keeper {
             next_due: Instant::default(),
             failing_since: None,
             peak_bytes: 0,
-            turns_held: 0,
+            held_since_micros: None,
             base_is_failing: false,
             _claim: claim,
         };
@@ -212,9 +212,16 @@ impl Keeper {
         }
     }
 
-    /// Hands over what is to be stored now. While there is more to read a small batch waits for it: commits of half of what
-    /// is on its way, one on the disk while the next one comes, cost least.
-    pub(super) fn hand_over(&mut self, now: Instant, broker: &mut Broker, is_more_to_read: bool) {
+    /// Hands over what is to be stored now. While there is more to read a small batch waits for it, a moment at most:
+    /// commits of half of what is on its way, one on the disk while the next one comes, cost least. `turn_micros` is when
+    /// this turn began.
+    pub(super) fn hand_over(
+        &mut self,
+        now: Instant,
+        broker: &mut Broker,
+        is_more_to_read: bool,
+        turn_micros: u64,
+    ) {
         if let Sync::Within(delay) = self.options.sync {
             let is_much = broker.unstored_bytes() > broker.options().unstored_bytes_max / 2;
             if now < self.next_due && !is_much {
@@ -225,32 +232,33 @@ impl Keeper {
             }
             return;
         }
-        self.peak_bytes = self.peak_bytes.max(broker.unstored_bytes());
+        self.peak_bytes = self.peak_bytes.max(broker.unstored_bytes()).min(2 * HELD_BYTES_MAX);
         let waiting_bytes = broker.waiting_bytes();
-        let is_small = waiting_bytes > 0 && waiting_bytes < (self.peak_bytes / 2).min(HELD_BYTES_MAX);
-        if is_small && is_more_to_read && self.turns_held < TURNS_HELD_MAX {
-            self.turns_held += 1;
-            broker.let_go();
-            return;
+        if is_more_to_read && waiting_bytes > 0 && waiting_bytes < self.peak_bytes / 2 {
+            let since = *self.held_since_micros.get_or_insert(turn_micros);
+            if turn_micros < since + HELD_MICROS_MAX {
+                broker.open_gates();
+                return;
+            }
         }
-        self.turns_held = 0;
         if self.hand_over_at_once(now, broker) {
             self.peak_bytes -= self.peak_bytes / PEAK_DECAY;
         }
     }
 
-    /// Whether a batch waits for more to join it.
-    pub(super) const fn is_holding(&self) -> bool {
-        self.turns_held > 0
-    }
-
-    /// The same, whether it may wait or not. False if there was nothing.
+    /// Hands over what there is, whether it may wait or not. False if there was nothing.
     pub(super) fn hand_over_at_once(&mut self, now: Instant, broker: &mut Broker) -> bool {
+        self.held_since_micros = None;
         let Some(batch) = broker.poll_journal() else { return false };
         let since = self.handed_over.map_or(now, |(_, since)| since);
         self.handed_over = Some((batch.last(), since));
         self.store.commit(batch);
         true
+    }
+
+    /// Whether a batch waits as long as there is something to read.
+    pub(super) const fn is_holding(&self) -> bool {
+        self.held_since_micros.is_some()
     }
 
     /// When the loop has to look again.

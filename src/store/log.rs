@@ -6,12 +6,15 @@
 //!             last number of the frame before (8 bytes), last number of this one (8 bytes), batch+
 //! ```
 //!
-//! All integers have their high byte first. A commit is one write and one synchronization: the least that a disk can be
-//! asked for. A segment that is full is closed; once the base has taken its changes in, it is removed.
+//! All integers have their high byte first. A commit is one write and one synchronization, or a write that is both: the
+//! least that a disk can be asked for. A segment that is full is closed; once the base has taken its changes in, it is
+//! removed.
 //!
 //! Small frames are written over zeros that were put there some frames before. Where a file does not grow, a file system
 //! has nothing to note beside its contents: on ext4 a commit of 170 bytes took 84 us instead of 198, and one of 13,000
-//! bytes 120 instead of 268 (57 instead of 76, and 69 instead of 98, where ext4 has no journal of its own).
+//! bytes 120 instead of 268 (57 instead of 76, and 69 instead of 98, where ext4 has no journal of its own). Such frames go
+//! to the disk directly, in whole blocks: without that a commit of 12,288 bytes took 80 us and 25 us of processor time,
+//! with it 64 and 15.
 //!
 //! Invariants: numbers only grow, over restarts as well; each frame names the one before it, so that a hole shows; a
 //! frame is appended only when the one before it is on disk, so that a power cut can tear the last one at most. What is
@@ -126,25 +129,29 @@ impl Log {
         segment.file.check_presence()?;
         let block = segment.length - self.end.settled() as u64;
         let is_over_zeros = block + self.end.whole().len() as u64 <= segment.file_length;
-        let mut bytes = self.end.fresh().len() as u64;
+        let mut bytes = self.end.whole().len() as u64;
+        let mut zeros = 0;
         let written_through =
             if is_over_zeros { segment.file.write_through(block, self.end.whole()) } else { Ok(false) };
-        let result = if let Ok(false) = written_through {
-            // From the beginning of its block: or the system would have to read that first.
-            if let Err(error) = segment.file.write_at(block, self.end.all()) {
-                // What was written in part would look like a batch that was torn, and it need not be there at all. If it
-                // cannot be cut off now, the next attempt writes over it.
-                let _ = segment.file.set_length(segment.length);
-                segment.file_length = segment.length;
-                return Err(error);
+        let result = match written_through {
+            Ok(true) => Ok(()),
+            Err(error) => Err(error),
+            Ok(false) => {
+                // From the beginning of its block: or the system would have to read that first.
+                if let Err(error) = segment.file.write_at(block, self.end.all()) {
+                    // What was written in part would look like a batch that was torn, and it need not be there at all. If it
+                    // cannot be cut off now, the next attempt writes over it.
+                    let _ = segment.file.set_length(segment.length);
+                    segment.file_length = segment.length;
+                    return Err(error);
+                }
+                zeros = segment.write_zeros(self.end.fresh().len(), &mut self.writes_zeros);
+                bytes = self.end.all().len() as u64 + zeros;
+                segment.file.synchronize()
             }
-            bytes += segment.write_zeros(self.end.fresh().len(), &mut self.writes_zeros);
-            segment.file.synchronize()
-        } else {
-            written_through.map(|_| ())
         };
         if let Err(error) = result {
-            self.writes_zeros &= bytes == self.end.fresh().len() as u64;
+            self.writes_zeros &= zeros == 0;
             // The system may have forgotten what it could not write: this file is not to be trusted with more.
             let _ = segment.file.set_length(segment.length);
             self.close_segment();

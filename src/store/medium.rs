@@ -1,7 +1,7 @@
 //! Where a store's files are: a folder, or whatever a test puts in its place.
 //!
 //! The narrow waist between the store and the disk. What is written is only certain to be there after a power cut once it
-//! was synchronized, and so is a name.
+//! was synchronized or written through, and so is a name.
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
@@ -9,6 +9,7 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Named files.
 pub trait Medium: fmt::Debug + Send + Sync {
@@ -79,7 +80,8 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()>;
 
     /// Writes whole blocks over others that are there and synchronized, from the beginning of a block, and makes certain
-    /// that they are there: as `write_at` and `synchronize` do, for less. False, and nothing is done, where that cannot be.
+    /// that they are there: as `write_at` and `synchronize` do, for less. False where that cannot be; some of the blocks may
+    /// be written all the same.
     ///
     /// # Errors
     ///
@@ -135,7 +137,13 @@ impl Medium for Folder {
         let path = self.path.join(name);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
         let inode = file.metadata()?.ino();
-        Ok(Box::new(FolderFile { file, path, inode, direct: OnceLock::new() }))
+        Ok(Box::new(FolderFile {
+            file,
+            path,
+            inode,
+            direct: OnceLock::new(),
+            is_refused: AtomicBool::new(false),
+        }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -178,6 +186,8 @@ struct FolderFile {
     inode: u64,
     /// The same file as one that the system does not keep in memory, if it can be.
     direct: OnceLock<Option<File>>,
+    /// Whether it cannot be written to after all.
+    is_refused: AtomicBool,
 }
 
 impl FolderFile {
@@ -188,8 +198,9 @@ impl FolderFile {
 
         let flags = (OFlags::DIRECT | OFlags::DSYNC).bits();
         let file = OpenOptions::new().write(true).custom_flags(flags.cast_signed()).open(&self.path).ok()?;
-        // Or it was replaced meanwhile.
-        (file.metadata().ok()?.ino() == self.inode).then_some(file)
+        // Or it was another one that was opened.
+        self.check_presence().ok()?;
+        Some(file)
     }
 
     #[cfg(not(target_os = "linux"))]
@@ -216,6 +227,9 @@ impl MediumFile for FolderFile {
     }
 
     fn write_through(&self, position: u64, blocks: &[u8]) -> io::Result<bool> {
+        if self.is_refused.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
         let Some(file) = self.direct.get_or_init(|| self.open_direct()) else { return Ok(false) };
         match file.write_all_at(blocks, position) {
             Ok(()) => Ok(true),
@@ -223,6 +237,7 @@ impl MediumFile for FolderFile {
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
             {
+                self.is_refused.store(true, Ordering::Relaxed);
                 Ok(false)
             }
             Err(error) => Err(error),

@@ -7,7 +7,7 @@
 //!                  base thread: what is left of them, one transaction, remove the segments
 //! ```
 //!
-//! A commit costs one write at the end of a file and one synchronization. What happens while that runs gathers, in the core
+//! A commit costs one write at the end of a file and one synchronization, or a write that is both. What happens while that runs gathers, in the core
 //! or as batches that wait here, and is the next commit, so the more is to be done, the less each of it costs. Full
 //! segments of the log are taken into the base behind its back.
 //!

@@ -73,6 +73,12 @@ impl World {
         if !self.is_stored {
             return;
         }
+        if self.random.once_in(4) {
+            // A turn in which the server lets it wait.
+            self.broker.open_gates();
+            self.after_input(None, None);
+            return;
+        }
         if let Some(batch) = self.broker.poll_journal() {
             if self.traces {
                 eprintln!("{} batch up to {:?}", self.now.0, batch.last());
