@@ -236,14 +236,7 @@ impl Broker {
         mut requests: SubscriptionRequests<'a>,
         steps: &mut usize,
     ) -> (Option<CloseReason>, &'a [u8]) {
-        let mut error = None;
-        while *steps > 0
-            && error.is_none()
-            && let Some(request) = requests.next()
-        {
-            error = self.fatal_request_error(id, &request);
-            *steps -= 1;
-        }
+        let error = judge_some(&mut requests, steps, |request| self.fatal_request_error(id, &request));
         (error, requests.as_bytes())
     }
 
@@ -254,14 +247,7 @@ impl Broker {
         mut filters: TopicFilters<'a>,
         steps: &mut usize,
     ) -> (Option<CloseReason>, &'a [u8]) {
-        let mut error = None;
-        while *steps > 0
-            && error.is_none()
-            && let Some(filter) = filters.next()
-        {
-            error = self.fatal_filter_error(id, filter);
-            *steps -= 1;
-        }
+        let error = judge_some(&mut filters, steps, |filter| self.fatal_filter_error(id, filter));
         (error, filters.as_bytes())
     }
 
@@ -288,6 +274,24 @@ impl Broker {
             Err(error) => Some(CloseReason::TopicFilter(error)),
         }
     }
+}
+
+/// Judges as many as there are steps. What is wrong with the first bad one.
+fn judge_some<T>(
+    all: &mut impl Iterator<Item = T>,
+    steps: &mut usize,
+    judge: impl Fn(T) -> Option<CloseReason>,
+) -> Option<CloseReason> {
+    while *steps > 0
+        && let Some(next) = all.next()
+    {
+        *steps -= 1;
+        let error = judge(next);
+        if error.is_some() {
+            return error;
+        }
+    }
+    None
 }
 
 fn grant_of(request: &SubscriptionRequest<'_>, subscription_id: Option<NonZeroU32>) -> Grant {

@@ -129,38 +129,54 @@ impl Log {
         segment.file.check_presence()?;
         let block = segment.length - self.end.settled() as u64;
         let is_over_zeros = block + self.end.whole().len() as u64 <= segment.file_length;
-        let mut bytes = self.end.whole().len() as u64;
-        let mut zeros = 0;
-        let written_through =
-            if is_over_zeros { segment.file.write_through(block, self.end.whole()) } else { Ok(false) };
-        let result = match written_through {
-            Ok(true) => Ok(()),
-            Err(error) => Err(error),
-            Ok(false) => {
-                // From the beginning of its block: or the system would have to read that first.
-                if let Err(error) = segment.file.write_at(block, self.end.all()) {
-                    // What was written in part would look like a batch that was torn, and it need not be there at all. If it
-                    // cannot be cut off now, the next attempt writes over it.
-                    let _ = segment.file.set_length(segment.length);
-                    segment.file_length = segment.length;
+        if is_over_zeros {
+            match segment.file.write_through(block, self.end.whole()) {
+                Ok(true) => {
+                    let bytes = self.end.whole().len() as u64;
+                    self.note_appended(last);
+                    return Ok(bytes);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    self.give_up_segment();
                     return Err(error);
                 }
-                zeros = segment.write_zeros(self.end.fresh().len(), &mut self.writes_zeros);
-                bytes = self.end.all().len() as u64 + zeros;
-                segment.file.synchronize()
             }
-        };
-        if let Err(error) = result {
-            self.writes_zeros &= zeros == 0;
-            // The system may have forgotten what it could not write: this file is not to be trusted with more.
+        }
+        // From the beginning of its block: or the system would have to read that first.
+        if let Err(error) = segment.file.write_at(block, self.end.all()) {
+            // What was written in part would look like a batch that was torn, and it need not be there at all. If it cannot
+            // be cut off now, the next attempt writes over it.
             let _ = segment.file.set_length(segment.length);
-            self.close_segment();
+            segment.file_length = segment.length;
             return Err(error);
         }
-        segment.length += self.end.fresh().len() as u64;
+        let zeros = segment.write_zeros(self.end.fresh().len(), &mut self.writes_zeros);
+        if let Err(error) = segment.file.synchronize() {
+            self.writes_zeros &= zeros == 0;
+            self.give_up_segment();
+            return Err(error);
+        }
+        let bytes = self.end.all().len() as u64 + zeros;
+        self.note_appended(last);
+        Ok(bytes)
+    }
+
+    /// The frame in hand is on disk.
+    fn note_appended(&mut self, last: Lsn) {
+        if let Some(segment) = &mut self.segment {
+            segment.length += self.end.fresh().len() as u64;
+        }
         self.end.settle();
         self.last = last;
-        Ok(bytes)
+    }
+
+    /// The system may have forgotten what it could not write: this file is not to be trusted with more.
+    fn give_up_segment(&mut self) {
+        if let Some(segment) = &self.segment {
+            let _ = segment.file.set_length(segment.length);
+        }
+        self.close_segment();
     }
 
     fn begin_segment(&mut self) -> io::Result<()> {
