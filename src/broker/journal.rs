@@ -544,6 +544,9 @@ impl Journal {
         }
         let mut batch = std::mem::replace(&mut self.batch, self.spares.pop().unwrap_or_default());
         batch.finish(last);
+        if !self.transience.is_rare() {
+            batch.let_wait();
+        }
         self.under_way.push_back((last, bytes));
         self.under_way_bytes += bytes;
         Some(batch)

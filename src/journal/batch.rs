@@ -19,6 +19,8 @@ pub struct Batch {
     bytes: Vec<u8>,
     len: usize,
     last: Lsn,
+    /// Whether most of it will not be wanted any more in a moment.
+    may_wait: bool,
 }
 
 /// One change of what is stored.
@@ -88,6 +90,16 @@ impl Batch {
     /// Says up to which number everything is stored once this batch is.
     pub fn finish(&mut self, last: Lsn) {
         self.last = last;
+    }
+
+    /// Says that most of it will not be wanted any more in a moment, so that nobody gains by haste.
+    pub fn let_wait(&mut self) {
+        self.may_wait = true;
+    }
+
+    /// Whether others should go first.
+    pub const fn may_wait(&self) -> bool {
+        self.may_wait
     }
 
     /// Everything up to this number is stored once this batch is.
