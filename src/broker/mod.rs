@@ -434,8 +434,8 @@ impl Broker {
     }
 
     /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed, but for a few turns in
-    /// which it may wait. Batches are stored in
-    /// the order in which they were taken; there may be another one while earlier ones are on their way.
+    /// which it may wait. Batches are stored in the order in which they were taken; there may be another one while earlier
+    /// ones are on their way.
     pub fn poll_journal(&mut self) -> Option<Batch> {
         if !self.outputs.journal.is_on() {
             return None;
