@@ -35,7 +35,7 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 5] = [queues, filters, memberships, retained, sessions];
+const SCENARIOS: [Scenario; 6] = [fan_out, queues, filters, memberships, retained, sessions];
 
 /// Messages that wait, or are retained, and filters in all.
 const MANY: u64 = 1_000_000;
@@ -43,6 +43,9 @@ const MANY: u64 = 1_000_000;
 /// Filters of one client, and sessions that end at once.
 const FILTERS: u64 = 100_000;
 const SESSIONS: u64 = 100_000;
+
+/// Clients who get the same message.
+const RECEIVERS: u32 = 100_000;
 
 const FILTERS_PER_PACKET: usize = 1_000;
 
@@ -144,6 +147,24 @@ fn row(name: &str, runs: &[Vec<f32>]) -> Vec<String> {
     let (longest, sum) =
         medians.fold((0.0_f64, 0.0), |(longest, sum), nanos| (longest.max(nanos), sum + nanos));
     vec![name.to_owned(), time_text(longest), count.to_string(), time_text(sum)]
+}
+
+fn fan_out() -> Vec<Calls> {
+    let mut core = core_with_publisher();
+    for number in 0..RECEIVERS {
+        let slot = CLIENT + number;
+        core.open(slot, &connect_bytes(&client_id(number.into()), false));
+        core.exchange(slot, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
+    }
+    let mut sent = |name: &str, qos| {
+        let mut calls = Calls::new(format!("a message reaches {} clients, {name}", size_text(RECEIVERS.into())));
+        calls.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), qos, false));
+        calls
+    };
+    let first = sent("the first of its topic", QoS::AtMostOnce);
+    let parts = vec![first, sent("at QoS 0", QoS::AtMostOnce), sent("at QoS 1", QoS::AtLeastOnce)];
+    assert_eq!(core.deliveries, 3 * u64::from(RECEIVERS));
+    parts
 }
 
 fn queues() -> Vec<Calls> {

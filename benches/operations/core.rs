@@ -109,17 +109,16 @@ impl Core {
         let mut input = bytes;
         broker.metrics_mut().bytes_received += bytes.len() as u64;
         let (mut protocol, mut packet_size_max) = broker.reading_terms(id(slot));
+        let mut wants_input = true;
         while let Some(frame) = inbox.next(&mut input, protocol, packet_size_max).expect("packets") {
+            assert!(wants_input, "nobody here is slow");
             let packet = decode::decode(frame, protocol).expect("a packet");
             broker.handle_packet(*now, id(slot), packet);
             if matches!(packet, Packet::Connect(_)) {
                 (protocol, packet_size_max) = broker.reading_terms(id(slot));
             }
-            // A request of many filters takes several turns.
-            let is_last =
-                matches!(packet, Packet::Disconnect(_) | Packet::Subscribe(_) | Packet::Unsubscribe(_));
-            let wants_input = broker.wants_input(id(slot)) || is_last;
-            assert!(wants_input, "nobody here is slow");
+            // What takes several turns is the last of its read.
+            wants_input = broker.wants_input(id(slot));
         }
     }
 

@@ -53,6 +53,7 @@ impl Broker {
             self.fire_deadlines(now);
         }
         self.continue_long_requests();
+        self.continue_fan_out();
         self.clear_remains();
         // Only those that wait already: one that puts itself off again has its next turn later.
         for _ in 0..self.refills.len() {
@@ -69,7 +70,11 @@ impl Broker {
         if !self.wheel.advance(now, self.options.steps_per_turn) {
             return;
         }
+        let copies_max = self.outputs.copies + self.options.steps_per_turn as u64;
         for _ in 0..DEADLINES_PER_TURN {
+            if self.outputs.copies >= copies_max {
+                break; // Wills have gone to many.
+            }
             let Some(deadline) = self.wheel.pop(now) else { break };
             match deadline {
                 Deadline::Link(id) => self.link_timeout(id),

@@ -7,6 +7,7 @@
 //! ```
 
 use std::num::NonZeroU32;
+use std::ops::Range;
 
 use crate::clock::Instant;
 use crate::codec::encode::{self, PublishHead, PublishHeadProperties};
@@ -46,6 +47,8 @@ pub(super) struct Routing<'a> {
     pub(super) publisher: Option<SubscriberId>,
     /// Whether anybody is subscribed to it.
     pub(super) is_matched: bool,
+    /// Whether only the first of its receivers have it so far.
+    pub(super) goes_on: bool,
     /// Made when the first receiver has to keep it.
     message: Option<Message>,
     /// Payloads up to this size are copied into outboxes.
@@ -65,6 +68,7 @@ impl<'a> Routing<'a> {
             expires_at: None,
             publisher: None,
             is_matched: false,
+            goes_on: false,
             message: None,
             copied_payload_max: 0,
             broker_is_full: false,
@@ -82,6 +86,11 @@ impl<'a> Routing<'a> {
             };
             Message::new(&content, gauge)
         })
+    }
+
+    /// It is in a message already.
+    pub(super) fn use_message(&mut self, message: Message) {
+        self.message = Some(message);
     }
 
     fn head(&self, retain: bool) -> PublishHead<'a> {
@@ -116,31 +125,48 @@ enum Body<'a> {
 
 impl Broker {
     /// Hands a message to every session with a matching subscription, once, at the highest QoS that its matching
-    /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group.
+    /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group. Sessions for which this turn has no time get it
+    /// in later ones (see `fan_out`).
     pub(super) fn route(&mut self, routing: &mut Routing<'_>) {
         let matches = self.subscriptions.matches(routing.topic);
+        let count = matches.len();
+        if self.fan_out.is_some() {
+            self.make_way(routing.topic, count);
+        }
+        self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
+        let at_once = count.min(self.options.steps_per_turn);
+        self.copy_to(routing, &matches, 0..at_once);
+        if at_once < count {
+            self.begin_fan_out(routing, matches, at_once);
+        } else {
+            self.subscriptions.put_back(matches);
+        }
+        if !self.shared.is_empty() {
+            self.route_to_groups(routing);
+        }
+    }
+
+    /// Hands a message to some of those who get it.
+    // Into both of its callers, the first of which runs for every message.
+    #[inline(always)]
+    pub(super) fn copy_to(&mut self, routing: &mut Routing<'_>, matches: &Matches, range: Range<usize>) {
         routing.copied_payload_max = self.options.copied_payload_max(matches.len());
         routing.broker_is_full = self.is_full();
-        self.outputs.copies += matches.len() as u64;
+        self.outputs.copies += range.len() as u64;
         self.outputs.is_fan_out = matches.len() >= FAN_OUT_MIN;
-        self.outputs.fan_outs += u64::from(self.outputs.is_fan_out);
-        for subscriber in matches.iter() {
+        for subscriber in matches.some(range) {
             if !self.remains.is_empty() && self.sessions.is_ended(subscriber.id) {
                 continue;
             }
             routing.is_matched = true;
             if subscriber.is_detailed() {
-                self.deliver_detailed(routing, &matches, subscriber);
+                self.deliver_detailed(routing, matches, subscriber);
             } else {
                 let Subscriber { id, qos, retain_as_published, .. } = subscriber;
                 self.deliver_copy(id, routing, qos, retain_as_published);
             }
         }
         self.outputs.is_fan_out = false;
-        self.subscriptions.put_back(matches);
-        if !self.shared.is_empty() {
-            self.route_to_groups(routing);
-        }
     }
 
     /// Hands one copy to one session.

@@ -67,6 +67,17 @@ pub enum PacketKind {
     Auth,
 }
 
+/// Where a PUBLISH is that takes several turns, or has to wait for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FanOutStep {
+    /// It has to wait.
+    PutOff,
+    /// It was taken after it had waited.
+    Taken,
+    /// It was taken, and will take several turns.
+    Begun,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -119,6 +130,14 @@ pub enum Event {
         /// Whose.
         client_id: Box<str>,
     },
+    /// What became of a PUBLISH that goes to more sessions than one turn has time for, or has to wait for one that does:
+    /// only with `Options::trace_packets`.
+    FanOut {
+        /// The connection that it came from.
+        connection: ConnectionId,
+        /// What.
+        step: FanOutStep,
+    },
     /// A packet was received or sent: only with `Options::trace_packets`.
     Packet {
         /// The connection.
@@ -140,6 +159,7 @@ impl Event {
         match self {
             Self::Connected { connection, .. }
             | Self::Closed { connection, .. }
+            | Self::FanOut { connection, .. }
             | Self::Packet { connection, .. } => Some(*connection),
             Self::LimitReached { .. } | Self::SessionExpired { .. } | Self::SessionEvicted { .. } => None,
         }

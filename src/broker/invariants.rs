@@ -35,6 +35,10 @@ impl Broker {
                 !is_put_off || link.session().is_none() || self.long_requests.contains(&link.id),
                 "a long request goes on"
             );
+            assert!(
+                !link.awaits_fan_out || link.session().is_none() || self.is_behind_fan_out(link.id),
+                "who waits for a message to many is read again"
+            );
             let timed = matches!(link.state, LinkState::AwaitingConnect | LinkState::Authenticating)
                 || (link.session().is_some() && (link.keep_alive_secs > 0 || link.blocked));
             assert!(!timed || link.timer.is_some(), "a link with a deadline has a timer");

@@ -68,6 +68,8 @@ pub(super) struct Link {
     pub(super) read_paused: bool,
     /// The server does not read this peer until the store has caught up with what it published.
     pub(super) awaits_store: bool,
+    /// The server does not read this peer until what it published, or what keeps that back, has reached everybody.
+    pub(super) awaits_fan_out: bool,
     /// A full outbox was logged since it was last empty.
     pub(super) outbox_full_logged: bool,
     /// The session has more to send as soon as the outbox has room.
@@ -106,6 +108,7 @@ impl Link {
     pub(super) fn is_read_paused(&self) -> bool {
         self.read_paused
             || self.awaits_store
+            || self.awaits_fan_out
             || self.extras.as_ref().is_some_and(|extras| extras.long_request.is_some())
     }
 
@@ -160,6 +163,7 @@ impl Links {
             blocked: false,
             read_paused: false,
             awaits_store: false,
+            awaits_fan_out: false,
             outbox_full_logged: false,
             wants_refill: false,
             opened_at: now,

@@ -8,7 +8,7 @@
 //! inputs in the same order put the same bytes into the same outboxes.
 //!
 //! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
-//! `deliver` (PUBLISH to clients), `shared` (to one of many), `acknowledge` (their answers), `retained`, `will`,
+//! `deliver` (PUBLISH to clients), `fan_out` (to very many), `shared` (to one of many), `acknowledge` (their answers), `retained`, `will`,
 //! `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`.
 
 mod acknowledge;
@@ -20,6 +20,7 @@ mod deadlines;
 mod deliver;
 mod delivery;
 pub mod event;
+mod fan_out;
 mod invariants;
 mod journal;
 mod link;
@@ -67,6 +68,7 @@ use authenticate::Authentication;
 use deadlines::Deadline;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
+use fan_out::{FanOut, PutOff};
 use journal::{Journal, Kind, Promise};
 use link::{Dirty, Link, LinkState, Links};
 use message::Gauge;
@@ -102,6 +104,9 @@ pub struct Broker {
     refills: VecDeque<SessionId>,
     /// Links with requests that take several turns.
     long_requests: VecDeque<ConnectionId>,
+    /// The message on its way to more sessions than one turn has time for, and what has to wait for its end.
+    fan_out: Option<Box<FanOut>>,
+    put_off: VecDeque<PutOff>,
     /// What ended sessions and groups have left, the longest ended first.
     remains: VecDeque<Remains>,
     /// Whether the limit on all message bytes was logged since it was last left.
@@ -161,6 +166,8 @@ impl Broker {
             messages: Gauge::default(),
             refills: VecDeque::new(),
             long_requests: VecDeque::new(),
+            fan_out: None,
+            put_off: VecDeque::new(),
             remains: VecDeque::new(),
             full_logged: false,
             connections_full_logged: false,
@@ -226,9 +233,7 @@ impl Broker {
                 self.close(id, CloseReason::ServerPacket);
             }
         }
-        if self.outputs.journal.is_too_much(self.options.unstored_bytes_max) {
-            self.await_store(id);
-        }
+        self.await_store_if_behind(id);
     }
 
     /// Time does not go back. The server stamps what happens with the end of its millisecond, and asks for what was due at
@@ -335,6 +340,7 @@ impl Broker {
     /// connection is closed.
     pub fn handle_shutdown(&mut self, now: Instant) {
         self.begin_input(now, None);
+        self.finish_fan_out();
         // Those that wait for their delay as well: nobody will be here to publish them later [B-029].
         let with_will: Vec<SessionId> =
             self.sessions.iter().filter(|session| session.will.is_some()).map(|session| session.id).collect();
@@ -355,6 +361,7 @@ impl Broker {
         self.begin_input(now, None);
         let Some(redirect) = &self.options.redirect else { return false };
         let permanently = redirect.permanently;
+        self.finish_fan_out();
         self.is_draining = true;
         self.close_all(CloseReason::Redirected { permanently }, |link| link.session().is_some());
         true
@@ -372,6 +379,8 @@ impl Broker {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let work_left = !self.refills.is_empty()
             || !self.long_requests.is_empty()
+            || self.fan_out.is_some()
+            || !self.put_off.is_empty()
             || !self.remains.is_empty()
             || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
@@ -434,7 +443,7 @@ impl Broker {
     }
 
     /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed, but for a few turns in
-    /// which it may wait. Batches are stored in the order in which they were taken; there may be another one while earlier
+    /// which it may wait. There is none while a message is on its way to more sessions than one turn has time for. Batches are stored in the order in which they were taken; there may be another one while earlier
     /// ones are on their way.
     pub fn poll_journal(&mut self) -> Option<Batch> {
         if !self.outputs.journal.is_on() {
@@ -442,6 +451,9 @@ impl Broker {
         }
         // Before they are taken: here it is known what need not be stored any more.
         self.open_gates();
+        if self.fan_out.is_some() {
+            return None;
+        }
         let batch = self.outputs.journal.take();
         self.open_gates();
         self.read_paused_again_in_time();

@@ -145,9 +145,9 @@ impl Broker {
     }
 
     /// Takes a message whose properties are passed on as they are.
-    // Into both of its callers, the first of which runs for every message.
+    // Into its callers, the first of which runs for every message.
     #[inline(always)]
-    fn take(
+    pub(super) fn take(
         &mut self,
         id: ConnectionId,
         session_id: SessionId,
@@ -158,13 +158,16 @@ impl Broker {
             Ok(topic) => topic,
             Err(error) => return self.close(id, CloseReason::TopicName(error)),
         };
+        if self.fan_out.is_some() && self.has_to_wait(session_id, topic) {
+            return self.put_off_publish(id, publish, expires_at);
+        }
         let exactly_once = publish.packet_id.filter(|_| publish.qos == QoS::ExactlyOnce);
         if let Some(packet_id) = exactly_once {
             match self.session_mut(session_id).receipts.judge(packet_id) {
                 Arrival::New => {}
                 Arrival::Repeated => {
                     self.outputs.metrics.publish_repeated += 1;
-                    return self.answer_publish(id, publish, ReasonCode::Success);
+                    return self.answer_publish(id, publish.qos, publish.packet_id, ReasonCode::Success);
                 }
                 // [MQTT5-3.3.4-7]
                 Arrival::OneTooMany => return self.close(id, CloseReason::ReceiveMaximum),
@@ -184,9 +187,12 @@ impl Broker {
         if let Some(packet_id) = exactly_once {
             self.note_receipt(session_id, packet_id);
         }
+        if routing.goes_on {
+            return self.await_fan_out(id, publish.packet_id);
+        }
         let is_matched = routing.is_matched;
         let reason = if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
-        self.answer_publish(id, publish, reason);
+        self.answer_publish(id, publish.qos, publish.packet_id, reason);
     }
 
     /// Remembers that a QoS 2 message was taken.
@@ -201,11 +207,19 @@ impl Broker {
         session.receipts.insert(packet_id, record);
     }
 
+    /// To be called when a packet of a client has been handled.
+    #[inline]
+    pub(super) fn await_store_if_behind(&mut self, id: ConnectionId) {
+        if self.outputs.journal.is_too_much(self.options.unstored_bytes_max) {
+            self.await_store(id);
+        }
+    }
+
     /// Does not read a client on when too much waits to be stored. While nothing can be stored it is closed: nobody knows
     /// how long that takes.
     #[cold]
     #[inline(never)]
-    pub(super) fn await_store(&mut self, id: ConnectionId) {
+    fn await_store(&mut self, id: ConnectionId) {
         if self.outputs.journal.state != StoreState::Well {
             return self.close(id, CloseReason::StoreFailed);
         }
@@ -268,17 +282,23 @@ impl Broker {
                 {
                     self.note_receipt(session_id, packet_id);
                 }
-                self.answer_publish(id, publish, refusal.reason);
+                self.answer_publish(id, publish.qos, publish.packet_id, refusal.reason);
             }
         }
     }
 
     /// Nothing, PUBACK or PUBREC [MQTT-3.3.4-1]. Before 5.0 they have no reasons.
-    fn answer_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, reason: ReasonCode) {
-        let Some(packet_id) = publish.packet_id else { return };
+    pub(super) fn answer_publish(
+        &mut self,
+        id: ConnectionId,
+        qos: QoS,
+        packet_id: Option<PacketId>,
+        reason: ReasonCode,
+    ) {
+        let Some(packet_id) = packet_id else { return };
         let reason =
             if reason == ReasonCode::Success || self.has_reasons(id) { reason } else { ReasonCode::Success };
-        if publish.qos == QoS::AtLeastOnce {
+        if qos == QoS::AtLeastOnce {
             self.reply(id, PacketKind::Puback, Some(packet_id), |bytes| {
                 encode::puback(bytes, packet_id, reason);
             });

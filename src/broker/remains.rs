@@ -53,7 +53,7 @@ impl Broker {
         let subscriptions =
             remains.subscriber.map_or(0, |(subscriber, _)| self.subscriptions.subscription_count(subscriber));
         let count = remains.sent.len() + remains.queue.len() + subscriptions as usize;
-        if count <= self.options.steps_per_turn / AT_ONCE_SHARE {
+        if count <= self.options.steps_per_turn / AT_ONCE_SHARE && self.fan_out.is_none() {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
@@ -63,6 +63,9 @@ impl Broker {
 
     /// Takes away as much as one turn has time for.
     pub(super) fn clear_remains(&mut self) {
+        if self.fan_out.is_some() {
+            return; // It names its receivers by their slots.
+        }
         let mut steps = self.options.steps_per_turn;
         while let Some(mut remains) = self.remains.pop_front() {
             if !self.take_away(&mut remains, &mut steps) {

@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 
-use crate::broker::event::{Event, Limit};
+use crate::broker::event::{Event, FanOutStep, Limit};
 use crate::broker::options::Durability;
 use crate::broker::{Broker, ClientStatus, CloseReason};
 use crate::clock::{Duration, Instant};
@@ -60,6 +60,14 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
             log::warn!(
                 target: LOG_TARGET, "session of client {client_id:?} dropped to make room: the longest absent (--sessions-max)"
             );
+        }
+        Event::FanOut { step, .. } => {
+            let what = match step {
+                FanOutStep::PutOff => "waits until another message has reached very many clients",
+                FanOutStep::Taken => "has waited long enough",
+                FanOutStep::Begun => "is on its way to very many clients",
+            };
+            log::debug!(target: LOG_TARGET, "Publish from {address} {what}");
         }
         Event::Packet { sent, kind, packet_id, publish, .. } => {
             let direction = if *sent { "to" } else { "from" };

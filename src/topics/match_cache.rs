@@ -13,6 +13,8 @@
 //!
 //! Deliberately not here: how a topic is resolved (see `subscription_tree`).
 
+use std::ops::Range;
+
 use super::name::has_wildcard;
 use super::subscription_tree::{Grant, Subscriber};
 
@@ -59,6 +61,11 @@ impl Matches {
     /// Every subscriber once, with the highest QoS among its matching subscriptions [MQTT-3.3.5-1].
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Subscriber> {
         self.list.subscribers.iter().copied()
+    }
+
+    /// Some of them, by their places.
+    pub fn some(&self, places: Range<usize>) -> impl ExactSizeIterator<Item = Subscriber> {
+        self.list.subscribers[places].iter().copied()
     }
 
     /// The grants of all matching subscriptions of a subscriber that is detailed; those without a subscription

@@ -12,8 +12,8 @@ use broker::topics::TopicError;
 
 use crate::fixture::client::{Received, bytes_of, connect311, publish};
 
-const NOW: Instant = Instant(1_000);
-const PROTOCOL: Protocol = Protocol::Mqtt311;
+pub(crate) const NOW: Instant = Instant(1_000);
+pub(crate) const PROTOCOL: Protocol = Protocol::Mqtt311;
 
 const STEPS_PER_TURN: usize = 64;
 
@@ -31,21 +31,25 @@ fn broker() -> Broker {
     Broker::new(options(), NOW)
 }
 
-fn say(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
-    let split = frame::split(bytes, PROTOCOL, u32::MAX).expect("it is a packet");
+pub(crate) fn say(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
+    say_as(broker, id, bytes, PROTOCOL);
+}
+
+pub(crate) fn say_as(broker: &mut Broker, id: ConnectionId, bytes: &[u8], protocol: Protocol) {
+    let split = frame::split(bytes, protocol, u32::MAX).expect("it is a packet");
     let frame::Split::Complete { frame, .. } = split else { panic!("it is whole") };
-    broker.handle_packet(NOW, id, decode::decode(frame, PROTOCOL).expect("it is well formed"));
+    broker.handle_packet(NOW, id, decode::decode(frame, protocol).expect("it is well formed"));
 }
 
 /// Stores what there is to store.
-fn store(broker: &mut Broker) {
+pub(crate) fn store(broker: &mut Broker) {
     while let Some(batch) = broker.poll_journal() {
         broker.handle_stored(NOW, batch.last());
     }
 }
 
 /// Everything that waits for a client.
-fn hear(broker: &mut Broker, id: ConnectionId) -> Vec<Received> {
+pub(crate) fn hear(broker: &mut Broker, id: ConnectionId) -> Vec<Received> {
     store(broker);
     let Some(outbox) = broker.outbox(id) else { return Vec::new() };
     let mut slices = [IoSlice::new(&[]); 64];
@@ -55,7 +59,7 @@ fn hear(broker: &mut Broker, id: ConnectionId) -> Vec<Received> {
     Received::all(&bytes, PROTOCOL)
 }
 
-fn connected(broker: &mut Broker, number: u32, connect: Connect<'_>) -> ConnectionId {
+pub(crate) fn connected(broker: &mut Broker, number: u32, connect: Connect<'_>) -> ConnectionId {
     let id = ConnectionId { slot: number, generation: number };
     broker.handle_open(NOW, id);
     say(broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
@@ -64,7 +68,7 @@ fn connected(broker: &mut Broker, number: u32, connect: Connect<'_>) -> Connecti
 }
 
 /// Turns until nothing is left to be done now.
-fn turns(broker: &mut Broker) -> usize {
+pub(crate) fn turns(broker: &mut Broker) -> usize {
     let mut turns = 0;
     loop {
         while broker.poll_flush().is_some() {}

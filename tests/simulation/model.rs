@@ -59,6 +59,8 @@ pub(crate) struct Model {
     /// Every message ever retained: payload to number, if it has only one.
     numbers: BTreeMap<String, Option<usize>>,
     versions: BTreeMap<String, Vec<Rc<Published>>>,
+    /// Messages of which the core may still make copies.
+    being_copied: Vec<Rc<Published>>,
     /// The payloads of all messages that were taken.
     published: BTreeSet<String>,
     departures: u64,
@@ -80,6 +82,13 @@ fn matches(filter: &str, topic: &str) -> bool {
 impl Model {
     pub(crate) fn client_id(&self, connection: ConnectionId) -> Option<&str> {
         self.links.get(&connection).filter(|link| link.is_open).map(|link| link.client_id.as_str())
+    }
+
+    /// The core makes no more copies of what was published before.
+    pub(crate) fn all_are_copied(&mut self) {
+        for message in self.being_copied.drain(..) {
+            message.copied_by.set(Some(self.now));
+        }
     }
 
     /// Whether no later connection has taken the session over.
@@ -213,7 +222,7 @@ impl Model {
             } => {
                 self.given_up(*connection, *id);
             }
-            Event::LimitReached { .. } | Event::Packet { .. } => {}
+            Event::LimitReached { .. } | Event::Packet { .. } | Event::FanOut { .. } => {}
         }
     }
 

@@ -11,11 +11,12 @@ mod rest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
+use broker::broker::event::FanOutStep;
 use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::Packet;
-use broker::codec::{Inbox, PacketId, Protocol, ReasonCode, decode};
+use broker::codec::packet::{Packet, Publish};
+use broker::codec::{Inbox, PacketId, Protocol, ReasonCode, decode, frame};
 use broker::metrics::DropReason;
 use broker::topics::TopicFilter;
 
@@ -112,6 +113,11 @@ pub(crate) struct World {
     traces: bool,
     /// Whether the core has taken a packet of which the model does not know yet.
     packet_in_hand: bool,
+    /// The PUBLISH that the core is taking, and those that it has yet to take because a message to many is under way.
+    publish_in_hand: Vec<u8>,
+    /// Who published the message to many that is under way.
+    sender: Option<ConnectionId>,
+    put_off: BTreeMap<ConnectionId, Vec<u8>>,
     /// Whether a request takes several turns at the moment, and whose it is if it breaks a rule.
     request_in_hand: bool,
     violator: Option<ConnectionId>,
@@ -184,6 +190,9 @@ impl World {
             roomy,
             digest: 0,
             packet_in_hand: false,
+            publish_in_hand: Vec::new(),
+            sender: None,
+            put_off: BTreeMap::new(),
             request_in_hand: false,
             violator: None,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
@@ -234,6 +243,16 @@ impl World {
         }
         self.travel(false);
         self.broker.check_invariants();
+        if self.is_stored && self.broker.is_fanning_out() {
+            match self.random.below(8) {
+                0 => {
+                    self.model.coverage.see("crash amid a message to many");
+                    self.crash();
+                }
+                1..=3 => self.take_batch(),
+                _ => {}
+            }
+        }
     }
 
     /// Time passes, and the core is woken as often as it wants to be, or now and then only at the end.
@@ -391,6 +410,13 @@ impl World {
 
     /// One packet to the core, and the same to the model.
     fn packet(&mut self, id: ConnectionId, packet: &Packet<'_>) {
+        let is_request = matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_));
+        if is_request && !self.put_off.is_empty() {
+            self.finish_request();
+            if !self.connections.contains_key(&id) {
+                return;
+            }
+        }
         let asked = match packet {
             Packet::Connect(connect) => Some(Asked::of(connect, self.now)),
             _ => None,
@@ -411,12 +437,16 @@ impl World {
             }
             _ => {}
         }
+        if let Packet::Publish(_) = packet {
+            self.publish_in_hand = bytes_of(packet, self.connections[&id].protocol);
+        }
+        let is_amid = self.broker.is_fanning_out();
         self.packet_in_hand = true;
         self.broker.handle_packet(self.now, id, *packet);
         self.model.heard_from(id);
         self.after_input(asked.as_ref(), is_violation.then_some(id));
         self.packet_in_hand = false;
-        let is_put_off = matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_))
+        let is_put_off = is_request
             && self.model.client_id(id).is_some()
             && !self.broker.wants_input(id);
         if is_put_off && breaks_a_rule(packet, self.connections[&id].protocol) {
@@ -430,8 +460,11 @@ impl World {
         if self.model.client_id(id).is_none() {
             return; // Refused, or closed by this very packet: it has no effect.
         }
+        self.model.coverage.see_if("a packet amid a message to many", is_amid);
         match packet {
-            Packet::Publish(publish) => self.model.publish(id, publish),
+            // The core will say when it takes it.
+            Packet::Publish(_) if self.put_off.contains_key(&id) => {}
+            Packet::Publish(publish) => self.take_publish(id, publish),
             Packet::Pubrel(ack) => self.model.pubrel(id, ack.packet_id),
             Packet::Subscribe(subscribe) => self.model.subscribe(id, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.model.unsubscribe(id, unsubscribe),
@@ -439,13 +472,15 @@ impl World {
             Packet::Disconnect(_) => panic!("DISCONNECT ends the connection"),
             _ => {}
         }
+        self.note_copies();
         self.model.append_late_replies();
         if is_put_off {
             self.finish_request();
         }
     }
 
-    /// A request may take several turns. To the model it does not, so nothing else happens meanwhile.
+    /// A request may take several turns. To the model it does not, so nothing else happens meanwhile: no PUBLISH is taken that
+    /// was put off before.
     fn finish_request(&mut self) {
         self.request_in_hand = true;
         self.timeout();
@@ -460,7 +495,11 @@ impl World {
                 eprintln!("{} {event:?}", self.now.0);
             }
             if let Event::Closed { connection, reason, .. } = &event {
-                let allowed = !reason.is_violation() || expected == Some(*connection);
+                let is_put_off = self.put_off.contains_key(connection);
+                let is_bad = |connection: &Connection| connection.misbehaved;
+                let allowed = !reason.is_violation()
+                    || expected == Some(*connection)
+                    || (is_put_off && self.connections.get(connection).is_some_and(is_bad));
                 assert!(allowed, "{connection:?} closed without reason: {reason}");
                 if *reason == CloseReason::Stalled {
                     self.model.coverage.see("stalled reader closed");
@@ -468,10 +507,16 @@ impl World {
                 if let Some(connection) = self.connections.get_mut(connection) {
                     connection.closed = Some(*reason);
                 }
+                // As if it had never left the socket.
+                self.put_off.remove(connection);
+            }
+            if let Event::FanOut { connection, step } = event {
+                self.note_fan_out(connection, step);
             }
             self.model.event(&event, asked, self.broker.options());
         }
         if !self.packet_in_hand {
+            self.note_copies();
             self.model.append_late_replies();
         }
         while let Some(id) = self.broker.poll_close() {
@@ -486,6 +531,46 @@ impl World {
             if let Some(connection) = self.connections.remove(&id) {
                 self.clients[connection.client].open.retain(|open| *open != id);
                 self.free_slots.push(id.slot);
+            }
+        }
+    }
+
+    /// The core has put off a PUBLISH, or taken one that it had put off, or one that takes several turns.
+    fn note_fan_out(&mut self, id: ConnectionId, step: FanOutStep) {
+        match step {
+            FanOutStep::PutOff => {
+                let publish = std::mem::take(&mut self.publish_in_hand);
+                assert!(self.put_off.insert(id, publish).is_none(), "its sender is not read meanwhile");
+                self.model.coverage.see("PUBLISH put off");
+            }
+            FanOutStep::Taken => self.take_put_off(id),
+            FanOutStep::Begun => self.sender = Some(id),
+        }
+    }
+
+    fn take_put_off(&mut self, id: ConnectionId) {
+        let bytes = self.put_off.remove(&id).expect("it was put off");
+        let protocol = self.connections[&id].protocol;
+        let Ok(frame::Split::Complete { frame, .. }) = frame::split(&bytes, protocol, u32::MAX) else {
+            panic!("it is whole")
+        };
+        let Ok(Packet::Publish(publish)) = decode::decode(frame, protocol) else { panic!("it is a PUBLISH") };
+        self.take_publish(id, &publish);
+    }
+
+    fn take_publish(&mut self, id: ConnectionId, publish: &Publish<'_>) {
+        self.model.publish(id, publish);
+        if self.sender == Some(id) && publish.packet_id.is_some() {
+            self.model.hold_reply(id);
+        }
+    }
+
+    /// The answer to a message to many comes after its last copy, if its sender is still there.
+    fn note_copies(&mut self) {
+        if !self.broker.is_fanning_out() {
+            self.model.all_are_copied();
+            if let Some(sender) = self.sender.take() {
+                self.model.release_reply(sender);
             }
         }
     }

@@ -96,6 +96,18 @@ impl Model {
         self.coverage.see("given up at QoS 2 for its size");
     }
 
+    /// The answer to the PUBLISH that was taken just now comes later.
+    pub(crate) fn hold_reply(&mut self, connection: ConnectionId) {
+        let link = self.links.get_mut(&connection).expect("it has published");
+        link.held_reply = link.replies.pop_back();
+    }
+
+    pub(crate) fn release_reply(&mut self, connection: ConnectionId) {
+        if let Some(link) = self.links.get_mut(&connection).filter(|link| link.is_open) {
+            link.replies.extend(link.held_reply.take());
+        }
+    }
+
     /// What was sent of its own accord comes behind the answer to the packet that was its occasion.
     pub(crate) fn append_late_replies(&mut self) {
         for link in self.links.values_mut().filter(|link| link.is_open) {

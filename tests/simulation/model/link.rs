@@ -1,5 +1,6 @@
 //! One connection, as far as the standard knows it: what its CONNECT asked for, and what has to come next.
 
+use std::cell::Cell;
 use std::collections::{BTreeSet, VecDeque};
 
 use broker::broker::Options;
@@ -65,6 +66,7 @@ impl Asked {
                 forwarded: said.forwarded, // [MQTT5-3.1.3-10]
                 at: now,
                 expires_at: None,
+                copied_by: Cell::default(),
             };
             Will { message, expiry: said.expiry, delay: said.will_delay, due_at: None }
         });
@@ -110,6 +112,8 @@ pub(crate) struct Link {
     pub(crate) replies: VecDeque<Heard>,
     /// Those that come behind the answer to the packet in hand.
     pub(crate) late_replies: Vec<Heard>,
+    /// The answer to a message to many, until that has reached all of them.
+    pub(crate) held_reply: Option<Heard>,
 }
 
 impl Link {
@@ -132,6 +136,7 @@ impl Link {
             connack: None,
             replies: VecDeque::new(),
             late_replies: Vec::new(),
+            held_reply: None,
         }
     }
 

@@ -1,5 +1,6 @@
 //! Messages as they were published, and as somebody should get them.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use broker::broker::ConnectionId;
@@ -48,9 +49,16 @@ pub(crate) struct Published {
     pub(crate) forwarded: Vec<u8>,
     pub(crate) at: Instant,
     pub(crate) expires_at: Option<Instant>,
+    /// When the last copy was made; several turns after it was published, if it went to many.
+    pub(crate) copied_by: Cell<Option<Instant>>,
 }
 
 impl Published {
+    /// Whether copies were made then.
+    pub(crate) fn is_live(&self, at: Instant) -> bool {
+        self.at <= at && self.copied_by.get().is_none_or(|last| at <= last)
+    }
+
     pub(crate) fn is_expired(&self, now: Instant) -> bool {
         self.expires_at.is_some_and(|expires_at| expires_at <= now)
     }

@@ -1,5 +1,6 @@
 //! Who should get a message, and what a subscription asks for.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use broker::broker::ConnectionId;
@@ -58,6 +59,7 @@ impl Model {
             forwarded: said.forwarded,
             at: now,
             expires_at: said.expiry.map(|expiry| now + expiry),
+            copied_by: Cell::default(),
         };
         let is_matched = self.route(&Rc::new(message));
         // [MQTT5-3.3.4-1] [MQTT5-3.4.2-1] [MQTT5-3.5.2-1] [B-126]
@@ -72,6 +74,7 @@ impl Model {
     /// Hands a message to all who should get it. False if nobody is subscribed to its topic.
     pub(super) fn route(&mut self, message: &Rc<Published>) -> bool {
         self.published.insert(message.payload.clone());
+        self.being_copied.push(message.clone());
         let topic = &message.topic;
         let (mut is_matched, mut is_present) = (false, false);
         for (client_id, session) in &mut self.sessions {

@@ -145,11 +145,8 @@ impl Session {
         self.expiry.map(|expiry| self.closed_at + expiry)
     }
 
-    /// A message should come. At QoS 0 that holds for those who are there only.
+    /// A message should come.
     pub(crate) fn expect(&mut self, message: &Rc<Published>, qos: QoS, retain: bool, mut ids: Vec<u32>) {
-        if qos == QoS::AtMostOnce && self.connection.is_none() {
-            return;
-        }
         ids.sort_unstable();
         let key = (message.publisher.clone(), message.topic.clone(), qos);
         self.streams.entry(key).or_default().expected.push(Expected {
@@ -170,9 +167,10 @@ impl Session {
     pub(crate) fn place(&self, delivery: &Delivery, sending: &Sending) -> Option<Place> {
         let stream = self.streams.get(&Self::key(delivery))?;
         let ahead = &stream.expected[stream.passed..];
-        // At QoS 0 a live message is sent when it is published, or never.
-        let is_live =
-            |expected: &Expected| delivery.qos > QoS::AtMostOnce || sending.begun == expected.message.at;
+        // At QoS 0 a live message is sent when it is published, or a little later where it goes to many, or never.
+        let is_live = |expected: &Expected| {
+            delivery.qos > QoS::AtMostOnce || expected.message.is_live(sending.begun)
+        };
         let fits = |expected: &Expected| expected.fits(delivery, sending) && is_live(expected);
         let at = ahead.iter().position(fits)?;
         let is_ambiguous = ahead[at + 1..].iter().any(fits);

@@ -80,6 +80,7 @@ impl World {
             return;
         }
         if let Some(batch) = self.broker.poll_journal() {
+            assert!(!self.broker.is_fanning_out(), "a batch has all copies of a message or none");
             if self.traces {
                 eprintln!("{} batch up to {:?}", self.now.0, batch.last());
             }
@@ -168,6 +169,9 @@ impl World {
         }
         self.check_words();
         self.connections.clear();
+        self.put_off.clear();
+        self.sender = None;
+        self.model.all_are_copied();
         self.free_slots.clear();
         self.slots = 0;
         self.clients.iter_mut().for_each(|client| client.open.clear());

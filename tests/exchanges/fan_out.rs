@@ -1,0 +1,301 @@
+//! A message to more sessions than one turn has time for, against the core alone.
+
+use broker::broker::options::Durability;
+use broker::broker::{Broker, ConnectionId, Options};
+use broker::clock::{Duration, Instant};
+use broker::codec::packet::{Connect, Packet, Publish, QoS};
+use broker::codec::property::PropertyList;
+use broker::codec::{PacketId, Property, Protocol};
+use broker::metrics::DropReason;
+
+use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes, will};
+use crate::long_work::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
+
+const STEPS_PER_TURN: usize = 4;
+
+/// Three turns' worth, of which the first is the packet's own.
+const RECEIVERS: usize = 10;
+
+const TURNS: usize = 2;
+
+fn options() -> Options {
+    Options { steps_per_turn: STEPS_PER_TURN, sys_interval: None, seed: 1, ..Options::default() }
+}
+
+/// Clients who subscribed to the same topics at QoS 1, and two who publish.
+struct Crowd {
+    broker: Broker,
+    receivers: Vec<ConnectionId>,
+    publisher: ConnectionId,
+    other: ConnectionId,
+}
+
+impl Crowd {
+    fn new(options: Options) -> Self {
+        let is_stored = options.durability != Durability::None;
+        let mut broker = Broker::new(options, NOW);
+        let mut connect = |number: u32, client_id: &str, clean_start: bool| {
+            connected(&mut broker, number, Connect { clean_start, ..connect311(client_id) })
+        };
+        let publisher = connect(1, "publisher", true);
+        let other = connect(2, "other", true);
+        let receivers: Vec<ConnectionId> =
+            (0..RECEIVERS as u32).map(|number| connect(3 + number, &format!("r{number}"), !is_stored)).collect();
+        for id in &receivers {
+            say(&mut broker, *id, &subscribe_bytes(PROTOCOL, "all/+", QoS::AtLeastOnce));
+            turns(&mut broker);
+            assert_eq!(hear(&mut broker, *id).len(), 1);
+        }
+        Self { broker, receivers, publisher, other }
+    }
+
+    /// As many clients as that have the message, which has this payload.
+    fn heard(&mut self, payload: &[u8]) -> usize {
+        let Self { broker, receivers, .. } = self;
+        let mut count = 0;
+        for id in receivers {
+            for heard in hear(broker, *id) {
+                assert_eq!(heard.publish().payload, payload);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn publish(&mut self, from: ConnectionId, topic: &str, payload: &[u8]) {
+        let packet = publish(topic, QoS::AtLeastOnce, payload);
+        say(&mut self.broker, from, &bytes_of(&packet, PROTOCOL));
+        self.broker.check_invariants();
+    }
+
+    /// What a client was told, without what it was sent.
+    fn answers(&mut self, id: ConnectionId) -> usize {
+        let is_puback = |packet: Packet<'_>| matches!(packet, Packet::Puback(_));
+        hear(&mut self.broker, id).iter().filter(|heard| is_puback(heard.packet())).count()
+    }
+
+    fn turn(&mut self) {
+        self.broker.handle_timeout(NOW);
+        self.broker.check_invariants();
+    }
+}
+
+#[test]
+fn its_sender_waits_for_the_last_copy_and_nobody_else() {
+    let mut crowd = Crowd::new(options());
+    let (publisher, other) = (crowd.publisher, crowd.other);
+    crowd.publish(publisher, "all/1", b"to all");
+    assert_eq!((crowd.heard(b"to all"), crowd.answers(publisher)), (STEPS_PER_TURN, 0));
+    assert!(!crowd.broker.wants_input(publisher) && crowd.broker.is_fanning_out());
+    // Another topic, a ping, and a subscription that comes too late for the message.
+    crowd.publish(other, "one", b"to none");
+    assert_eq!(crowd.answers(other), 1);
+    say(&mut crowd.broker, other, &bytes_of(&Packet::Pingreq, PROTOCOL));
+    assert_eq!(hear(&mut crowd.broker, other)[0].packet(), Packet::Pingresp);
+    say(&mut crowd.broker, other, &subscribe_bytes(PROTOCOL, "all/1", QoS::AtLeastOnce));
+    assert_eq!(hear(&mut crowd.broker, other).len(), 1);
+    crowd.turn();
+    assert_eq!((crowd.heard(b"to all"), crowd.answers(publisher)), (STEPS_PER_TURN, 0));
+    assert_eq!(turns(&mut crowd.broker), TURNS - 1);
+    assert_eq!((crowd.heard(b"to all"), crowd.answers(publisher)), (RECEIVERS - 2 * STEPS_PER_TURN, 1));
+    assert_eq!(hear(&mut crowd.broker, other), []);
+    assert_eq!((crowd.broker.poll_resume(), crowd.broker.poll_resume()), (Some(publisher), None));
+    assert!(crowd.broker.wants_input(publisher) && !crowd.broker.is_fanning_out());
+}
+
+/// One to as many waits, and so does one to the same topic however few want it meanwhile.
+#[test]
+fn what_would_overtake_it_waits_as_if_it_were_in_the_socket() {
+    for (topic, stays) in [("all/1", true), ("all/1", false), ("all/2", true)] {
+        let mut crowd = Crowd::new(options());
+        let (publisher, other) = (crowd.publisher, crowd.other);
+        crowd.publish(publisher, "all/1", b"first");
+        if !stays {
+            for id in crowd.receivers.split_off(1) {
+                crowd.broker.handle_lost(NOW, id, false);
+            }
+        }
+        crowd.publish(other, topic, b"second");
+        assert!(!crowd.broker.wants_input(other), "{topic}");
+        let left = crowd.receivers.len();
+        assert_eq!(crowd.heard(b"first"), STEPS_PER_TURN.min(left));
+        for _ in 0..TURNS {
+            crowd.turn();
+        }
+        assert_eq!((crowd.answers(publisher), crowd.answers(other)), (1, 0));
+        assert_eq!(crowd.heard(b"first"), left - STEPS_PER_TURN.min(left));
+        turns(&mut crowd.broker);
+        assert_eq!((crowd.heard(b"second"), crowd.answers(other)), (left, 1));
+        assert!(crowd.broker.wants_input(other));
+    }
+}
+
+/// What a client published before it was taken over comes before what it publishes after, on whatever topic.
+#[test]
+fn a_client_does_not_overtake_itself() {
+    let mut crowd = Crowd::new(options());
+    let stored = Connect { clean_start: false, ..connect311("moving") };
+    let before = connected(&mut crowd.broker, 100, stored);
+    crowd.publish(before, "all/1", b"before");
+    let after = ConnectionId { slot: 101, generation: 101 };
+    crowd.broker.handle_open(NOW, after);
+    say(&mut crowd.broker, after, &bytes_of(&Packet::Connect(stored), PROTOCOL));
+    crowd.publish(after, "one", b"after");
+    assert!(!crowd.broker.wants_input(after));
+    assert_eq!(crowd.answers(after), 0);
+    turns(&mut crowd.broker);
+    assert_eq!(crowd.heard(b"before"), RECEIVERS, "it had been taken");
+    assert_eq!(crowd.answers(after), 1, "the other PUBACK was for another connection");
+}
+
+#[test]
+fn what_waits_is_gone_with_its_connection() {
+    let mut crowd = Crowd::new(options());
+    let (publisher, other) = (crowd.publisher, crowd.other);
+    crowd.publish(publisher, "all/1", b"taken");
+    crowd.publish(other, "all/1", b"not taken");
+    crowd.broker.handle_lost(NOW, publisher, false);
+    crowd.broker.handle_lost(NOW, other, false);
+    turns(&mut crowd.broker);
+    assert_eq!(crowd.heard(b"taken"), RECEIVERS);
+    crowd.broker.check_invariants();
+}
+
+/// Those who end meanwhile get nothing, and those who come meanwhile are somebody else.
+#[test]
+fn its_receivers_are_those_of_the_moment_it_was_taken() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    crowd.publish(publisher, "all/1", b"to all");
+    let gone = crowd.receivers.pop().expect("there are some");
+    crowd.broker.handle_lost(NOW, gone, false);
+    assert_eq!(crowd.broker.poll_close(), Some(gone));
+    crowd.broker.handle_closed(gone);
+    let come = connected(&mut crowd.broker, 100, connect311("come"));
+    say(&mut crowd.broker, come, &subscribe_bytes(PROTOCOL, "all/1", QoS::AtLeastOnce));
+    turns(&mut crowd.broker);
+    assert_eq!((crowd.heard(b"to all"), hear(&mut crowd.broker, come).len()), (RECEIVERS - 1, 1));
+    assert_eq!(crowd.broker.status().sessions, RECEIVERS + 2);
+}
+
+/// A will cannot wait, and does not overtake.
+#[test]
+fn a_will_brings_it_to_its_end() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    let connect = Connect { will: will("all/1", b"will"), ..connect311("dying") };
+    let dying = connected(&mut crowd.broker, 100, connect);
+    crowd.publish(publisher, "all/1", b"live");
+    crowd.broker.handle_lost(NOW, dying, true);
+    assert_eq!(crowd.answers(publisher), 1);
+    turns(&mut crowd.broker);
+    for id in crowd.receivers.clone() {
+        let heard = hear(&mut crowd.broker, id);
+        let payloads: Vec<&[u8]> = heard.iter().map(|heard| heard.publish().payload).collect();
+        assert_eq!(payloads, [b"live".as_slice(), b"will"]);
+    }
+}
+
+/// Wills that are due at once are published one in a turn, if each goes to many.
+#[test]
+fn wills_to_many_have_a_turn_each() {
+    const WILLS: u32 = 5;
+    let mut crowd = Crowd::new(options());
+    let delay = PropertyList::from_iter([Property::WillDelaySecs(10)]);
+    for number in 0..WILLS {
+        let id = ConnectionId { slot: 100 + number, generation: 1 };
+        crowd.broker.handle_open(NOW, id);
+        let mut testament = will("all/1", b"will").expect("there is one");
+        testament.properties = delay.as_properties();
+        let expiry = PropertyList::from_iter([Property::SessionExpirySecs(100)]);
+        let client_id = format!("d{number}");
+        let connect = Connect {
+            protocol: Protocol::Mqtt5,
+            will: Some(testament),
+            properties: expiry.as_properties(),
+            ..connect311(&client_id)
+        };
+        let bytes = bytes_of(&Packet::Connect(connect), Protocol::Mqtt5);
+        say_as(&mut crowd.broker, id, &bytes, Protocol::Mqtt5);
+        crowd.broker.handle_lost(NOW, id, true);
+    }
+    let due = NOW + Duration::from_secs(10);
+    let mut most = 0;
+    while crowd.broker.poll_timeout().is_some_and(|at| at <= due) {
+        while crowd.broker.poll_flush().is_some() {}
+        let before = crowd.broker.copies();
+        crowd.broker.handle_timeout(due);
+        crowd.broker.check_invariants();
+        most = most.max(crowd.broker.copies() - before);
+    }
+    assert_eq!(crowd.heard(b"will"), RECEIVERS * WILLS as usize);
+    // The rest of one, and the beginning of the next.
+    assert!(most as usize <= RECEIVERS + STEPS_PER_TURN, "{most} copies in one turn");
+}
+
+#[test]
+fn its_copies_are_stored_all_or_none() {
+    for durability in [Durability::BeforeReply, Durability::AfterReply] {
+        let mut crowd = Crowd::new(Options { durability, ..options() });
+        let (publisher, other) = (crowd.publisher, crowd.other);
+        while let Some(batch) = crowd.broker.poll_journal() {
+            crowd.broker.handle_stored(NOW, batch.last());
+        }
+        crowd.publish(publisher, "all/1", b"to all");
+        crowd.publish(other, "all/2", b"next");
+        for _ in 0..TURNS {
+            assert!(crowd.broker.poll_journal().is_none());
+            crowd.turn();
+        }
+        // Between two of them there is a turn with a batch.
+        let batch = crowd.broker.poll_journal().expect("it is whole");
+        let is_told = durability == Durability::AfterReply;
+        let pubacks = |crowd: &mut Crowd| {
+            let outbox = crowd.broker.outbox(publisher).expect("it is connected");
+            !outbox.is_held() && !outbox.is_empty()
+        };
+        assert_eq!(pubacks(&mut crowd), is_told);
+        crowd.broker.handle_stored(NOW, batch.last());
+        assert!(pubacks(&mut crowd));
+        crowd.turn();
+        assert!(crowd.broker.is_fanning_out() && crowd.broker.poll_journal().is_none());
+        turns(&mut crowd.broker);
+    }
+}
+
+/// What nobody wants any more is not copied any more [MQTT5-3.3.2-5].
+#[test]
+fn it_can_expire_before_its_last_copy() {
+    let mut crowd = Crowd::new(options());
+    let id = ConnectionId { slot: 100, generation: 1 };
+    crowd.broker.handle_open(NOW, id);
+    let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("five") };
+    let bytes = bytes_of(&Packet::Connect(connect), Protocol::Mqtt5);
+    say_as(&mut crowd.broker, id, &bytes, Protocol::Mqtt5);
+    let expiry = PropertyList::from_iter([Property::MessageExpirySecs(1)]);
+    let packet = Packet::Publish(Publish {
+        dup: false,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        topic: "all/1",
+        packet_id: Some(PacketId::FIRST),
+        properties: expiry.as_properties(),
+        payload: b"short",
+    });
+    say_as(&mut crowd.broker, id, &bytes_of(&packet, Protocol::Mqtt5), Protocol::Mqtt5);
+    crowd.broker.handle_timeout(Instant(NOW.0 + 1_000));
+    assert!(!crowd.broker.is_fanning_out() && crowd.broker.wants_input(id));
+    assert_eq!(crowd.heard(b"short"), STEPS_PER_TURN);
+    let expired = crowd.broker.metrics().dropped[DropReason::Expired as usize];
+    assert_eq!(expired as usize, RECEIVERS - STEPS_PER_TURN);
+}
+
+#[test]
+fn a_server_that_stops_finishes_it() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    crowd.publish(publisher, "all/1", b"to all");
+    crowd.broker.handle_shutdown(NOW);
+    assert_eq!(crowd.heard(b"to all"), RECEIVERS);
+    assert_eq!(crowd.answers(publisher), 1);
+}
