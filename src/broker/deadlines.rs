@@ -53,7 +53,9 @@ impl Broker {
             self.fire_deadlines(now);
         }
         self.continue_long_requests();
-        self.continue_fan_out();
+        if self.has_fan_out() {
+            self.continue_fan_out();
+        }
         self.clear_remains();
         // Only those that wait already: one that puts itself off again has its next turn later.
         for _ in 0..self.refills.len() {

@@ -60,6 +60,12 @@ impl Broker {
         self.fan_out.is_some()
     }
 
+    /// Whether it has something to go on with, or to take.
+    #[inline]
+    pub(super) fn has_fan_out(&self) -> bool {
+        self.fan_out.is_some() || !self.put_off.is_empty()
+    }
+
     /// Goes on in later turns with a message of which the first `next` receivers have their copy.
     #[cold]
     #[inline(never)]
@@ -140,6 +146,8 @@ impl Broker {
 
     /// Makes as many copies as one turn has time for; where none are left to be made, takes what was put off. So there is a
     /// turn without any between two messages to many: in that the store gets its batch, and slots of sessions are freed.
+    #[cold]
+    #[inline(never)]
     pub(super) fn continue_fan_out(&mut self) {
         let steps = self.options.steps_per_turn;
         if self.fan_out.is_some() {

@@ -379,8 +379,7 @@ impl Broker {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let work_left = !self.refills.is_empty()
             || !self.long_requests.is_empty()
-            || self.fan_out.is_some()
-            || !self.put_off.is_empty()
+            || self.has_fan_out()
             || !self.remains.is_empty()
             || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }

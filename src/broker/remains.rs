@@ -63,8 +63,8 @@ impl Broker {
 
     /// Takes away as much as one turn has time for.
     pub(super) fn clear_remains(&mut self) {
-        if self.fan_out.is_some() {
-            return; // It names its receivers by their slots.
+        if self.remains.is_empty() || self.fan_out.is_some() {
+            return; // A message on its way to many names its receivers by their slots.
         }
         let mut steps = self.options.steps_per_turn;
         while let Some(mut remains) = self.remains.pop_front() {
