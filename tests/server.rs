@@ -3,7 +3,10 @@
 
 mod support;
 
+use std::io::Read;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
 use broker::broker::Options;
@@ -194,6 +197,62 @@ fn a_publisher_that_does_not_read_its_answers_is_not_read_but_loses_nothing() {
     }
     thread.join().expect("a thread of this test").expect("the server reads again");
     client.ping();
+}
+
+/// One who publishes without end keeps the flushing of all receivers going; another who publishes to them is read all the
+/// same.
+#[test]
+fn who_publishes_to_many_is_read_while_others_keep_them_busy() {
+    const RECEIVERS: usize = 200;
+    const ANSWERED: usize = 50;
+    let server = Running::start(Options::default());
+    let receivers: Vec<Client> = (0..RECEIVERS)
+        .map(|number| {
+            let mut client = Client::connect(server.address, connect(&format!("receiver{number}")));
+            client.subscribe("all", QoS::AtMostOnce);
+            client.stream.set_nonblocking(true).expect("a socket option");
+            client
+        })
+        .collect();
+    let mut flooder = Client::connect(server.address, connect("flooder"));
+    flooder.stream.set_write_timeout(Some(support::PATIENCE)).expect("a socket option");
+    let mut publisher = Client::connect(server.address, connect("publisher"));
+    let is_over = AtomicBool::new(false);
+    let is_flooded = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut buffer = [0; 64 * 1024];
+            while !is_over.load(Ordering::Acquire) {
+                for client in &receivers {
+                    // Nothing there is as good as something.
+                    if (&client.stream).read(&mut buffer).is_ok() {
+                        is_flooded.store(true, Ordering::Release);
+                    }
+                }
+            }
+        });
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                flooder.publish("all", &[7; 64], false);
+            }
+        });
+        while !is_flooded.load(Ordering::Acquire) {
+            std::thread::yield_now();
+        }
+        let answers = catch_unwind(AssertUnwindSafe(|| {
+            for _ in 0..ANSWERED {
+                let message = Publish {
+                    qos: QoS::AtLeastOnce,
+                    packet_id: Some(PacketId::FIRST),
+                    ..publish("all", b"heard")
+                };
+                publisher.send(&Packet::Publish(message));
+                assert_eq!(publisher.receive(), Received::Other(4), "PUBACK");
+            }
+        }));
+        is_over.store(true, Ordering::Release);
+        answers.expect("every message is answered");
+    });
 }
 
 #[test]

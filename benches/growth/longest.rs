@@ -157,7 +157,8 @@ fn fan_out() -> Vec<Calls> {
         core.exchange(slot, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
     }
     let mut sent = |name: &str, qos| {
-        let mut calls = Calls::new(format!("a message reaches {} clients, {name}", size_text(RECEIVERS.into())));
+        let mut calls =
+            Calls::new(format!("a message reaches {} clients, {name}", size_text(RECEIVERS.into())));
         calls.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), qos, false));
         calls
     };

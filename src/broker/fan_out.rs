@@ -223,7 +223,9 @@ impl Broker {
 
     /// Has a publisher read again. False if it is gone.
     fn read_after_fan_out(&mut self, id: ConnectionId) -> bool {
-        let Some(link) = self.links.find_mut(id).filter(|link| link.session().is_some()) else { return false };
+        let Some(link) = self.links.find_mut(id).filter(|link| link.session().is_some()) else {
+            return false;
+        };
         link.awaits_fan_out = false;
         // Its packets waited in the socket for our sake.
         link.last_received = self.now;

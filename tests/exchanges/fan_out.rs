@@ -39,8 +39,9 @@ impl Crowd {
         };
         let publisher = connect(1, "publisher", true);
         let other = connect(2, "other", true);
-        let receivers: Vec<ConnectionId> =
-            (0..RECEIVERS as u32).map(|number| connect(3 + number, &format!("r{number}"), !is_stored)).collect();
+        let receivers: Vec<ConnectionId> = (0..RECEIVERS as u32)
+            .map(|number| connect(3 + number, &format!("r{number}"), !is_stored))
+            .collect();
         for id in &receivers {
             say(&mut broker, *id, &subscribe_bytes(PROTOCOL, "all/+", QoS::AtLeastOnce));
             turns(&mut broker);

@@ -446,9 +446,7 @@ impl World {
         self.model.heard_from(id);
         self.after_input(asked.as_ref(), is_violation.then_some(id));
         self.packet_in_hand = false;
-        let is_put_off = is_request
-            && self.model.client_id(id).is_some()
-            && !self.broker.wants_input(id);
+        let is_put_off = is_request && self.model.client_id(id).is_some() && !self.broker.wants_input(id);
         if is_put_off && breaks_a_rule(packet, self.connections[&id].protocol) {
             // It is found out in one of the next turns, before anything of it takes effect.
             self.model.coverage.see("violation of a request of several turns");

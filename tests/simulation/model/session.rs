@@ -168,9 +168,8 @@ impl Session {
         let stream = self.streams.get(&Self::key(delivery))?;
         let ahead = &stream.expected[stream.passed..];
         // At QoS 0 a live message is sent when it is published, or a little later where it goes to many, or never.
-        let is_live = |expected: &Expected| {
-            delivery.qos > QoS::AtMostOnce || expected.message.is_live(sending.begun)
-        };
+        let is_live =
+            |expected: &Expected| delivery.qos > QoS::AtMostOnce || expected.message.is_live(sending.begun);
         let fits = |expected: &Expected| expected.fits(delivery, sending) && is_live(expected);
         let at = ahead.iter().position(fits)?;
         let is_ambiguous = ahead[at + 1..].iter().any(fits);
