@@ -6,8 +6,8 @@
 //! ```
 //!
 //! * `throughput`: QoS 1 to one subscriber with a stored session, that is there or away; with a store that is
-//!   synchronized before every acknowledgement, without one, and what the disk would give to a program that does
-//!   nothing but write.
+//!   synchronized before every acknowledgement, without one, what the disk would give to a program that does
+//!   nothing but write, and what sockets and disk together give to a server that does nothing but store.
 //! * `bystander`: how long others' QoS 0 messages take while that goes on.
 //! * `clean`: what a store costs those that store nothing.
 //! * `recovery`: from the start of the process until it listens, with much in the store.
@@ -28,6 +28,7 @@
 //!
 //! Deliberately not here: power cuts (see the tests), and other brokers (see `versus`).
 
+mod bare;
 mod bystander;
 mod clean;
 #[path = "../load/mod.rs"]
@@ -74,6 +75,7 @@ const SECTIONS: [Section; 4] = [
 ];
 
 fn main() -> io::Result<()> {
+    bare::serve_if_asked()?;
     let Some(words) = measure::words() else { return Ok(()) };
     let sections: Vec<Section> = SECTIONS
         .into_iter()

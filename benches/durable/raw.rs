@@ -13,6 +13,7 @@ use broker::codec::QoS;
 use broker::journal::{Batch, DeliveryRecord, Key, Lsn, MessageRecord, Owner, Record};
 use broker::store::SEGMENT_BYTES;
 
+use crate::load::plan::PAYLOAD_BYTES;
 use crate::measure::Times;
 
 /// What the log puts before each batch.
@@ -50,6 +51,12 @@ fn frame(messages: u64, payload_bytes: usize) -> Vec<u8> {
     let mut frame = vec![0; FRAME_HEAD_BYTES];
     frame.extend_from_slice(batch.as_bytes());
     frame
+}
+
+/// What it writes for one of many.
+pub(crate) fn record_bytes() -> usize {
+    const MANY: u64 = 1_000;
+    frame(MANY, PAYLOAD_BYTES).len() / MANY as usize
 }
 
 /// Appends for so long, to files that are as long as a segment of the log.

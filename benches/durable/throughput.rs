@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::Settings;
 use crate::load::plan::PAYLOAD_BYTES;
-use crate::measure::{BUSY, Sample, Stopwatch, Table, WARM_UP, median};
+use crate::measure::{BUSY, Process, Sample, Stopwatch, Table, WARM_UP, median};
 use crate::place::bytes_on_disk;
+use crate::bare;
 use crate::raw::{self, RawSample};
 use crate::running::{Running, Usage};
 use crate::stored_flow::{Concurrency, StoredFlow};
@@ -32,10 +33,14 @@ impl StoreSample {
     }
 }
 
+/// The broker with a store, as the table calls it.
+const DURABLE: &str = "disk";
+
 /// All rounds at one concurrency.
 struct Cell {
     concurrency: Concurrency,
     raw: Vec<RawSample>,
+    bare: Vec<StoreSample>,
     /// With the subscriber there, with it away; each without a store and with one.
     stores: [[Vec<StoreSample>; 2]; 2],
 }
@@ -47,7 +52,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
     let mut cells: Vec<Cell> = Concurrency::ALL
         .into_iter()
         .filter(is_wanted)
-        .map(|concurrency| Cell { concurrency, raw: Vec::new(), stores: Default::default() })
+        .map(|concurrency| Cell { concurrency, raw: Vec::new(), bare: Vec::new(), stores: Default::default() })
         .collect();
     for round in 1..=settings.rounds {
         for cell in &mut cells {
@@ -56,6 +61,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
             let folder = settings.place.folder("raw")?;
             settings.place.settle();
             cell.raw.push(raw::run(&folder, messages, PAYLOAD_BYTES, settings.time)?);
+            cell.bare.push(measure_bare(settings, cell.concurrency)?);
             for is_absent in [true, false] {
                 for is_durable in [true, false] {
                     let sample = measure(settings, cell.concurrency, is_absent, is_durable)?;
@@ -74,7 +80,8 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
     println!(
         "of raw: as a share of the raw disk, which appends what has to be kept of each message, as many in one write as are \
          on their way; it can be passed where deliveries are acknowledged before they are stored, and where raw writes \
-         had to wait for others. of memory: as a share of what is taken without a store. CPU: of all threads of the \
+         had to wait for others. of bare: as a share of what a server takes that does nothing but store, over the same sockets and \
+         with the same load. of memory: as a share of what is taken without a store. CPU: of all threads of the \
          broker, and of those of its store. log, base: bytes that each of these passes to the system; disk: what the \
          system counts as written, in whole pages or the larger pieces in which it keeps files. Times are from PUBLISH to PUBACK, and for the raw disk those of one \
          write. broker, load: share of one core. log left: what waits for the base at the end. limit: who is busy for {} % \
@@ -105,12 +112,29 @@ fn measure(
     Ok(StoreSample { sample, usage, log_bytes, half: times.quantile(0.5), nearly_all: times.quantile(0.99) })
 }
 
-const HEADS: [&str; 18] = [
+/// The same with a server that does nothing but store.
+fn measure_bare(settings: &Settings, concurrency: Concurrency) -> io::Result<StoreSample> {
+    let folder = settings.place.folder("bare")?;
+    settings.place.settle();
+    let process = Process::start(|address| bare::command(settings.is_pinned, address, &folder))?;
+    let mut flow = StoredFlow::start(process.address, concurrency, true)?;
+    flow.drive_for(WARM_UP)?;
+    flow.take_times();
+    let stopwatch = Stopwatch::start(process.pid(), flow.acknowledged())?;
+    flow.drive_for(settings.time)?;
+    let sample = stopwatch.stop(flow.acknowledged())?;
+    let mut times = flow.take_times();
+    let (half, nearly_all) = (times.quantile(0.5), times.quantile(0.99));
+    Ok(StoreSample { sample, usage: Usage::default(), log_bytes: 0, half, nearly_all })
+}
+
+const HEADS: [&str; 19] = [
     "on their way",
     "connections",
     "store",
     "messages/s",
     "of raw",
+    "of bare",
     "of memory",
     "CPU us/message",
     "of it store",
@@ -130,11 +154,14 @@ fn table(cells: &[Cell], is_absent: bool) -> Table {
     let mut table = Table::new(&HEADS);
     for cell in cells {
         let raw = median(&cell.raw, |raw| raw.messages_per_second);
+        let bare = median(&cell.bare, StoreSample::per_second);
         let [memory, disk] = &cell.stores[usize::from(is_absent)];
         let in_memory = median(memory, StoreSample::per_second);
         table.add(raw_row(cell.concurrency, &cell.raw));
-        table.add(store_row(cell.concurrency, disk, true, (raw, in_memory)));
-        table.add(store_row(cell.concurrency, memory, false, (raw, in_memory)));
+        let limits = [raw, bare, in_memory];
+        table.add(store_row(cell.concurrency, &cell.bare, "bare server", limits));
+        table.add(store_row(cell.concurrency, disk, DURABLE, limits));
+        table.add(store_row(cell.concurrency, memory, "memory", limits));
     }
     table
 }
@@ -145,19 +172,20 @@ fn raw_row(concurrency: Concurrency, samples: &[RawSample]) -> Vec<String> {
     row[0] = concurrency.messages().to_string();
     row[2] = "raw disk".to_owned();
     row[3] = of(|raw| raw.messages_per_second);
-    row[8] = of(|raw| raw.bytes_per_message);
-    row[11] = format!("{:.1}", concurrency.messages() as f64);
-    row[12] = of(|raw| raw.half);
-    row[13] = of(|raw| raw.nearly_all);
+    row[9] = of(|raw| raw.bytes_per_message);
+    row[12] = format!("{:.1}", concurrency.messages() as f64);
+    row[13] = of(|raw| raw.half);
+    row[14] = of(|raw| raw.nearly_all);
     row
 }
 
 fn store_row(
     concurrency: Concurrency,
     samples: &[StoreSample],
-    is_durable: bool,
-    (raw, in_memory): (f64, f64),
+    name: &str,
+    limits: [f64; 3],
 ) -> Vec<String> {
+    let is_durable = name == DURABLE;
     let of = |value: fn(&StoreSample) -> f64| median(samples, value);
     let micros = |value: fn(&StoreSample) -> Duration| {
         median(samples, |sample| value(sample).as_secs_f64() * 1e6 / sample.count())
@@ -168,14 +196,16 @@ fn store_row(
     };
     let if_durable = |text: String| if is_durable { text } else { "-".to_owned() };
     let per_second = of(StoreSample::per_second);
+    let [raw, bare, in_memory] = limits;
     let broker = of(|sample| sample.sample.broker_share());
     let load = of(|sample| sample.sample.load_share());
     vec![
         concurrency.messages().to_string(),
         concurrency.publishers.to_string(),
-        if is_durable { "disk" } else { "memory" }.to_owned(),
+        name.to_owned(),
         format!("{per_second:.0}"),
         format!("{:.2}", per_second / raw),
+        format!("{:.2}", per_second / bare),
         format!("{:.2}", per_second / in_memory),
         format!("{:.2}", micros(|sample| sample.sample.processor_time)),
         if_durable(format!("{:.2}", micros(|sample| sample.usage.store_time))),
