@@ -128,11 +128,13 @@ impl Log {
         fill_frame(&mut self.end, segment.salt, (self.last, last), batches)?;
         segment.file.check_presence()?;
         let block = segment.length - self.end.settled() as u64;
-        let is_over_zeros = block + self.end.whole().len() as u64 <= segment.file_length;
-        if is_over_zeros {
+        let end = block + self.end.whole().len() as u64;
+        let is_large = self.end.fresh().len() > ZEROED_FRAME_BYTES_MAX;
+        if is_large || end <= segment.file_length {
             match segment.file.write_through(block, self.end.whole()) {
                 Ok(true) => {
                     let bytes = self.end.whole().len() as u64;
+                    segment.file_length = segment.file_length.max(end);
                     self.note_appended(last);
                     return Ok(bytes);
                 }

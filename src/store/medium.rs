@@ -79,9 +79,8 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// The machine's. Some of the bytes may be written then.
     fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Writes whole blocks over others that are there and synchronized, from the beginning of a block, and makes certain
-    /// that they are there: as `write_at` and `synchronize` do, for less. False where that cannot be; some of the blocks may
-    /// be written all the same.
+    /// Writes whole blocks, from the beginning of a block, behind the end as well, and makes certain that they are there: as
+    /// `write_at` and `synchronize` do, for less. False where that cannot be; some of the blocks may be written all the same.
     ///
     /// # Errors
     ///
@@ -233,6 +232,10 @@ impl MediumFile for FolderFile {
         let Some(file) = self.direct.get_or_init(|| self.open_direct()) else { return Ok(false) };
         match file.write_all_at(blocks, position) {
             Ok(()) => Ok(true),
+            // There may be room for the bytes if not for their block, and `write_at` says it better.
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                Ok(false)
+            }
             // Some file systems let it be opened, and others have larger blocks.
             Err(error)
                 if matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) =>
