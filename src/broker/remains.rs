@@ -3,22 +3,23 @@
 //! A session may end with a million messages and a hundred thousand subscriptions. For everybody else it is gone at
 //! once: its client id is free, nothing is delivered to it, and its record is removed. What it held is let go by
 //! `steps_per_turn`, so that nobody waits for it. The slot of the session stays taken meanwhile, because its subscriptions
-//! name it.
+//! and memberships name it.
 //!
 //! Records that are left over when the process ends are found at the next start: they belong to nobody (see `restore`).
 
 use std::hint::black_box;
 
-use crate::journal::Lsn;
-use crate::topics::SubscriberId;
-
 use super::queue::Queue;
-use super::session::Sent;
+use super::session::{Sent, SessionId};
+use super::shared::GroupId;
 use super::thin_list::ThinList;
 use super::{Broker, Outputs};
 
 /// Up to this share of a turn's steps is done at once: most sessions leave little.
 const AT_ONCE_SHARE: usize = 32;
+
+/// With the last of its members a group ends, which takes as long as so many other steps.
+const MEMBERSHIP_STEPS: usize = 4;
 
 /// An allocator may put small blocks aside as they are freed, and merge all of them once a larger one is asked for, as that of
 /// glibc does: after a million messages in one call of 40 ms. One is asked for after each slice, and no call takes longer than
@@ -28,13 +29,19 @@ const LARGER_BLOCK_BYTES: usize = 2_048;
 /// What one session or group has left.
 #[derive(Debug)]
 pub(super) struct Remains {
-    /// A session, whose subscriptions are still there, and its name in the store.
-    pub(super) subscriber: Option<(SubscriberId, Lsn)>,
+    /// A session, whose subscriptions are still there.
+    pub(super) session: Option<SessionId>,
+    /// Those of them that are shared; a group may have ended before.
+    pub(super) memberships: ThinList<GroupId>,
     pub(super) sent: ThinList<Sent>,
     pub(super) queue: Queue,
 }
 
 impl Remains {
+    pub(super) fn of_group(queue: Queue) -> Self {
+        Self { session: None, memberships: ThinList::default(), sent: ThinList::default(), queue }
+    }
+
     /// Lets go of messages, until none is left or there are no steps left. True if none is left.
     fn forget_messages(&mut self, outputs: &mut Outputs, steps: &mut usize) -> bool {
         while *steps > 0 {
@@ -48,12 +55,18 @@ impl Remains {
 }
 
 impl Broker {
+    /// Whether so many steps are done at once.
+    pub(super) fn is_little(&self, steps: usize) -> bool {
+        steps <= self.options.steps_per_turn / AT_ONCE_SHARE
+    }
+
     /// Takes over what a session or group has left, or does away with it at once if it is little.
     pub(super) fn leave_behind(&mut self, mut remains: Remains) {
+        let Remains { session, memberships, sent, queue } = &remains;
         let subscriptions =
-            remains.subscriber.map_or(0, |(subscriber, _)| self.subscriptions.subscription_count(subscriber));
-        let count = remains.sent.len() + remains.queue.len() + subscriptions as usize;
-        if count <= self.options.steps_per_turn / AT_ONCE_SHARE {
+            session.map_or(0, |session| self.subscriptions.subscription_count(session.subscriber()));
+        let count = memberships.len() + sent.len() + queue.len() + subscriptions as usize;
+        if self.is_little(count) {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
@@ -75,10 +88,20 @@ impl Broker {
 
     /// True if nothing is left; otherwise there are no steps left.
     fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
+        // First, because with the last of its members a group ends.
+        while let (Some(session), Some(id)) = (remains.session, remains.memberships.back().copied()) {
+            if *steps == 0 {
+                return false;
+            }
+            *steps = steps.saturating_sub(MEMBERSHIP_STEPS);
+            remains.memberships.pop_back();
+            self.end_membership(id, session);
+        }
         if !remains.forget_messages(&mut self.outputs, steps) {
             return false;
         }
-        let Some((subscriber, name)) = remains.subscriber else { return true };
+        let Some(session) = remains.session else { return true };
+        let (subscriber, name) = (session.subscriber(), self.sessions.name_of_ended(session));
         while self.subscriptions.subscription_count(subscriber) > 0 {
             if *steps == 0 {
                 return false;
@@ -92,7 +115,7 @@ impl Broker {
             }
             subscriptions.remove_some(subscriber, 1);
         }
-        self.sessions.free_slot(subscriber);
+        self.sessions.free_slot(session);
         true
     }
 }

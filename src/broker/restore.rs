@@ -393,9 +393,14 @@ impl Broker {
                 add(Key::Delivery(delivery.record));
                 hold(&delivery.message);
             }
-            if let Some((subscriber, name)) = remains.subscriber.filter(|(_, name)| name.is_some()) {
-                for (filter, _) in self.subscriptions.subscriptions(subscriber) {
+            let Some(session) = remains.session else { continue };
+            let name = self.sessions.name_of_ended(session);
+            if name.is_some() {
+                for (filter, _) in self.subscriptions.subscriptions(session.subscriber()) {
                     add(Key::Subscription(name, filter));
+                }
+                for text in remains.memberships.iter().filter_map(|group| self.shared.text(*group)) {
+                    add(Key::Subscription(name, text));
                 }
             }
         }

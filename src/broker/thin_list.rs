@@ -32,6 +32,12 @@ impl<T: 'static> ThinList<T> {
         self.made().push_back(entry);
     }
 
+    pub(super) fn pop_back(&mut self) -> Option<T> {
+        let entry = self.0.as_mut()?.pop_back();
+        self.shrink();
+        entry
+    }
+
     pub(super) fn insert(&mut self, at: usize, entry: T) {
         self.made().insert(at, entry);
     }

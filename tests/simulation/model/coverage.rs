@@ -86,6 +86,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "shared delivery QoS 2",
     "shared delivery to 3.1.1",
     "shared delivery passed to another member",
+    "shared delivery of one of several groups",
     "shared delivery out of the group's queue",
     "group ended",
     "group at rest with members away",

@@ -27,11 +27,12 @@ const FILTERS: [&str; 13] = [
     "long/topic/+",
     "long/topic/1",
 ];
-/// Of shared subscriptions a client knows one set, in which no two match the same topic: whose copy it got would be
+/// Of shared subscriptions a client knows one set. Only in the last one do some match the same topic: whose copy it got is
 /// anybody's guess. The sets of different clients do overlap.
-const SHARED: [&[&str]; 2] = [
+const SHARED: [&[&str]; 3] = [
     &["$share/g/a/#", "$share/h/long/#", "$share/g/b", "$share/g/$own/a"],
     &["$share/g/#", "$share/h/$own/#"],
+    &["$share/g/a/#", "$share/h/a/#", "$share/g/#", "$share/h/long/#"],
 ];
 
 /// Identifiers that no client uses.
@@ -212,7 +213,7 @@ impl World {
 
     fn shared_filter(&mut self, id: ConnectionId) -> &'static str {
         let client = self.connections[&id].client;
-        let filters = SHARED[client % 2];
+        let filters = SHARED[client % SHARED.len()];
         filters[self.random.below(filters.len())]
     }
 
