@@ -61,6 +61,9 @@ impl Broker {
             assert!(outgoing.sent_here as usize <= outgoing.sent.len());
             outgoing.queue.check_invariants();
             assert!(outgoing.queue.len() <= self.options.queued_messages_max as usize);
+            session
+                .streams
+                .check_invariants(|filter| self.subscriptions.contains(session.id.subscriber(), filter));
             queued += outgoing.queue.len() as u64;
             in_flight += outgoing.in_flight() as u64;
             subscriptions += self.subscriptions.subscription_count(session.id.subscriber()) as usize;

@@ -688,12 +688,12 @@ impl Broker {
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
         self.leave_all_groups(&mut session);
-        let Session { outgoing: Outgoing { sent, queue, .. }, memberships, .. } = session;
+        let Session { outgoing: Outgoing { sent, queue, .. }, memberships, streams, .. } = session;
         let (unacknowledged, queued) = (sent.len() as u64, queue.len() as u64);
         let metrics = &mut self.outputs.metrics;
         metrics.queued_messages -= queued;
         metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
-        self.leave_behind(Remains { session: Some(id), memberships, sent, queue });
+        self.leave_behind(Remains { session: Some(id), memberships, streams, sent, queue });
         if let Some(will) = session.will {
             self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
         }

@@ -10,6 +10,7 @@
 use std::hint::black_box;
 
 use super::queue::Queue;
+use super::retained::RetainedStreams;
 use super::session::{Sent, SessionId};
 use super::shared::GroupId;
 use super::thin_list::ThinList;
@@ -33,21 +34,26 @@ pub(super) struct Remains {
     pub(super) session: Option<SessionId>,
     /// Those of them that are shared; a group may have ended before.
     pub(super) memberships: ThinList<GroupId>,
+    pub(super) streams: RetainedStreams,
     pub(super) sent: ThinList<Sent>,
     pub(super) queue: Queue,
 }
 
 impl Remains {
     pub(super) fn of_group(queue: Queue) -> Self {
-        Self { session: None, memberships: ThinList::default(), sent: ThinList::default(), queue }
+        let (memberships, streams) = (ThinList::default(), RetainedStreams::default());
+        Self { session: None, memberships, streams, sent: ThinList::default(), queue }
     }
 
-    /// Lets go of messages, until none is left or there are no steps left. True if none is left.
+    /// Lets go of messages, and of what retained ones were still to be sent, until none is left or there are no steps left. True if none is left.
     fn forget_messages(&mut self, outputs: &mut Outputs, steps: &mut usize) -> bool {
         while *steps > 0 {
             let sent = self.sent.remove(0).map(|sent| sent.delivery);
-            let Some(delivery) = sent.or_else(|| self.queue.pop()) else { return true };
-            outputs.forget(&delivery);
+            if let Some(delivery) = sent.or_else(|| self.queue.pop()) {
+                outputs.forget(&delivery);
+            } else if self.streams.pop().is_none() {
+                return true;
+            }
             *steps -= 1;
         }
         false
@@ -62,10 +68,11 @@ impl Broker {
 
     /// Takes over what a session or group has left, or does away with it at once if it is little.
     pub(super) fn leave_behind(&mut self, mut remains: Remains) {
-        let Remains { session, memberships, sent, queue } = &remains;
+        let Remains { session, memberships, streams, sent, queue } = &remains;
         let subscriptions =
             session.map_or(0, |session| self.subscriptions.subscription_count(session.subscriber()));
-        let count = memberships.len() + sent.len() + queue.len() + subscriptions as usize;
+        let messages = sent.len() + queue.len() + streams.len();
+        let count = memberships.len() + messages + subscriptions as usize;
         if self.is_little(count) {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);

@@ -371,7 +371,7 @@ impl Broker {
         let is_wanted = self.has_retained_for(filter);
         let Some(session) = self.sessions.find_mut(id) else { return };
         if is_wanted {
-            session.streams.push_back(RetainedStream::new(filter, grant, record));
+            session.streams.push(RetainedStream::new(filter, grant, record));
         } else {
             self.outputs.journal.set_streams(record, session.name, text, grant, false);
         }

@@ -30,7 +30,7 @@ use super::link::ConnectionId;
 use super::packet_ids::PacketIds;
 use super::queue::Queue;
 use super::receipts::Receipts;
-use super::retained::RetainedStream;
+use super::retained::RetainedStreams;
 use super::shared::GroupId;
 use super::thin_list::ThinList;
 use super::will::Will;
@@ -152,7 +152,7 @@ pub(super) struct Session {
     /// From CONNECT until it is published, or will never be.
     pub(super) will: Option<Box<Will>>,
     /// Retained messages still to be sent for new subscriptions.
-    pub(super) streams: ThinList<RetainedStream>,
+    pub(super) streams: RetainedStreams,
     /// The groups of its shared subscriptions, and which of them is asked next when there is room.
     pub(super) memberships: ThinList<GroupId>,
     pub(super) group_turn: u32,
@@ -178,7 +178,7 @@ impl Session {
             outgoing: Outgoing::default(),
             receipts: Receipts::default(),
             will: None,
-            streams: ThinList::default(),
+            streams: RetainedStreams::default(),
             memberships: ThinList::default(),
             group_turn: 0,
             user: None,

@@ -57,13 +57,6 @@ impl<T: 'static> ThinList<T> {
         entry
     }
 
-    pub(super) fn retain(&mut self, is_kept: impl FnMut(&T) -> bool) {
-        if let Some(list) = &mut self.0 {
-            list.retain(is_kept);
-            self.shrink();
-        }
-    }
-
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut().flat_map(|list| list.iter_mut())
     }

@@ -7,7 +7,7 @@ use std::io::IoSlice;
 use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Packet, Protocol, QoS};
+use broker::codec::packet::{Ack, Connect, Packet, Protocol, QoS};
 use broker::codec::{PacketId, Properties, decode, encode, frame};
 use broker::journal::Lsn;
 use broker::metrics::DropReason;
@@ -499,4 +499,64 @@ fn memberships_that_are_left_belong_to_nobody() {
     turns(&mut broker);
     store_in(&mut broker, &mut records);
     assert_eq!((records.len(), broker.keys_to_be_stored().len()), (0, 0));
+}
+
+/// Retained messages for many filters wait for a client that does not answer: what overtakes them comes behind the older
+/// value of its topic, and each comes once.
+#[test]
+fn retained_messages_of_many_filters_are_overtaken_by_none() {
+    let mut broker = broker();
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    for number in 0..FILTERS {
+        let topic = format!("f/{number}");
+        let mut kept = publish(&topic, QoS::AtLeastOnce, b"kept");
+        if let Packet::Publish(publish) = &mut kept {
+            publish.retain = true;
+        }
+        say(&mut broker, publisher, &bytes_of(&kept, PROTOCOL));
+    }
+    let client = connected(&mut broker, 2, connect311("client"));
+    say(&mut broker, client, &subscribe_bytes());
+    turns(&mut broker);
+    let window = usize::from(broker.options().in_flight_max);
+    let mut heard = hear(&mut broker, client);
+    assert_eq!(payloads(&heard).len(), window);
+    // It wants the first of those that wait no more, and another one anew.
+    let gone = format!("f/{window}");
+    say(&mut broker, client, &unsubscribe_from(std::slice::from_ref(&gone)));
+    say(&mut broker, client, &subscribe_to(&["f/150".to_owned()]));
+    publish_from(&mut broker, publisher, &gone, QoS::AtLeastOnce, "nobody");
+    publish_from(&mut broker, publisher, "f/199", QoS::AtLeastOnce, "live");
+    publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, "live");
+    let mut all: Vec<(String, String)> = Vec::new();
+    while !heard.is_empty() {
+        let mut answers = Vec::new();
+        for heard in &heard {
+            if let Packet::Publish(publish) = heard.packet() {
+                let payload = String::from_utf8_lossy(publish.payload).into_owned();
+                all.push((publish.topic.to_owned(), payload));
+                answers.push(Packet::Puback(Ack::success(publish.packet_id.expect("of QoS 1"))));
+            }
+        }
+        answers.iter().for_each(|answer| say(&mut broker, client, &bytes_of(answer, PROTOCOL)));
+        turns(&mut broker);
+        heard = hear(&mut broker, client);
+    }
+    let of = |topic: &str| -> Vec<&str> {
+        all.iter().filter(|(other, _)| other == topic).map(|(_, payload)| payload.as_str()).collect()
+    };
+    assert_eq!((of(&gone).len(), all.len()), (0, FILTERS + 1));
+    assert_eq!(
+        (of("f/199"), of("f/0"), of("f/150")),
+        (vec!["kept", "live"], vec!["kept", "live"], vec!["kept"])
+    );
+    assert!(all[window..].starts_with(&[("f/199".to_owned(), "kept".to_owned())]));
+    assert_eq!(all.last().map(|(topic, _)| topic.as_str()), Some("f/150"));
+
+    // They go with its session.
+    say(&mut broker, client, &subscribe_bytes());
+    broker.handle_timeout(NOW);
+    broker.handle_lost(NOW, client, false);
+    assert!(turns(&mut broker) > 1);
+    assert_eq!(broker.status().subscriptions, 0);
 }
