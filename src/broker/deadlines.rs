@@ -54,7 +54,9 @@ impl Broker {
         }
         self.continue_long_requests();
         self.clear_remains();
-        self.continue_moves();
+        if self.shared.has_moves() {
+            self.continue_moves();
+        }
         // Only those that wait already: one that puts itself off again has its next turn later.
         for _ in 0..self.refills.len() {
             let Some(id) = self.refills.pop_front() else { break };

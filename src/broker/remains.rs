@@ -93,9 +93,9 @@ impl Broker {
         }
     }
 
-    /// True if nothing is left; otherwise there are no steps left.
-    fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
-        // First, because with the last of its members a group ends.
+    /// True if no membership is left; otherwise there are no steps left.
+    #[inline]
+    fn end_memberships(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
         while let (Some(session), Some(id)) = (remains.session, remains.memberships.back().copied()) {
             if *steps == 0 {
                 return false;
@@ -103,6 +103,15 @@ impl Broker {
             *steps = steps.saturating_sub(MEMBERSHIP_STEPS);
             remains.memberships.pop_back();
             self.end_membership(id, session);
+        }
+        true
+    }
+
+    /// True if nothing is left; otherwise there are no steps left.
+    fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
+        // First, because with the last of its members a group ends.
+        if !self.end_memberships(remains, steps) {
+            return false;
         }
         if !remains.forget_messages(&mut self.outputs, steps) {
             return false;

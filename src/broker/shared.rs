@@ -451,6 +451,9 @@ impl Broker {
     /// A session has ended: what it was sent at QoS 1 and did not acknowledge goes back to the groups that it came from,
     /// as far as they have other members, and is taken out of `sent`. Many memberships are left for `remains`.
     pub(super) fn leave_all_groups(&mut self, session: &mut Session) {
+        if session.memberships.is_empty() && session.outgoing.sent.is_empty() {
+            return;
+        }
         if self.is_little(session.memberships.len()) {
             session.memberships.take().into_iter().for_each(|id| self.end_membership(id, session.id));
         }
@@ -466,6 +469,9 @@ impl Broker {
     /// moved in later turns.
     pub(super) fn move_memberships(&mut self, session: SessionId) {
         let left = self.session(session).memberships.len();
+        if left == 0 {
+            return;
+        }
         let mut movement = Move { session, left };
         if self.is_little(left) {
             let mut steps = left;

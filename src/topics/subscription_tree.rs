@@ -324,8 +324,8 @@ impl SubscriptionTree {
         subscriber: SubscriberId,
         topic: TopicName<'_>,
     ) -> impl Iterator<Item = &str> {
-        let mut found = Vec::new();
-        self.find_filters(shorten(hash_bytes(&self.seed, topic.as_str().as_bytes())), topic, &mut found);
+        self.find_filters(shorten(hash_bytes(&self.seed, topic.as_str().as_bytes())), topic);
+        let mut found = std::mem::take(&mut self.found);
         found.retain(|filter| self.find_subscription(subscriber.0, *filter).is_some());
         let text = |filter: u32| self.texts.text(self.filters[filter].text);
         found
@@ -333,10 +333,10 @@ impl SubscriptionTree {
             .map(move |filter| std::str::from_utf8(text(filter)).expect("it was stored as a str"))
     }
 
-    /// Every filter that matches a topic with this hash.
+    /// Lists every filter that matches a topic with this hash in `found`.
     #[inline(always)]
-    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>, found: &mut Vec<u32>) {
-        let Self { seed, filters, texts, by_hash, shapes, .. } = self;
+    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>) {
+        let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         let mut look_up = |hash: u32| {
             for hashed in by_hash.iter_hash(spread(hash)) {
@@ -354,8 +354,8 @@ impl SubscriptionTree {
     }
 
     fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut List) {
+        self.find_filters(hash, topic);
         let mut found = std::mem::take(&mut self.found);
-        self.find_filters(hash, topic, &mut found);
         if let [filter] = *found {
             self.list(filter, &mut matched.subscribers);
         } else if !found.is_empty() {
