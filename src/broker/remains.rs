@@ -117,13 +117,14 @@ impl Broker {
             return false;
         }
         let Some(session) = remains.session else { return true };
-        let (subscriber, name) = (session.subscriber(), self.sessions.name_of_ended(session));
+        let subscriber = session.subscriber();
         while self.subscriptions.subscription_count(subscriber) > 0 {
             if *steps == 0 {
                 return false;
             }
             *steps -= 1;
-            let Self { subscriptions, outputs, .. } = self;
+            let Self { subscriptions, sessions, outputs, .. } = self;
+            let name = sessions.name_of_ended(session);
             if name.is_some()
                 && let Some((filter, _)) = subscriptions.subscriptions(subscriber).next()
             {

@@ -486,6 +486,8 @@ impl Broker {
     }
 
     /// Moves as many memberships as one turn has time for.
+    #[cold]
+    #[inline(never)]
     pub(super) fn continue_moves(&mut self) {
         let mut steps = self.options.steps_per_turn;
         while let Some(mut movement) = self.shared.moves.pop_front() {

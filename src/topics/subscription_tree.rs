@@ -334,7 +334,8 @@ impl SubscriptionTree {
     }
 
     /// Lists every filter that matches a topic with this hash in `found`.
-    #[inline(always)]
+    // Or what it calls would be called twice, and be inlined nowhere.
+    #[inline(never)]
     fn find_filters(&mut self, hash: u32, topic: TopicName<'_>) {
         let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
