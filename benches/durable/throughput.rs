@@ -4,10 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use crate::Settings;
+use crate::bare;
 use crate::load::plan::PAYLOAD_BYTES;
 use crate::measure::{BUSY, Process, Sample, Stopwatch, Table, WARM_UP, median};
 use crate::place::bytes_on_disk;
-use crate::bare;
 use crate::raw::{self, RawSample};
 use crate::running::{Running, Usage};
 use crate::stored_flow::{Concurrency, StoredFlow};
@@ -52,7 +52,12 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
     let mut cells: Vec<Cell> = Concurrency::ALL
         .into_iter()
         .filter(is_wanted)
-        .map(|concurrency| Cell { concurrency, raw: Vec::new(), bare: Vec::new(), stores: Default::default() })
+        .map(|concurrency| Cell {
+            concurrency,
+            raw: Vec::new(),
+            bare: Vec::new(),
+            stores: Default::default(),
+        })
         .collect();
     for round in 1..=settings.rounds {
         for cell in &mut cells {
@@ -179,12 +184,7 @@ fn raw_row(concurrency: Concurrency, samples: &[RawSample]) -> Vec<String> {
     row
 }
 
-fn store_row(
-    concurrency: Concurrency,
-    samples: &[StoreSample],
-    name: &str,
-    limits: [f64; 3],
-) -> Vec<String> {
+fn store_row(concurrency: Concurrency, samples: &[StoreSample], name: &str, limits: [f64; 3]) -> Vec<String> {
     let is_durable = name == DURABLE;
     let of = |value: fn(&StoreSample) -> f64| median(samples, value);
     let micros = |value: fn(&StoreSample) -> Duration| {

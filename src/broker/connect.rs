@@ -255,7 +255,7 @@ impl Broker {
             session_present,
         });
         self.arm_link(id);
-        self.enter_groups(session_id);
+        self.move_memberships(session_id);
         // The first packet of all [MQTT-3.2.0-1].
         let connack = Connack {
             session_present: session_present && terms.reports_session_present,

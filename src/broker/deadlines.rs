@@ -57,6 +57,9 @@ impl Broker {
             self.continue_fan_out();
         }
         self.clear_remains();
+        if self.shared.has_moves() {
+            self.continue_moves();
+        }
         // Only those that wait already: one that puts itself off again has its next turn later.
         for _ in 0..self.refills.len() {
             let Some(id) = self.refills.pop_front() else { break };

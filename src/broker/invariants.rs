@@ -65,6 +65,9 @@ impl Broker {
             assert!(outgoing.sent_here as usize <= outgoing.sent.len());
             outgoing.queue.check_invariants();
             assert!(outgoing.queue.len() <= self.options.queued_messages_max as usize);
+            session
+                .streams
+                .check_invariants(|filter| self.subscriptions.contains(session.id.subscriber(), filter));
             queued += outgoing.queue.len() as u64;
             in_flight += outgoing.in_flight() as u64;
             subscriptions += self.subscriptions.subscription_count(session.id.subscriber()) as usize;
@@ -83,12 +86,12 @@ impl Broker {
             }
         }
         for remains in &self.remains {
-            if let Some((subscriber, _)) = remains.subscriber {
-                assert!(self.sessions.is_ended(subscriber));
-                subscriptions += self.subscriptions.subscription_count(subscriber) as usize;
+            if let Some(session) = remains.session {
+                assert!(self.sessions.is_ended(session.subscriber()));
+                subscriptions += self.subscriptions.subscription_count(session.subscriber()) as usize;
             }
         }
-        queued += self.shared.check_invariants(&self.sessions);
+        queued += self.shared.check_invariants(&self.sessions, &self.remains);
         assert_eq!(self.metrics().queued_messages, queued, "the gauge of queued messages");
         assert_eq!(self.metrics().in_flight_messages, in_flight, "the gauge of messages in flight");
         assert_eq!(self.sessions.absent_count(), absent, "the order of leaving");

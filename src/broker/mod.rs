@@ -381,6 +381,7 @@ impl Broker {
             || !self.long_requests.is_empty()
             || self.has_fan_out()
             || !self.remains.is_empty()
+            || self.shared.has_moves()
             || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
     }
@@ -698,12 +699,12 @@ impl Broker {
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
         self.leave_all_groups(&mut session);
-        let Outgoing { sent, queue, .. } = session.outgoing;
+        let Session { outgoing: Outgoing { sent, queue, .. }, memberships, streams, .. } = session;
         let (unacknowledged, queued) = (sent.len() as u64, queue.len() as u64);
         let metrics = &mut self.outputs.metrics;
         metrics.queued_messages -= queued;
         metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
-        self.leave_behind(Remains { subscriber: Some((id.subscriber(), session.name)), sent, queue });
+        self.leave_behind(Remains { session: Some(id), memberships, streams, sent, queue });
         if let Some(will) = session.will {
             self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
         }
@@ -729,11 +730,6 @@ impl Broker {
             return;
         }
         let journal = &mut self.outputs.journal;
-        for group in session.memberships.iter() {
-            if let Some(text) = self.shared.text(*group) {
-                journal.remove_subscription(session.name, text);
-            }
-        }
         for released in session.outgoing.released.iter() {
             journal.remove(Kind::Release, released.record);
         }

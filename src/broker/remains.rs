@@ -3,22 +3,24 @@
 //! A session may end with a million messages and a hundred thousand subscriptions. For everybody else it is gone at
 //! once: its client id is free, nothing is delivered to it, and its record is removed. What it held is let go by
 //! `steps_per_turn`, so that nobody waits for it. The slot of the session stays taken meanwhile, because its subscriptions
-//! name it.
+//! and memberships name it.
 //!
 //! Records that are left over when the process ends are found at the next start: they belong to nobody (see `restore`).
 
 use std::hint::black_box;
 
-use crate::journal::Lsn;
-use crate::topics::SubscriberId;
-
 use super::queue::Queue;
-use super::session::Sent;
+use super::retained::RetainedStreams;
+use super::session::{Sent, SessionId};
+use super::shared::GroupId;
 use super::thin_list::ThinList;
 use super::{Broker, Outputs};
 
 /// Up to this share of a turn's steps is done at once: most sessions leave little.
 const AT_ONCE_SHARE: usize = 32;
+
+/// With the last of its members a group ends, which takes as long as so many other steps.
+const MEMBERSHIP_STEPS: usize = 4;
 
 /// An allocator may put small blocks aside as they are freed, and merge all of them once a larger one is asked for, as that of
 /// glibc does: after a million messages in one call of 40 ms. One is asked for after each slice, and no call takes longer than
@@ -28,19 +30,30 @@ const LARGER_BLOCK_BYTES: usize = 2_048;
 /// What one session or group has left.
 #[derive(Debug)]
 pub(super) struct Remains {
-    /// A session, whose subscriptions are still there, and its name in the store.
-    pub(super) subscriber: Option<(SubscriberId, Lsn)>,
+    /// A session, whose subscriptions are still there.
+    pub(super) session: Option<SessionId>,
+    /// Those of them that are shared; a group may have ended before.
+    pub(super) memberships: ThinList<GroupId>,
+    pub(super) streams: RetainedStreams,
     pub(super) sent: ThinList<Sent>,
     pub(super) queue: Queue,
 }
 
 impl Remains {
-    /// Lets go of messages, until none is left or there are no steps left. True if none is left.
+    pub(super) fn of_group(queue: Queue) -> Self {
+        let (memberships, streams) = (ThinList::default(), RetainedStreams::default());
+        Self { session: None, memberships, streams, sent: ThinList::default(), queue }
+    }
+
+    /// Lets go of messages, and of what retained ones were still to be sent, until none is left or there are no steps left. True if none is left.
     fn forget_messages(&mut self, outputs: &mut Outputs, steps: &mut usize) -> bool {
         while *steps > 0 {
             let sent = self.sent.remove(0).map(|sent| sent.delivery);
-            let Some(delivery) = sent.or_else(|| self.queue.pop()) else { return true };
-            outputs.forget(&delivery);
+            if let Some(delivery) = sent.or_else(|| self.queue.pop()) {
+                outputs.forget(&delivery);
+            } else if self.streams.pop().is_none() {
+                return true;
+            }
             *steps -= 1;
         }
         false
@@ -48,12 +61,19 @@ impl Remains {
 }
 
 impl Broker {
+    /// Whether so many steps are done at once.
+    pub(super) fn is_little(&self, steps: usize) -> bool {
+        steps <= self.options.steps_per_turn / AT_ONCE_SHARE
+    }
+
     /// Takes over what a session or group has left, or does away with it at once if it is little.
     pub(super) fn leave_behind(&mut self, mut remains: Remains) {
+        let Remains { session, memberships, streams, sent, queue } = &remains;
         let subscriptions =
-            remains.subscriber.map_or(0, |(subscriber, _)| self.subscriptions.subscription_count(subscriber));
-        let count = remains.sent.len() + remains.queue.len() + subscriptions as usize;
-        if count <= self.options.steps_per_turn / AT_ONCE_SHARE && self.fan_out.is_none() {
+            session.map_or(0, |session| self.subscriptions.subscription_count(session.subscriber()));
+        let messages = sent.len() + queue.len() + streams.len();
+        let count = memberships.len() + messages + subscriptions as usize;
+        if self.is_little(count) && self.fan_out.is_none() {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
@@ -76,18 +96,38 @@ impl Broker {
         }
     }
 
+    /// True if no membership is left; otherwise there are no steps left.
+    #[inline]
+    fn end_memberships(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
+        while let (Some(session), Some(id)) = (remains.session, remains.memberships.back().copied()) {
+            if *steps == 0 {
+                return false;
+            }
+            *steps = steps.saturating_sub(MEMBERSHIP_STEPS);
+            remains.memberships.pop_back();
+            self.end_membership(id, session);
+        }
+        true
+    }
+
     /// True if nothing is left; otherwise there are no steps left.
     fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
+        // First, because with the last of its members a group ends.
+        if !self.end_memberships(remains, steps) {
+            return false;
+        }
         if !remains.forget_messages(&mut self.outputs, steps) {
             return false;
         }
-        let Some((subscriber, name)) = remains.subscriber else { return true };
+        let Some(session) = remains.session else { return true };
+        let subscriber = session.subscriber();
         while self.subscriptions.subscription_count(subscriber) > 0 {
             if *steps == 0 {
                 return false;
             }
             *steps -= 1;
-            let Self { subscriptions, outputs, .. } = self;
+            let Self { subscriptions, sessions, outputs, .. } = self;
+            let name = sessions.name_of_ended(session);
             if name.is_some()
                 && let Some((filter, _)) = subscriptions.subscriptions(subscriber).next()
             {
@@ -95,7 +135,7 @@ impl Broker {
             }
             subscriptions.remove_some(subscriber, 1);
         }
-        self.sessions.free_slot(subscriber);
+        self.sessions.free_slot(session);
         true
     }
 }

@@ -371,7 +371,7 @@ impl Broker {
         let is_wanted = self.has_retained_for(filter);
         let Some(session) = self.sessions.find_mut(id) else { return };
         if is_wanted {
-            session.streams.push_back(RetainedStream::new(filter, grant, record));
+            session.streams.push(RetainedStream::new(filter, grant, record));
         } else {
             self.outputs.journal.set_streams(record, session.name, text, grant, false);
         }
@@ -393,9 +393,14 @@ impl Broker {
                 add(Key::Delivery(delivery.record));
                 hold(&delivery.message);
             }
-            if let Some((subscriber, name)) = remains.subscriber.filter(|(_, name)| name.is_some()) {
-                for (filter, _) in self.subscriptions.subscriptions(subscriber) {
+            let Some(session) = remains.session else { continue };
+            let name = self.sessions.name_of_ended(session);
+            if name.is_some() {
+                for (filter, _) in self.subscriptions.subscriptions(session.subscriber()) {
                     add(Key::Subscription(name, filter));
+                }
+                for text in remains.memberships.iter().filter_map(|group| self.shared.text(*group)) {
+                    add(Key::Subscription(name, text));
                 }
             }
         }

@@ -10,15 +10,16 @@
 //! A live message may come while a stream has not reached its topic yet. Then the retained value goes first, out of
 //! its turn, and the stream passes over it later: a subscriber never sees the older value after the newer one.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::rc::Rc;
 
 use crate::clock::Duration;
 use crate::codec::{Properties, QoS};
 use crate::journal::Lsn;
 use crate::metrics::DropReason;
 use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
-use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter, TopicName};
+use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter};
 
 use super::deadlines::Deadline;
 use super::deliver::{Routing, has_room};
@@ -91,30 +92,116 @@ impl RetainedMessages {
 #[derive(Debug)]
 pub(super) struct RetainedStream {
     cursor: RetainedCursor,
-    filter: Box<str>,
+    filter: Rc<str>,
     grant: Grant,
-    /// Topics ahead of the cursor whose value went out before its turn.
-    preceded: BTreeSet<Box<str>>,
     /// The record that the subscription waits for them.
-    pub(super) record: Lsn,
+    record: Lsn,
 }
 
 impl RetainedStream {
     /// One that begins at the first topic of a filter.
     pub(super) fn new(filter: TopicFilter<'_>, grant: Grant, record: Lsn) -> Self {
-        Self {
-            cursor: RetainedCursor::new(filter),
-            filter: filter.as_str().into(),
-            grant,
-            preceded: BTreeSet::new(),
-            record,
+        Self { cursor: RetainedCursor::new(filter), filter: filter.as_str().into(), grant, record }
+    }
+}
+
+/// The streams of one session, which may be as many as it has subscriptions. Behind a pointer: most have none.
+///
+/// Invariants: each has a number and a filter of its own, and there is a subscription with that filter.
+#[derive(Debug, Default)]
+pub(super) struct RetainedStreams(Option<Box<Streams>>);
+
+#[derive(Debug, Default)]
+struct Streams {
+    /// By number: the first one is under way, the others follow in the order in which they were asked for.
+    in_order: BTreeMap<u64, RetainedStream>,
+    numbers: BTreeMap<Rc<str>, u64>,
+    /// The number of the newest one.
+    newest: u64,
+    preceded: Preceded,
+}
+
+/// Topics whose value went out before its turn, each with the newest stream of that time: streams up to it pass over the
+/// topic.
+#[derive(Debug, Default)]
+struct Preceded(BTreeMap<Box<str>, u64>);
+
+impl Preceded {
+    fn has(&self, topic: &str, stream: u64) -> bool {
+        self.0.get(topic).is_some_and(|newest| stream <= *newest)
+    }
+}
+
+impl RetainedStreams {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.as_ref().map_or(0, |streams| streams.in_order.len())
+    }
+
+    /// Adds the last one; its filter has none yet.
+    pub(super) fn push(&mut self, stream: RetainedStream) {
+        let streams = self.0.get_or_insert_default();
+        streams.newest += 1;
+        streams.numbers.insert(stream.filter.clone(), streams.newest);
+        streams.in_order.insert(streams.newest, stream);
+    }
+
+    fn remove(&mut self, filter: &str) {
+        if let Some(streams) = &mut self.0
+            && let Some(number) = streams.numbers.remove(filter)
+        {
+            streams.in_order.remove(&number);
+        }
+        self.shrink();
+    }
+
+    /// Takes out the first one.
+    pub(super) fn pop(&mut self) -> Option<RetainedStream> {
+        let streams = self.0.as_mut()?;
+        let (_, stream) = streams.in_order.pop_first()?;
+        streams.numbers.remove(&stream.filter);
+        self.shrink();
+        Some(stream)
+    }
+
+    fn shrink(&mut self) {
+        self.0.take_if(|streams| streams.in_order.is_empty());
+    }
+
+    fn find_mut(&mut self, filter: &str) -> Option<&mut RetainedStream> {
+        let streams = self.0.as_mut()?;
+        streams.in_order.get_mut(streams.numbers.get(filter)?)
+    }
+
+    /// What those of some filters grant that have yet to come to a topic, in their order.
+    fn awaiting<'a>(&self, filters: impl Iterator<Item = &'a str>, topic: &str) -> Vec<Grant> {
+        let Some(streams) = &self.0 else { return Vec::new() };
+        let mut numbers: Vec<u64> =
+            filters.filter_map(|filter| streams.numbers.get(filter).copied()).collect();
+        numbers.sort_unstable();
+        numbers.retain(|number| !streams.preceded.has(topic, *number));
+        let awaiting = numbers.iter().map(|number| &streams.in_order[number]);
+        awaiting.filter(|stream| !stream.cursor.has_passed(topic)).map(|stream| stream.grant).collect()
+    }
+
+    /// The value of a topic goes out before its turn: none of these will send it.
+    fn precede(&mut self, topic: &str) {
+        if let Some(streams) = &mut self.0 {
+            streams.preceded.0.insert(topic.into(), streams.newest);
         }
     }
 
-    fn awaits(&self, topic: TopicName<'_>, levels_max: u32) -> bool {
-        !self.cursor.has_passed(topic.as_str())
-            && !self.preceded.contains(topic.as_str())
-            && TopicFilter::parse(&self.filter, levels_max).is_ok_and(|filter| filter.matches(topic))
+    /// Asserts that all are found by their filters, each of which is subscribed to.
+    pub(super) fn check_invariants(&self, is_subscribed: impl Fn(&str) -> bool) {
+        let Some(streams) = &self.0 else { return };
+        assert!(!streams.in_order.is_empty() && streams.numbers.len() == streams.in_order.len());
+        for (number, stream) in &streams.in_order {
+            assert_eq!(streams.numbers.get(&stream.filter), Some(number));
+            assert!(is_subscribed(&stream.filter), "a stream belongs to a subscription");
+        }
     }
 }
 
@@ -225,7 +312,7 @@ impl Broker {
         if self.has_retained_for(parsed)
             && let Some(session) = self.sessions.find_mut(id)
         {
-            session.streams.push_back(RetainedStream::new(parsed, grant, record));
+            session.streams.push(RetainedStream::new(parsed, grant, record));
         }
     }
 
@@ -242,7 +329,7 @@ impl Broker {
     /// A subscription was made anew without its retained messages: what is still to be sent for it is sent as it is now.
     pub(super) fn change_stream(&mut self, id: SessionId, filter: &str, grant: Grant, record: Lsn) {
         let Some(session) = self.sessions.find_mut(id) else { return };
-        for stream in session.streams.iter_mut().filter(|stream| *stream.filter == *filter) {
+        if let Some(stream) = session.streams.find_mut(filter) {
             stream.grant = grant;
             if record.is_some() {
                 stream.record = record;
@@ -254,7 +341,7 @@ impl Broker {
     /// Forgets what was still to be sent for a subscription.
     pub(super) fn stop_stream(&mut self, id: SessionId, filter: &str) {
         if let Some(session) = self.sessions.find_mut(id) {
-            session.streams.retain(|stream| *stream.filter != *filter);
+            session.streams.remove(filter);
         }
     }
 
@@ -265,12 +352,20 @@ impl Broker {
         if session.streams.is_empty() || session.connection.is_none() || !session.outgoing.queue.is_empty() {
             return;
         }
-        let mut streams = session.streams.take();
+        let name = session.name;
+        let mut unfinished = std::mem::take(&mut session.streams);
         let mut steps = self.options.steps_per_turn;
-        let mut finished = 0;
-        for stream in &mut streams {
-            match self.continue_stream(id, stream, &mut steps) {
-                Progress::Done => finished += 1,
+        while let Some(streams) = &mut unfinished.0
+            && let Some(mut first) = streams.in_order.first_entry()
+        {
+            let number = *first.key();
+            match self.continue_stream(id, number, first.get_mut(), &streams.preceded, &mut steps) {
+                Progress::Done => {
+                    let Some(RetainedStream { filter, grant, record, .. }) = unfinished.pop() else { break };
+                    if record.is_some() {
+                        self.outputs.journal.set_streams(record, name, &filter, grant, false);
+                    }
+                }
                 Progress::Stopped => break,
                 Progress::Paused => {
                     self.schedule_refill(id);
@@ -279,16 +374,18 @@ impl Broker {
             }
         }
         let session = self.sessions.find_mut(id).expect("its streams are being sent");
-        for RetainedStream { filter, grant, record, .. } in streams.drain(..finished) {
-            if record.is_some() {
-                self.outputs.journal.set_streams(record, session.name, &filter, grant, false);
-            }
-        }
-        session.streams = streams.into();
+        session.streams = unfinished;
     }
 
     /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.
-    fn continue_stream(&mut self, id: SessionId, stream: &mut RetainedStream, steps: &mut usize) -> Progress {
+    fn continue_stream(
+        &mut self,
+        id: SessionId,
+        number: u64,
+        stream: &mut RetainedStream,
+        preceded: &Preceded,
+        steps: &mut usize,
+    ) -> Progress {
         let mut picked = std::mem::take(&mut self.picked);
         let progress = loop {
             let Self { sessions, links, retained, messages, options, now, .. } = self;
@@ -305,11 +402,9 @@ impl Broker {
             let outbox_full = link.outbox.pending() > options.outbox_soft_mark();
             let steps_now = (*steps).min(256);
             *steps -= steps_now;
-            let RetainedStream { cursor, grant, preceded, .. } = stream;
+            let RetainedStream { cursor, grant, .. } = stream;
             let progress = retained.tree.visit(cursor, steps_now, |kept| {
-                if (!preceded.is_empty() && preceded.remove(kept.message.topic()))
-                    || kept.message.is_expired(*now)
-                {
+                if preceded.has(kept.message.topic(), number) || kept.message.is_expired(*now) {
                     return Visit::Next;
                 }
                 let qos = kept.qos.min(grant.qos);
@@ -366,18 +461,14 @@ impl Broker {
 
     /// A live message comes to a session with unfinished streams: what they would send on its topic goes first.
     pub(super) fn precede(&mut self, subscriber: SubscriberId, routing: &Routing<'_>) {
-        let levels_max = self.options.topic_levels_max;
-        let Some(kept) = self.retained.tree.find(routing.topic.as_str()) else { return };
+        let topic = routing.topic.as_str();
+        let Some(kept) = self.retained.tree.find(topic) else { return };
         if kept.message.is_expired(self.now) {
             return;
         }
         let session = self.sessions.subscriber_mut(subscriber);
-        let grants: Vec<Grant> = session
-            .streams
-            .iter()
-            .filter(|stream| stream.awaits(routing.topic, levels_max))
-            .map(|stream| stream.grant)
-            .collect();
+        let filters = self.subscriptions.matching_filters(subscriber, routing.topic);
+        let grants = session.streams.awaiting(filters, topic);
         let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };
         let subscription_ids: Vec<u32> =
             grants.iter().filter_map(|grant| grant.subscription_id).map(NonZeroU32::get).collect();
@@ -396,9 +487,7 @@ impl Broker {
             // It keeps its turn: the live message goes nowhere now either, or into the queue, which is behind.
             return;
         }
-        for stream in session.streams.iter_mut().filter(|stream| stream.awaits(routing.topic, levels_max)) {
-            stream.preceded.insert(routing.topic.as_str().into());
-        }
+        session.streams.precede(topic);
         // A message that is retained itself replaces the older value, which need not be sent at all.
         if !routing.retain {
             let id = session.id;

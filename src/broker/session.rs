@@ -30,7 +30,7 @@ use super::link::ConnectionId;
 use super::packet_ids::PacketIds;
 use super::queue::Queue;
 use super::receipts::Receipts;
-use super::retained::RetainedStream;
+use super::retained::RetainedStreams;
 use super::shared::GroupId;
 use super::thin_list::ThinList;
 use super::will::Will;
@@ -152,7 +152,7 @@ pub(super) struct Session {
     /// From CONNECT until it is published, or will never be.
     pub(super) will: Option<Box<Will>>,
     /// Retained messages still to be sent for new subscriptions.
-    pub(super) streams: ThinList<RetainedStream>,
+    pub(super) streams: RetainedStreams,
     /// The groups of its shared subscriptions, and which of them is asked next when there is room.
     pub(super) memberships: ThinList<GroupId>,
     pub(super) group_turn: u32,
@@ -178,7 +178,7 @@ impl Session {
             outgoing: Outgoing::default(),
             receipts: Receipts::default(),
             will: None,
-            streams: ThinList::default(),
+            streams: RetainedStreams::default(),
             memberships: ThinList::default(),
             group_turn: 0,
             user: None,
@@ -253,11 +253,12 @@ impl Sessions {
         id
     }
 
-    /// Takes a session out. Its slot stays taken until `free_slot`: subscriptions name it.
+    /// Takes a session out. Its slot stays taken until `free_slot`: subscriptions name it, and their records its name.
     pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
-        self.find(id)?;
+        let name = self.find(id)?.name;
         self.mark_present(id);
-        let ended = Session::new(SessionId { slot: id.slot, generation: ENDED }, "", Instant(0));
+        let mut ended = Session::new(SessionId { slot: id.slot, generation: ENDED }, "", Instant(0));
+        ended.name = name;
         let session = std::mem::replace(&mut self.slab[id.slot as usize], ended);
         self.ended += 1;
         let hash = hash_text(&self.seed, &session.client_id);
@@ -267,9 +268,16 @@ impl Sessions {
         Some(session)
     }
 
+    /// The name in the store of a session that has ended, until its slot is freed.
+    pub(super) fn name_of_ended(&self, id: SessionId) -> Lsn {
+        let ended = &self.slab[id.slot as usize];
+        assert!(ended.id.generation == ENDED, "it was taken out before");
+        ended.name
+    }
+
     /// Nothing names the slot of an ended session any more.
-    pub(super) fn free_slot(&mut self, subscriber: SubscriberId) {
-        let ended = self.slab.remove(subscriber.0 as usize);
+    pub(super) fn free_slot(&mut self, id: SessionId) {
+        let ended = self.slab.remove(id.slot as usize);
         assert!(ended.id.generation == ENDED, "it was taken out before");
         self.ended -= 1;
     }
@@ -281,6 +289,11 @@ impl Sessions {
 
     pub(super) fn find(&self, id: SessionId) -> Option<&Session> {
         self.slab.get(id.slot as usize).filter(|session| session.id == id)
+    }
+
+    /// Whether a session exists and has a connection.
+    pub(super) fn is_connected(&self, id: SessionId) -> bool {
+        self.find(id).is_some_and(|session| session.connection.is_some())
     }
 
     pub(super) fn find_mut(&mut self, id: SessionId) -> Option<&mut Session> {

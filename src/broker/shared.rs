@@ -6,11 +6,17 @@
 //! sent. What it was sent at QoS 1 and did not acknowledge goes back to the group when it leaves others behind, or its
 //! session ends. What it was sent at QoS 2 stays with it [MQTT5-4.8.2-4] [MQTT5-4.8.2-5].
 //!
-//! Invariants: a group has a member; its connected members come first; a group has something in its queue only if no
-//! connected member has room for it, or one is about to be asked; every membership stands in its group, in its session,
-//! and in the index, which knows both places.
+//! A client may be a member of a hundred thousand groups. When it comes or goes, its memberships are moved a little in each
+//! turn, and when its session ends they are removed a little in each turn (see `remains`). To everybody else it has come, gone
+//! or ended at once: whether a member is there is asked of its session, and a group all of whose members have ended is as good
+//! as none.
+//!
+//! Invariants: a group has a member; its connected members come first, but for memberships that have yet to be moved, or
+//! whose session has ended; a group has something in its queue only if no connected member has room for it, or one is about
+//! to be asked; every membership stands in its group, in its session or in what that has left, and in the index, which knows
+//! both places.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -30,7 +36,6 @@ use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
 use super::remains::Remains;
 use super::session::{Outgoing, Sent, Session, SessionId, Sessions};
-use super::thin_list::ThinList;
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
@@ -39,7 +44,7 @@ const COMPARED_MAX: usize = 64;
 const IDLE_LOOKS_MAX: usize = 64;
 
 /// The name of a group: a slot and a generation that makes it unique.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct GroupId {
     slot: u32,
     generation: u32,
@@ -71,7 +76,7 @@ struct Group {
     text: Rc<str>,
     /// How many members have a session that is stored: as long as there are any, what waits here is stored too.
     stored_members: usize,
-    /// The first `present` of them are connected.
+    /// The first `present` of them count as connected.
     members: Vec<Member>,
     present: usize,
     /// Whose turn it is among equals.
@@ -84,6 +89,14 @@ impl Group {
     fn stored_as(&self) -> Option<Owner<'_>> {
         (self.stored_members > 0).then_some(Owner::Group(&self.text))
     }
+}
+
+/// A session whose client has come or gone, and whose memberships have yet to be moved.
+#[derive(Clone, Copy, Debug)]
+struct Move {
+    session: SessionId,
+    /// So many, from the first one on: those behind them are where they belong, whatever comes and goes meanwhile.
+    left: usize,
 }
 
 /// All groups.
@@ -99,6 +112,8 @@ pub(super) struct SharedSubscriptions {
     generation: u32,
     /// Groups with something in their queue.
     waiting: usize,
+    /// Each session once.
+    moves: VecDeque<Move>,
 }
 
 impl SharedSubscriptions {
@@ -111,6 +126,7 @@ impl SharedSubscriptions {
             seed: seeded(seed),
             generation: 0,
             waiting: 0,
+            moves: VecDeque::new(),
         }
     }
 
@@ -215,7 +231,34 @@ impl SharedSubscriptions {
         group
     }
 
-    /// Moves a member among those who are connected, or away from them.
+    /// Whether memberships have yet to be moved.
+    pub(super) fn has_moves(&self) -> bool {
+        !self.moves.is_empty()
+    }
+
+    /// Whether a group has a member whose session has not ended.
+    fn is_alive(&self, id: GroupId, sessions: &Sessions) -> bool {
+        let mut members = self.group(id).into_iter().flat_map(|group| &group.members);
+        members.any(|member| sessions.find(member.session).is_some())
+    }
+
+    /// Whether a group has a connected member.
+    fn is_attended(&self, id: GroupId, sessions: &Sessions) -> bool {
+        let Some(group) = self.group(id) else { return false };
+        let mut present = group.members[..group.present].iter();
+        present.any(|member| sessions.is_connected(member.session)) || self.entering(id, sessions).is_some()
+    }
+
+    /// A connected member that has yet to be moved among those who count as connected.
+    fn entering(&self, id: GroupId, sessions: &Sessions) -> Option<SessionId> {
+        let present = self.group(id)?.present;
+        self.moves.iter().map(|movement| movement.session).find(|session| {
+            sessions.is_connected(*session)
+                && self.place(id, *session).is_some_and(|place| place.member as usize >= present)
+        })
+    }
+
+    /// Moves a member among those who count as connected, or away from them.
     fn set_present(&mut self, id: GroupId, session: SessionId, is_present: bool) {
         let Some(Place { member, .. }) = self.place(id, session) else { return };
         let Some(group) = self.group_mut(id) else { return };
@@ -238,21 +281,34 @@ impl SharedSubscriptions {
     /// Nobody is connected any more, as far as the groups are concerned: everybody is about to be closed.
     pub(super) fn set_all_absent(&mut self) {
         self.groups.iter_mut().for_each(|(_, group)| group.present = 0);
+        self.moves.clear();
     }
 
-    /// Asserts every invariant of the groups, and returns how many messages wait in them. `connected` says whether a
-    /// session exists and has a connection.
-    pub(super) fn check_invariants(&self, sessions: &Sessions) -> u64 {
+    /// Asserts every invariant of the groups, and returns how many messages wait in them.
+    pub(super) fn check_invariants(&self, sessions: &Sessions, remains: &VecDeque<Remains>) -> u64 {
         self.tree.check_invariants();
+        let mut left_behind = BTreeSet::new();
+        for remains in remains {
+            left_behind.extend(remains.memberships.iter().map(|id| (*id, remains.session)));
+        }
+        let moving: BTreeSet<SessionId> = self.moves.iter().map(|movement| movement.session).collect();
+        assert_eq!(moving.len(), self.moves.len(), "a session is moved once at a time");
         let (mut queued, mut memberships, mut waiting) = (0, 0, 0);
         for (_, group) in &self.groups {
             assert!(!group.members.is_empty(), "a group has a member");
             for (at, member) in group.members.iter().enumerate() {
-                let session = sessions.find(member.session).expect("a member has a session");
-                assert_eq!(session.connection.is_some(), at < group.present, "the connected ones come first");
                 let place = self.place(group.id, member.session).expect("every membership is indexed");
                 assert_eq!(place.member as usize, at);
+                let Some(session) = sessions.find(member.session) else {
+                    let is_left = left_behind.contains(&(group.id, Some(member.session)));
+                    assert!(is_left, "the membership of an ended session is about to be removed");
+                    continue;
+                };
                 assert_eq!(session.memberships[place.membership as usize], group.id);
+                let movement = self.moves.iter().find(|movement| movement.session == member.session);
+                let is_moved = movement.is_none_or(|movement| place.membership as usize >= movement.left);
+                let is_right = session.connection.is_some() == (at < group.present);
+                assert!(is_right || !is_moved, "the connected ones come first");
             }
             assert_eq!(self.find(&group.text), Some(group.id));
             group.queue.check_invariants();
@@ -275,6 +331,7 @@ impl Broker {
         filter: SubscriptionFilter<'_>,
         grant: Grant,
     ) {
+        self.end_dead_group(text);
         let id = self.shared.find_or_make(text, filter);
         let place = self.shared.place(id, session_id);
         let group = self.shared.group_mut(id).expect("just found or made");
@@ -320,70 +377,139 @@ impl Broker {
         true
     }
 
+    /// Ends a membership of a session that has ended.
+    pub(super) fn end_membership(&mut self, id: GroupId, session: SessionId) {
+        let name = self.sessions.name_of_ended(session);
+        // Or the group was dead, and has been ended before.
+        if let Some(text) = self.shared.text(id) {
+            if name.is_some() {
+                self.outputs.journal.remove_subscription(name, text);
+            }
+            self.remove_member(id, session, name.is_some());
+        }
+    }
+
+    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there. There
+    /// are few of them: only of who was in many groups are memberships left.
+    fn end_dead_group(&mut self, text: &str) {
+        if self.remains.is_empty() {
+            return;
+        }
+        let Some(id) = self.shared.find(text).filter(|id| !self.shared.is_alive(*id, &self.sessions)) else {
+            return;
+        };
+        while let Some(member) = self.shared.group(id).and_then(|group| group.members.last()) {
+            self.end_membership(id, member.session);
+        }
+    }
+
     /// `is_stored` says whether the session is.
     fn remove_member(&mut self, id: GroupId, session: SessionId, is_stored: bool) {
         self.shared.set_present(id, session, false);
         let Some(Place { member, .. }) = self.shared.remove_place(id, session) else { return };
         let Some(group) = self.shared.group_mut(id) else { return };
         group.members.swap_remove(member as usize);
-        if is_stored {
-            group.stored_members -= 1;
-            if group.stored_members == 0 {
-                for delivery in group.queue.iter_mut() {
-                    self.outputs.forget(delivery);
-                    delivery.record = Lsn::NONE;
-                }
-            }
-        }
-        if let Some(moved) = group.members.get(member as usize).map(|member| member.session) {
-            self.shared.place_mut(id, moved).member = member;
-        }
-        if self.shared.group(id).is_some_and(|group| group.members.is_empty()) {
+        group.stored_members -= usize::from(is_stored);
+        if group.members.is_empty() {
             let group = self.shared.remove_group(id);
             let queued = group.queue.len() as u64;
             self.outputs.metrics.queued_messages -= queued;
             self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
-            self.leave_behind(Remains { subscriber: None, sent: ThinList::default(), queue: group.queue });
+            return self.leave_behind(Remains::of_group(group.queue));
         }
-    }
-
-    /// A member has connected: it counts again.
-    pub(super) fn enter_groups(&mut self, session: SessionId) {
-        for index in 0..self.session(session).memberships.len() {
-            let id = self.session(session).memberships[index];
-            self.shared.set_present(id, session, true);
+        if is_stored && group.stored_members == 0 {
+            for delivery in group.queue.iter_mut() {
+                self.outputs.forget(delivery);
+                delivery.record = Lsn::NONE;
+            }
+        }
+        if let Some(moved) = group.members.get(member as usize).map(|member| member.session) {
+            self.shared.place_mut(id, moved).member = member;
         }
     }
 
     /// A member's connection has ended: what it was sent at QoS 1 and did not acknowledge goes to others who are
     /// there.
     pub(super) fn absent_from_groups(&mut self, session_id: SessionId) {
-        for index in 0..self.session(session_id).memberships.len() {
-            let id = self.session(session_id).memberships[index];
-            self.shared.set_present(id, session_id, false);
-            if self.shared.group(id).is_some_and(|group| group.present > 0) {
-                let outgoing = &mut self.session_mut(session_id).outgoing;
-                let unacknowledged = take_unacknowledged(outgoing, id);
-                outgoing.sent_here = 0;
-                self.outputs.metrics.in_flight_messages -= unacknowledged.len() as u64;
-                self.return_to_group(id, unacknowledged);
-            }
+        self.move_memberships(session_id);
+        let Self { shared, sessions, .. } = self;
+        let Some(session) = sessions.find(session_id) else { return };
+        let mut groups = groups_of(&session.outgoing);
+        groups.retain(|id| shared.place(*id, session_id).is_some() && shared.is_attended(*id, sessions));
+        if groups.is_empty() {
+            return;
+        }
+        let outgoing = &mut self.session_mut(session_id).outgoing;
+        let unacknowledged = take_unacknowledged(outgoing, &groups);
+        outgoing.sent_here = 0;
+        for (id, deliveries) in unacknowledged {
+            self.outputs.metrics.in_flight_messages -= deliveries.len() as u64;
+            self.return_to_group(id, deliveries);
         }
     }
 
     /// A session has ended: what it was sent at QoS 1 and did not acknowledge goes back to the groups that it came from,
-    /// as far as they have other members, and is taken out of `sent`.
+    /// as far as they have other members, and is taken out of `sent`. Many memberships are left for `remains`.
     pub(super) fn leave_all_groups(&mut self, session: &mut Session) {
-        let is_stored = session.name.is_some();
-        session.memberships.iter().for_each(|id| self.remove_member(*id, session.id, is_stored));
-        let outgoing = &mut session.outgoing;
-        // Also to those that it had left before.
-        while let Some(id) =
-            outgoing.sent.iter().filter_map(group_of).find(|id| self.shared.group(*id).is_some())
-        {
-            let unacknowledged = take_unacknowledged(outgoing, id);
-            self.return_to_group(id, unacknowledged);
+        if session.memberships.is_empty() && session.outgoing.sent.is_empty() {
+            return;
         }
+        if self.is_little(session.memberships.len()) {
+            session.memberships.take().into_iter().for_each(|id| self.end_membership(id, session.id));
+        }
+        // Also to those that it had left before.
+        let mut groups = groups_of(&session.outgoing);
+        groups.retain(|id| self.shared.is_alive(*id, &self.sessions));
+        for (id, deliveries) in take_unacknowledged(&mut session.outgoing, &groups) {
+            self.return_to_group(id, deliveries);
+        }
+    }
+
+    /// The client of a session has come or gone: it counts among those who are there, or no more. Many memberships are
+    /// moved in later turns.
+    pub(super) fn move_memberships(&mut self, session: SessionId) {
+        let left = self.session(session).memberships.len();
+        if left == 0 {
+            return;
+        }
+        let mut movement = Move { session, left };
+        if self.is_little(left) {
+            let mut steps = left;
+            self.go_on_moving(&mut movement, &mut steps);
+            return;
+        }
+        let moves = &mut self.shared.moves;
+        match moves.iter_mut().find(|movement| movement.session == session) {
+            Some(found) => *found = movement,
+            None => moves.push_back(movement),
+        }
+    }
+
+    /// Moves as many memberships as one turn has time for.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn continue_moves(&mut self) {
+        let mut steps = self.options.steps_per_turn;
+        while let Some(mut movement) = self.shared.moves.pop_front() {
+            if !self.go_on_moving(&mut movement, &mut steps) {
+                return self.shared.moves.push_front(movement);
+            }
+        }
+    }
+
+    /// True if all are where they belong; otherwise there are no steps left.
+    fn go_on_moving(&mut self, movement: &mut Move, steps: &mut usize) -> bool {
+        let Self { shared, sessions, .. } = self;
+        let Some(session) = sessions.find(movement.session) else { return true };
+        // Some may have been removed meanwhile, and others have come in their place.
+        movement.left = movement.left.min(session.memberships.len());
+        while movement.left > 0 && *steps > 0 {
+            *steps -= 1;
+            movement.left -= 1;
+            let id = session.memberships[movement.left];
+            shared.set_present(id, session.id, session.connection.is_some());
+        }
+        movement.left == 0
     }
 
     /// Puts messages back before all others, and gives them to whoever has room.
@@ -411,9 +537,12 @@ impl Broker {
     /// Gives a message to one member of each group that wants it.
     pub(super) fn route_to_groups(&mut self, routing: &mut Routing<'_>) {
         let matches = self.shared.tree.matches(routing.topic);
-        routing.is_matched |= !matches.is_empty();
         for subscriber in matches.iter() {
             let group = self.shared.groups[subscriber.id.0 as usize].id;
+            if !self.remains.is_empty() && !self.shared.is_alive(group, &self.sessions) {
+                continue;
+            }
+            routing.is_matched = true;
             if routing.qos == QoS::AtMostOnce {
                 self.give_at_most_once(group, routing);
             } else {
@@ -425,8 +554,8 @@ impl Broker {
 
     fn give_at_most_once(&mut self, id: GroupId, routing: &mut Routing<'_>) {
         let Some(Member { session, grant }) = self.choose_member(id, false) else {
-            let present = self.shared.group(id).map_or(0, |group| group.present);
-            let reason = if present > 0 { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 };
+            let is_attended = self.shared.is_attended(id, &self.sessions);
+            let reason = if is_attended { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 };
             return self.outputs.metrics.drop_message(reason);
         };
         self.subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get));
@@ -463,6 +592,18 @@ impl Broker {
     /// The connected member with the least work among those with room; in turn among equals. Members without room
     /// will ask when they have some. `counted` says that the message counts against the window.
     fn choose_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
+        loop {
+            let chosen = self.choose_present_member(id, counted);
+            if chosen.is_some() || self.shared.moves.is_empty() {
+                return chosen;
+            }
+            let entering = self.shared.entering(id, &self.sessions)?;
+            self.shared.set_present(id, entering, true);
+        }
+    }
+
+    /// Among those who count as connected.
+    fn choose_present_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
         let Self { shared, sessions, links, options, .. } = self;
         let group = shared.group_mut(id)?;
         let mut best: Option<(usize, usize)> = None;
@@ -559,19 +700,34 @@ fn group_of(sent: &Sent) -> Option<GroupId> {
     Some(sent.delivery.via.as_ref()?.origin.as_ref()?.group)
 }
 
-/// Takes out of a list of sent messages those at QoS 1 that came by a group, in their order and as they were published.
-fn take_unacknowledged(outgoing: &mut Outgoing, id: GroupId) -> Vec<Delivery> {
-    if !outgoing.sent.iter().any(|sent| group_of(sent) == Some(id)) {
-        return Vec::new();
+/// The groups that may give what was sent to somebody else, each once and in order.
+fn groups_of(outgoing: &Outgoing) -> Vec<GroupId> {
+    let mut groups: Vec<GroupId> = outgoing.sent.iter().filter_map(group_of).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups
+}
+
+/// Takes out of what was sent at QoS 1 what came by some groups, which are in order: by group, in the order of sending and as
+/// it was published.
+fn take_unacknowledged(outgoing: &mut Outgoing, groups: &[GroupId]) -> Vec<(GroupId, Vec<Delivery>)> {
+    let mut given_back: Vec<(GroupId, Vec<Delivery>)> = groups.iter().map(|id| (*id, Vec::new())).collect();
+    if groups.is_empty() {
+        return given_back;
     }
-    let (given_back, kept): (VecDeque<Sent>, VecDeque<Sent>) =
-        outgoing.sent.take().into_iter().partition(|sent| group_of(sent) == Some(id));
-    outgoing.sent = kept.into();
-    given_back.iter().for_each(|sent| outgoing.free_packet_id(sent.packet_id));
-    let as_published = |sent: Sent| {
+    let mut kept = VecDeque::new();
+    for sent in outgoing.sent.take() {
+        let found = group_of(&sent).and_then(|id| groups.binary_search(&id).ok());
+        let Some(at) = found else {
+            kept.push_back(sent);
+            continue;
+        };
+        outgoing.free_packet_id(sent.packet_id);
         let Delivery { message, via, record, .. } = sent.delivery;
         let origin = via.as_ref().and_then(|via| via.origin.as_ref()).expect("it came by a group");
-        Delivery { message, qos: origin.qos, retain: origin.retain, via: None, record }
-    };
-    given_back.into_iter().map(as_published).collect()
+        let (qos, retain) = (origin.qos, origin.retain);
+        given_back[at].1.push(Delivery { message, qos, retain, via: None, record });
+    }
+    outgoing.sent = kept.into();
+    given_back
 }

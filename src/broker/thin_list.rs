@@ -32,6 +32,12 @@ impl<T: 'static> ThinList<T> {
         self.made().push_back(entry);
     }
 
+    pub(super) fn pop_back(&mut self) -> Option<T> {
+        let entry = self.0.as_mut()?.pop_back();
+        self.shrink();
+        entry
+    }
+
     pub(super) fn insert(&mut self, at: usize, entry: T) {
         self.made().insert(at, entry);
     }
@@ -49,13 +55,6 @@ impl<T: 'static> ThinList<T> {
         let entry = self.0.as_mut()?.swap_remove_back(at);
         self.shrink();
         entry
-    }
-
-    pub(super) fn retain(&mut self, is_kept: impl FnMut(&T) -> bool) {
-        if let Some(list) = &mut self.0 {
-            list.retain(is_kept);
-            self.shrink();
-        }
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {

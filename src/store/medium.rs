@@ -233,7 +233,9 @@ impl MediumFile for FolderFile {
         match file.write_all_at(blocks, position) {
             Ok(()) => Ok(true),
             // There may be room for the bytes if not for their block, and `write_at` says it better.
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
+            {
                 Ok(false)
             }
             // Some file systems let it be opened, and others have larger blocks.

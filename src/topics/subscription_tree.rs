@@ -318,7 +318,25 @@ impl SubscriptionTree {
         self.cache.put_back(matches);
     }
 
-    fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut List) {
+    /// The filters of one subscriber that match a topic.
+    pub fn matching_filters(
+        &mut self,
+        subscriber: SubscriberId,
+        topic: TopicName<'_>,
+    ) -> impl Iterator<Item = &str> {
+        self.find_filters(shorten(hash_bytes(&self.seed, topic.as_str().as_bytes())), topic);
+        let mut found = std::mem::take(&mut self.found);
+        found.retain(|filter| self.find_subscription(subscriber.0, *filter).is_some());
+        let text = |filter: u32| self.texts.text(self.filters[filter].text);
+        found
+            .into_iter()
+            .map(move |filter| std::str::from_utf8(text(filter)).expect("it was stored as a str"))
+    }
+
+    /// Lists every filter that matches a topic with this hash in `found`.
+    // Or what it calls would be called twice, and be inlined nowhere.
+    #[inline(never)]
+    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>) {
         let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         let mut look_up = |hash: u32| {
@@ -334,7 +352,11 @@ impl SubscriptionTree {
             let filter = texts.text(filters[*filter].text);
             *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)
         });
-        let mut found = std::mem::take(found);
+    }
+
+    fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut List) {
+        self.find_filters(hash, topic);
+        let mut found = std::mem::take(&mut self.found);
         if let [filter] = *found {
             self.list(filter, &mut matched.subscribers);
         } else if !found.is_empty() {

@@ -1,13 +1,16 @@
 //! Work that takes several turns, against the core alone: requests of many filters, what ended sessions leave, and many
 //! deadlines at once.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 
 use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Packet, Protocol, QoS};
+use broker::codec::packet::{Ack, Connect, Packet, Protocol, QoS};
 use broker::codec::{PacketId, Properties, decode, encode, frame};
+use broker::journal::Lsn;
+use broker::metrics::DropReason;
 use broker::topics::TopicError;
 
 use crate::fixture::client::{Received, bytes_of, connect311, publish};
@@ -297,4 +300,267 @@ fn an_ended_session_is_gone_at_once_and_its_messages_and_subscriptions_little_by
     say(&mut broker, again, &subscribe_bytes());
     turns(&mut broker);
     assert_eq!(broker.status().subscriptions, FILTERS);
+}
+
+/// A client that stays a member of many groups when it is away.
+fn member() -> Connect<'static> {
+    Connect { clean_start: false, ..connect311("many") }
+}
+
+fn shared_filters() -> Vec<String> {
+    filters().iter().map(|filter| format!("$share/g/{filter}")).collect()
+}
+
+fn payloads(heard: &[Received]) -> Vec<String> {
+    let payload = |heard: &Received| match heard.packet() {
+        Packet::Publish(publish) => Some(String::from_utf8_lossy(publish.payload).into_owned()),
+        _ => None,
+    };
+    heard.iter().filter_map(payload).collect()
+}
+
+fn publish_from(broker: &mut Broker, id: ConnectionId, topic: &str, qos: QoS, payload: &str) {
+    say(broker, id, &bytes_of(&publish(topic, qos, payload.as_bytes()), PROTOCOL));
+    broker.check_invariants();
+}
+
+#[test]
+fn a_member_of_many_groups_has_come_or_gone_at_once() {
+    // [MQTT5-4.8.2-5] [B-072]
+    let mut broker = broker();
+    let many = connected(&mut broker, 1, member());
+    say(&mut broker, many, &subscribe_to(&shared_filters()));
+    turns(&mut broker);
+    hear(&mut broker, many);
+    let other = connected(&mut broker, 2, connect311("other"));
+    for (topic, payload) in [("f/8", "1"), ("f/7", "2"), ("f/8", "3"), ("f/9", "4"), ("f/8", "5")] {
+        publish_from(&mut broker, other, topic, QoS::AtLeastOnce, payload);
+    }
+    assert_eq!(payloads(&hear(&mut broker, many)), ["1", "2", "3", "4", "5"]);
+    say(&mut broker, other, &subscribe_to(&["$share/g/f/7".to_owned(), "$share/g/f/8".to_owned()]));
+    hear(&mut broker, other);
+
+    // What it left goes to others at once, and so does what comes next.
+    broker.handle_lost(NOW, many, false);
+    publish_from(&mut broker, other, "f/7", QoS::AtLeastOnce, "6");
+    assert_eq!(payloads(&hear(&mut broker, other)), ["2", "1", "3", "5", "6"]);
+    let absent = |broker: &Broker| broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize];
+    publish_from(&mut broker, other, "f/9", QoS::AtMostOnce, "nobody");
+    assert_eq!((absent(&broker), broker.metrics().queued_messages), (1, 0));
+    let moving = FILTERS.div_ceil(STEPS_PER_TURN);
+    assert_eq!(turns(&mut broker), moving);
+
+    // It is there before its memberships have been moved, and gone again in the midst of that.
+    let many = ConnectionId { slot: 3, generation: 3 };
+    broker.handle_open(NOW, many);
+    say(&mut broker, many, &bytes_of(&Packet::Connect(member()), PROTOCOL));
+    publish_from(&mut broker, other, "f/9", QoS::AtMostOnce, "somebody");
+    assert_eq!(payloads(&hear(&mut broker, many)), ["4", "somebody"]);
+    broker.handle_timeout(NOW);
+    publish_from(&mut broker, other, "f/0", QoS::AtLeastOnce, "7");
+    publish_from(&mut broker, other, "f/199", QoS::AtLeastOnce, "8");
+    assert_eq!(payloads(&hear(&mut broker, many)), ["7", "8"]);
+    broker.handle_lost(NOW, many, false);
+    publish_from(&mut broker, other, "f/199", QoS::AtMostOnce, "nobody");
+    publish_from(&mut broker, other, "f/9", QoS::AtMostOnce, "nobody");
+    assert_eq!((absent(&broker), turns(&mut broker)), (3, moving));
+
+    // All of them have come back in the end.
+    let many = connected(&mut broker, 4, member());
+    turns(&mut broker);
+    hear(&mut broker, many);
+    for number in 0..FILTERS {
+        publish_from(&mut broker, other, &format!("f/{number}"), QoS::AtMostOnce, "all");
+    }
+    assert_eq!(absent(&broker), 3);
+}
+
+#[test]
+fn memberships_may_come_and_go_while_others_are_moved() {
+    let mut broker = broker();
+    let many = connected(&mut broker, 1, member());
+    say(&mut broker, many, &subscribe_to(&shared_filters()));
+    turns(&mut broker);
+    broker.handle_lost(NOW, many, false);
+    turns(&mut broker);
+    let many = connected(&mut broker, 2, member());
+    let mut other = connected(&mut broker, 3, connect311("other"));
+    // The last one takes the place of the first, and is moved from there.
+    say(&mut broker, many, &unsubscribe_from(&["$share/g/f/0".to_owned()]));
+    broker.check_invariants();
+    broker.handle_timeout(NOW);
+    for filter in ["$share/g/f/1", "$share/g/f/198", "$share/g/f/2"] {
+        say(&mut broker, many, &unsubscribe_from(&[filter.to_owned()]));
+        broker.check_invariants();
+        say(&mut broker, many, &subscribe_to(&["$share/g/f/0".to_owned()]));
+        broker.check_invariants();
+    }
+    turns(&mut broker);
+    hear(&mut broker, many);
+    for number in 0..FILTERS {
+        publish_from(&mut broker, other, &format!("f/{number}"), QoS::AtMostOnce, &number.to_string());
+    }
+    let heard = payloads(&hear(&mut broker, many));
+    let left = (0..FILTERS).filter(|number| ![1, 2, 198].contains(number));
+    assert_eq!(heard, left.map(|number| number.to_string()).collect::<Vec<_>>());
+    // Its session ends in the midst of it.
+    broker.handle_lost(NOW, many, false);
+    other = connected(&mut broker, 4, connect311("many"));
+    assert_eq!(broker.status().sessions, 2);
+    turns(&mut broker);
+    assert_eq!((broker.status().subscriptions, hear(&mut broker, other)), (0, Vec::new()));
+}
+
+#[test]
+fn who_has_ended_is_no_member_any_more() {
+    let mut broker = broker();
+    let many = connected(&mut broker, 1, member());
+    say(&mut broker, many, &subscribe_to(&shared_filters()));
+    turns(&mut broker);
+    let stored = |client_id| Connect { client_id, ..member() };
+    let other = connected(&mut broker, 2, stored("other"));
+    say(&mut broker, other, &subscribe_to(&["$share/g/f/8".to_owned()]));
+    hear(&mut broker, other);
+    let publisher = connected(&mut broker, 3, connect311("publisher"));
+    publish_from(&mut broker, publisher, "f/6", QoS::AtLeastOnce, "sent");
+    broker.handle_lost(NOW, other, false);
+    publish_from(&mut broker, publisher, "f/8", QoS::AtLeastOnce, "1");
+    broker.handle_lost(NOW, many, false);
+    turns(&mut broker);
+    publish_from(&mut broker, publisher, "f/7", QoS::AtLeastOnce, "old");
+    publish_from(&mut broker, publisher, "f/8", QoS::AtLeastOnce, "2");
+    assert_eq!(broker.metrics().queued_messages, 2);
+
+    let again = connected(&mut broker, 4, connect311("many"));
+    broker.check_invariants();
+    let ended = broker.metrics().dropped[DropReason::SessionEnded as usize];
+    assert_eq!((broker.status().sessions, ended), (3, 1), "what was sent to it has no group to go to");
+    // What comes to its groups now comes to nobody.
+    publish_from(&mut broker, publisher, "f/9", QoS::AtLeastOnce, "nobody");
+    broker.handle_timeout(NOW);
+    publish_from(&mut broker, publisher, "f/7", QoS::AtLeastOnce, "nobody");
+    // Where another one is a member it goes on, with what was given back first.
+    assert_eq!(broker.metrics().queued_messages, 3);
+    // The same text makes another group.
+    say(&mut broker, again, &subscribe_to(&["$share/g/f/7".to_owned()]));
+    broker.check_invariants();
+    assert_eq!(broker.metrics().queued_messages, 2);
+    publish_from(&mut broker, publisher, "f/7", QoS::AtLeastOnce, "new");
+    assert_eq!(payloads(&hear(&mut broker, again)), ["new"]);
+    assert!(turns(&mut broker) > 1);
+    assert_eq!(broker.status().subscriptions, 2);
+    let other = ConnectionId { slot: 5, generation: 5 };
+    broker.handle_open(NOW, other);
+    say(&mut broker, other, &bytes_of(&Packet::Connect(stored("other")), PROTOCOL));
+    assert_eq!(payloads(&hear(&mut broker, other)), ["1", "2"]);
+    assert_eq!(broker.metrics().queued_messages, 0);
+}
+
+/// The process ends while the memberships of an ended session are being removed.
+#[test]
+fn memberships_that_are_left_belong_to_nobody() {
+    let options = Options { durability: Durability::BeforeReply, ..options() };
+    let mut records = BTreeMap::new();
+    let mut last = Lsn::NONE;
+    let mut store_in = |broker: &mut Broker, records: &mut BTreeMap<Vec<u8>, Vec<u8>>| {
+        while let Some(batch) = broker.poll_journal() {
+            batch.apply(records);
+            last = batch.last();
+            broker.handle_stored(NOW, last);
+        }
+        last
+    };
+    let mut broker = Broker::new(options.clone(), NOW);
+    let many = ConnectionId { slot: 1, generation: 1 };
+    broker.handle_open(NOW, many);
+    say(&mut broker, many, &bytes_of(&Packet::Connect(member()), PROTOCOL));
+    say(&mut broker, many, &subscribe_to(&shared_filters()));
+    turns(&mut broker);
+    store_in(&mut broker, &mut records);
+    assert_eq!(records.len(), 1 + FILTERS);
+    broker.handle_lost(NOW, many, false);
+    let again = ConnectionId { slot: 2, generation: 2 };
+    broker.handle_open(NOW, again);
+    say(&mut broker, again, &bytes_of(&Packet::Connect(connect311("publisher")), PROTOCOL));
+    publish_from(&mut broker, again, "f/7", QoS::AtLeastOnce, "waits");
+    store_in(&mut broker, &mut records);
+    assert_eq!(records.len(), 1 + FILTERS + 2);
+    let again = ConnectionId { slot: 3, generation: 3 };
+    broker.handle_open(NOW, again);
+    say(&mut broker, again, &bytes_of(&Packet::Connect(connect311("many")), PROTOCOL));
+    broker.handle_timeout(NOW);
+    let last = store_in(&mut broker, &mut records);
+    assert!(records.len() > 3 && records.len() < FILTERS, "{}", records.len());
+    assert_eq!(records.keys().cloned().collect::<Vec<_>>(), broker.keys_to_be_stored());
+
+    let mut broker = Broker::new(options, NOW);
+    let mut restore = broker.restore(last);
+    records.iter().for_each(|(key, value)| restore.record(key, value).expect("the store makes sense"));
+    let restored = restore.finish().expect("the store makes sense");
+    // Of the message's two records one is of a delivery.
+    let orphans = records.len() as u64 - 1;
+    assert_eq!((restored.sessions, restored.subscriptions, restored.orphans), (0, 0, orphans));
+    turns(&mut broker);
+    store_in(&mut broker, &mut records);
+    assert_eq!((records.len(), broker.keys_to_be_stored().len()), (0, 0));
+}
+
+/// Retained messages for many filters wait for a client that does not answer: what overtakes them comes behind the older
+/// value of its topic, and each comes once.
+#[test]
+fn retained_messages_of_many_filters_are_overtaken_by_none() {
+    let mut broker = broker();
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    for number in 0..FILTERS {
+        let topic = format!("f/{number}");
+        let mut kept = publish(&topic, QoS::AtLeastOnce, b"kept");
+        if let Packet::Publish(publish) = &mut kept {
+            publish.retain = true;
+        }
+        say(&mut broker, publisher, &bytes_of(&kept, PROTOCOL));
+    }
+    let client = connected(&mut broker, 2, connect311("client"));
+    say(&mut broker, client, &subscribe_bytes());
+    turns(&mut broker);
+    let window = usize::from(broker.options().in_flight_max);
+    let mut heard = hear(&mut broker, client);
+    assert_eq!(payloads(&heard).len(), window);
+    // It wants the first of those that wait no more, and another one anew.
+    let gone = format!("f/{window}");
+    say(&mut broker, client, &unsubscribe_from(std::slice::from_ref(&gone)));
+    say(&mut broker, client, &subscribe_to(&["f/150".to_owned()]));
+    publish_from(&mut broker, publisher, &gone, QoS::AtLeastOnce, "nobody");
+    publish_from(&mut broker, publisher, "f/199", QoS::AtLeastOnce, "live");
+    publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, "live");
+    let mut all: Vec<(String, String)> = Vec::new();
+    while !heard.is_empty() {
+        let mut answers = Vec::new();
+        for heard in &heard {
+            if let Packet::Publish(publish) = heard.packet() {
+                let payload = String::from_utf8_lossy(publish.payload).into_owned();
+                all.push((publish.topic.to_owned(), payload));
+                answers.push(Packet::Puback(Ack::success(publish.packet_id.expect("of QoS 1"))));
+            }
+        }
+        answers.iter().for_each(|answer| say(&mut broker, client, &bytes_of(answer, PROTOCOL)));
+        turns(&mut broker);
+        heard = hear(&mut broker, client);
+    }
+    let of = |topic: &str| -> Vec<&str> {
+        all.iter().filter(|(other, _)| other == topic).map(|(_, payload)| payload.as_str()).collect()
+    };
+    assert_eq!((of(&gone).len(), all.len()), (0, FILTERS + 1));
+    assert_eq!(
+        (of("f/199"), of("f/0"), of("f/150")),
+        (vec!["kept", "live"], vec!["kept", "live"], vec!["kept"])
+    );
+    assert!(all[window..].starts_with(&[("f/199".to_owned(), "kept".to_owned())]));
+    assert_eq!(all.last().map(|(topic, _)| topic.as_str()), Some("f/150"));
+
+    // They go with its session.
+    say(&mut broker, client, &subscribe_bytes());
+    broker.handle_timeout(NOW);
+    broker.handle_lost(NOW, client, false);
+    assert!(turns(&mut broker) > 1);
+    assert_eq!(broker.status().subscriptions, 0);
 }

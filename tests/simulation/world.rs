@@ -113,11 +113,12 @@ pub(crate) struct World {
     traces: bool,
     /// Whether the core has taken a packet of which the model does not know yet.
     packet_in_hand: bool,
-    /// The PUBLISH that the core is taking, and those that it has yet to take because a message to many is under way.
+    /// The PUBLISH that the core is taking, and those that it has yet to take because a message to many is under way, with the
+    /// time when they came.
     publish_in_hand: Vec<u8>,
+    put_off: BTreeMap<ConnectionId, (Vec<u8>, Instant)>,
     /// Who published the message to many that is under way.
     sender: Option<ConnectionId>,
-    put_off: BTreeMap<ConnectionId, Vec<u8>>,
     /// Whether a request takes several turns at the moment, and whose it is if it breaks a rule.
     request_in_hand: bool,
     violator: Option<ConnectionId>,
@@ -462,7 +463,7 @@ impl World {
         match packet {
             // The core will say when it takes it.
             Packet::Publish(_) if self.put_off.contains_key(&id) => {}
-            Packet::Publish(publish) => self.take_publish(id, publish),
+            Packet::Publish(publish) => self.take_publish(id, publish, self.now),
             Packet::Pubrel(ack) => self.model.pubrel(id, ack.packet_id),
             Packet::Subscribe(subscribe) => self.model.subscribe(id, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.model.unsubscribe(id, unsubscribe),
@@ -538,7 +539,8 @@ impl World {
         match step {
             FanOutStep::PutOff => {
                 let publish = std::mem::take(&mut self.publish_in_hand);
-                assert!(self.put_off.insert(id, publish).is_none(), "its sender is not read meanwhile");
+                let other = self.put_off.insert(id, (publish, self.now));
+                assert!(other.is_none(), "its sender is not read meanwhile");
                 self.model.coverage.see("PUBLISH put off");
             }
             FanOutStep::Taken => self.take_put_off(id),
@@ -547,17 +549,17 @@ impl World {
     }
 
     fn take_put_off(&mut self, id: ConnectionId) {
-        let bytes = self.put_off.remove(&id).expect("it was put off");
+        let (bytes, came_at) = self.put_off.remove(&id).expect("it was put off");
         let protocol = self.connections[&id].protocol;
         let Ok(frame::Split::Complete { frame, .. }) = frame::split(&bytes, protocol, u32::MAX) else {
             panic!("it is whole")
         };
         let Ok(Packet::Publish(publish)) = decode::decode(frame, protocol) else { panic!("it is a PUBLISH") };
-        self.take_publish(id, &publish);
+        self.take_publish(id, &publish, came_at);
     }
 
-    fn take_publish(&mut self, id: ConnectionId, publish: &Publish<'_>) {
-        self.model.publish(id, publish);
+    fn take_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, came_at: Instant) {
+        self.model.publish(id, publish, came_at);
         if self.sender == Some(id) && publish.packet_id.is_some() {
             self.model.hold_reply(id);
         }

@@ -112,6 +112,13 @@ pub(crate) struct Offer {
     fitting: Vec<(usize, Expected)>,
 }
 
+impl Offer {
+    /// Whether it may have come by one of several groups.
+    pub(crate) fn is_of_several(&self) -> bool {
+        self.fitting.len() > 1
+    }
+}
+
 /// `NAME` and `FILTER` of `$share/NAME/FILTER`.
 pub(crate) fn share_filter(text: &str) -> Option<&str> {
     text.strip_prefix("$share/")?.split_once('/').map(|(_, filter)| filter)
@@ -426,21 +433,44 @@ impl Groups {
             })
     }
 
+    /// Whether a message says that something is wrong if nobody got it.
+    fn is_needed(&self, share: usize, meant: &[bool], now: Instant) -> bool {
+        let share = &self.shares[share];
+        let may_be_missing = share.message.qos > QoS::AtMostOnce && !share.is_ambiguous;
+        may_be_missing && meant[share.group] && self.why_missing(share, now).is_some()
+    }
+
     /// Takes those who may have got a message of one of these groups or of another one for having got the former.
-    fn prefer(&mut self, meant: &[bool]) {
+    fn prefer(&mut self, meant: &[bool], now: Instant) {
         for share in 0..self.shares.len() {
-            if !meant[self.shares[share].group] || !self.shares[share].holders.is_empty() {
-                continue;
-            }
-            let of_others =
-                |holder: &Holder| holder.fitting.contains(&share) && !meant[self.shares[holder.share].group];
-            if let Some(found) = self.holders.iter().position(of_others) {
-                let before = self.holders[found].share;
-                self.shares[before].holders.retain(|holder| *holder != found);
-                self.shares[share].holders.push(found);
-                self.holders[found].share = share;
+            if self.is_needed(share, meant, now) && self.shares[share].holders.is_empty() {
+                self.find_holder(share, meant, now, &mut vec![share]);
             }
         }
+    }
+
+    /// Finds somebody who may have got this message for another one, which then needs nobody or has somebody else.
+    fn find_holder(&mut self, share: usize, meant: &[bool], now: Instant, seen: &mut Vec<usize>) -> bool {
+        for id in 0..self.holders.len() {
+            let before = self.holders[id].share;
+            if seen.contains(&before) || !self.holders[id].fitting.contains(&share) {
+                continue;
+            }
+            seen.push(before);
+            self.change_share(id, share);
+            let is_missed = self.shares[before].holders.is_empty() && self.is_needed(before, meant, now);
+            if !is_missed || self.find_holder(before, meant, now, seen) {
+                return true;
+            }
+            self.change_share(id, before);
+        }
+        false
+    }
+
+    fn change_share(&mut self, id: usize, share: usize) {
+        let before = std::mem::replace(&mut self.holders[id].share, share);
+        self.shares[before].holders.retain(|holder| *holder != id);
+        self.shares[share].holders.push(id);
     }
 
     /// Why messages that no member has heard did not come, of the groups that `is_meant`. Those of QoS 0, those that a
@@ -458,13 +488,12 @@ impl Groups {
                 group.ended_at.is_none() && is_meant(&members)
             })
             .collect();
-        self.prefer(&meant);
+        self.prefer(&meant, now);
         self.excuses.iter_mut().for_each(|excuse| excuse.share = None);
         let mut missing = Vec::new();
         for at in 0..self.shares.len() {
             let share = &self.shares[at];
-            let is_open = share.message.qos > QoS::AtMostOnce && share.holders.is_empty();
-            if !is_open || share.is_ambiguous || !meant[share.group] {
+            if !share.holders.is_empty() || !self.is_needed(at, &meant, now) {
                 continue;
             }
             let Some(reason) = self.why_missing(share, now) else { continue };

@@ -157,6 +157,7 @@ impl Model {
             let is_passed_on = groups.is_passed_on(id);
             coverage.see_if("shared delivery to 3.1.1", !has_properties);
             coverage.see_if("shared delivery passed to another member", is_passed_on);
+            coverage.see_if("shared delivery of one of several groups", offer.is_of_several());
             let waited = sending.begun > expected.message.at;
             coverage.see_if("shared delivery out of the group's queue", waited && !is_passed_on);
             if place.is_some() || session.may_be_retained(delivery) {
