@@ -1,314 +1,28 @@
 //! The power goes, or the process is killed, at any moment, again and again: what was reported as stored is there afterwards, and batches are there
 //! whole or not at all.
 //!
-//! The store runs on a disk of our own, which forgets what was not synchronized: any part of it, in any order, down to
-//! single sectors, and names of files as well. Sometimes it fails for a moment, part way through a write as well, and then works again. `POWER_CUTS=n` makes a longer run, `POWER_CUTS_SEED=n` replays one.
+//! The store runs with its threads on a disk of our own. What the broker makes of what comes back is for the simulator,
+//! some of whose worlds have the same disk. `POWER_CUTS=n` makes a longer run, `POWER_CUTS_SEED=n` replays one.
 
 #![cfg(feature = "persistence")]
 
+#[path = "support/disk.rs"]
+mod disk;
+#[path = "support/random.rs"]
+mod random;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use broker::codec::PacketId;
 use broker::journal::{Batch, Key, Lsn, ReceiptRecord, Record};
-use broker::store::medium::{Medium, MediumFile};
 use broker::store::{OpenError, Report, Store, Stored};
 
-const SECTOR_BYTES: usize = 512;
-
-/// What is written through comes in blocks of this size.
-const BLOCK_BYTES: u64 = 4096;
-
-/// A generator that a seed decides.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((mixed ^ (mixed >> 31)) % bound as u64) as usize
-    }
-
-    fn once_in(&mut self, count: usize) -> bool {
-        self.below(count) == 0
-    }
-}
-
-/// A change of a file that is not certain yet.
-#[derive(Clone, Debug)]
-enum Pending {
-    Write(u64, Vec<u8>),
-    Length(u64),
-}
-
-fn write(content: &mut Vec<u8>, position: usize, bytes: &[u8]) {
-    if content.len() < position + bytes.len() {
-        content.resize(position + bytes.len(), 0);
-    }
-    content[position..position + bytes.len()].copy_from_slice(bytes);
-}
-
-/// One file: as everybody sees it, and as it would be if the power went and nothing else had got to disk.
-#[derive(Clone, Debug, Default)]
-struct Content {
-    seen: Vec<u8>,
-    certain: Vec<u8>,
-    pending: Vec<Pending>,
-}
-
-impl Content {
-    /// What is left of it: some of what is pending may have got to disk.
-    fn survive(&self, random: &mut Random) -> Vec<u8> {
-        let mut content = self.certain.clone();
-        for pending in &self.pending {
-            match pending {
-                Pending::Length(length) if random.once_in(2) => content.resize(*length as usize, 0),
-                Pending::Length(_) => {}
-                Pending::Write(position, bytes) => {
-                    let mut position = *position as usize;
-                    let mut rest = bytes.as_slice();
-                    while !rest.is_empty() {
-                        let room = SECTOR_BYTES - position % SECTOR_BYTES;
-                        let (sector, behind) = rest.split_at(room.min(rest.len()));
-                        if random.once_in(2) {
-                            write(&mut content, position, sector);
-                        }
-                        position += sector.len();
-                        rest = behind;
-                    }
-                }
-            }
-        }
-        content
-    }
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// Operations until the power goes.
-    power: u64,
-    /// Synchronizations of the log until one fails, and with it the attempt to cut off what it was of.
-    sound: Option<u64>,
-    has_failed: bool,
-    /// Whether blocks can be written through.
-    writes_through: bool,
-    /// Decides which writes of the log fail part way; none while all do what they should.
-    mishaps: Option<Random>,
-    tally: WriteTally,
-    contents: Vec<Content>,
-    names: BTreeMap<String, usize>,
-    certain_names: BTreeMap<String, usize>,
-}
-
-/// What writes there were.
-#[derive(Clone, Copy, Debug, Default)]
-struct WriteTally {
-    through: u64,
-    /// Those of several blocks, and those behind the first block of a file.
-    through_several: u64,
-    through_behind: u64,
-    /// Those that were refused or failed part way.
-    in_part: u64,
-}
-
-/// How a write through goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Mishap {
-    Refused,
-    Failed,
-}
-
-/// A disk that loses power.
-#[derive(Clone, Debug, Default)]
-struct Disk(Arc<Mutex<State>>);
-
-#[derive(Debug)]
-struct DiskFile {
-    disk: Disk,
-    number: usize,
-}
-
-impl Disk {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    /// The same for an operation that needs power.
-    fn powered(&self) -> io::Result<MutexGuard<'_, State>> {
-        let mut state = self.state();
-        if state.power == 0 {
-            return Err(io::Error::other("no power"));
-        }
-        state.power -= 1;
-        Ok(state)
-    }
-
-    /// The disk as it is when the power is back.
-    fn survive(&self, random: &mut Random) -> Self {
-        let state = self.state();
-        let mut survivor = State::default();
-        let mut names = state.certain_names.clone();
-        for (name, number) in &state.names {
-            if !names.contains_key(name) && random.once_in(2) {
-                names.insert(name.clone(), *number);
-            }
-        }
-        names.retain(|name, _| state.names.contains_key(name) || random.once_in(2));
-        for (name, number) in names {
-            let content = state.contents[number].survive(random);
-            survivor.names.insert(name, survivor.contents.len());
-            survivor.contents.push(Content { seen: content.clone(), certain: content, pending: Vec::new() });
-        }
-        survivor.certain_names = survivor.names.clone();
-        Self(Arc::new(Mutex::new(survivor)))
-    }
-}
-
-impl DiskFile {
-    fn put(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        let content = &mut self.disk.powered()?.contents[self.number];
-        write(&mut content.seen, position as usize, bytes);
-        content.pending.push(Pending::Write(position, bytes.to_vec()));
-        Ok(())
-    }
-
-    fn is_log(&self, state: &State) -> bool {
-        state.names.iter().any(|(name, number)| *number == self.number && name.starts_with("log-"))
-    }
-
-    /// Whether this write of so many parts goes wrong, once in a few times, and after how many of them. Where one fails, so
-    /// may the attempt to cut off what it left.
-    fn mishap(&self, once_in: usize, parts: usize) -> Option<(Mishap, usize)> {
-        let mut state = self.disk.state();
-        let is_log = self.is_log(&state);
-        let random = state.mishaps.as_mut().filter(|_| is_log)?;
-        if !random.once_in(once_in) {
-            return None;
-        }
-        let mishap = if random.once_in(2) { Mishap::Refused } else { Mishap::Failed };
-        let (done, is_cut_off) = (random.below(parts + 1), random.once_in(2));
-        state.has_failed |= mishap == Mishap::Failed && !is_cut_off;
-        state.tally.in_part += 1;
-        Some((mishap, done))
-    }
-}
-
-impl Medium for Disk {
-    fn names(&self) -> io::Result<Vec<String>> {
-        Ok(self.powered()?.names.keys().cloned().collect())
-    }
-
-    fn open(&self, name: &str) -> io::Result<Box<dyn MediumFile>> {
-        let mut state = self.powered()?;
-        let next = state.contents.len();
-        let number = *state.names.entry(name.to_owned()).or_insert(next);
-        if number == next {
-            state.contents.push(Content::default());
-        }
-        Ok(Box::new(DiskFile { disk: self.clone(), number }))
-    }
-
-    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        let mut state = self.powered()?;
-        let number = state.names.remove(from).ok_or(io::ErrorKind::NotFound)?;
-        assert!(state.names.insert(to.to_owned(), number).is_none(), "nothing has that name yet");
-        Ok(())
-    }
-
-    fn remove(&self, name: &str) -> io::Result<()> {
-        self.powered()?.names.remove(name).map(|_| ()).ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn synchronize_names(&self) -> io::Result<()> {
-        let mut state = self.powered()?;
-        state.certain_names = state.names.clone();
-        Ok(())
-    }
-}
-
-impl MediumFile for DiskFile {
-    fn length(&self) -> io::Result<u64> {
-        Ok(self.disk.powered()?.contents[self.number].seen.len() as u64)
-    }
-
-    fn set_length(&self, length: u64) -> io::Result<()> {
-        let mut state = self.disk.powered()?;
-        if std::mem::take(&mut state.has_failed) {
-            return Err(io::Error::other("not now"));
-        }
-        let content = &mut state.contents[self.number];
-        content.seen.resize(length as usize, 0);
-        content.pending.push(Pending::Length(length));
-        Ok(())
-    }
-
-    fn read_at(&self, position: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.disk.powered()?;
-        let position = position as usize;
-        let found = state.contents[self.number].seen.get(position..position + out.len());
-        out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-
-    fn write_at(&self, position: u64, bytes: &[u8]) -> io::Result<()> {
-        if let Some((Mishap::Failed, done)) = self.mishap(6, bytes.len()) {
-            self.put(position, &bytes[..done])?;
-            return Err(io::Error::other("not now"));
-        }
-        self.put(position, bytes)
-    }
-
-    fn write_through(&self, position: u64, blocks: &[u8]) -> io::Result<bool> {
-        assert!(position.is_multiple_of(BLOCK_BYTES) && (blocks.len() as u64).is_multiple_of(BLOCK_BYTES));
-        if !self.disk.state().writes_through {
-            return Ok(false);
-        }
-        {
-            let content = &mut self.disk.powered()?.contents[self.number];
-            assert!(position as usize + blocks.len() <= content.certain.len(), "over what is there");
-            assert!(content.pending.is_empty(), "and synchronized");
-        }
-        let mishap = self.mishap(3, blocks.len() / BLOCK_BYTES as usize);
-        let done = mishap.map_or(blocks, |(_, done)| &blocks[..done * BLOCK_BYTES as usize]);
-        self.put(position, done)?;
-        if let Some((Mishap::Failed, _)) = mishap {
-            return Err(io::Error::other("not now"));
-        }
-        self.synchronize()?;
-        let tally = &mut self.disk.state().tally;
-        tally.through += 1;
-        tally.through_several += u64::from(done.len() as u64 > BLOCK_BYTES);
-        tally.through_behind += u64::from(position > 0);
-        Ok(mishap.is_none())
-    }
-
-    fn synchronize(&self) -> io::Result<()> {
-        let mut state = self.disk.powered()?;
-        let is_log = self.is_log(&state);
-        match state.sound.as_mut().filter(|_| is_log) {
-            Some(0) => {
-                (state.sound, state.has_failed) = (None, true);
-                return Err(io::Error::other("not now"));
-            }
-            Some(left) => *left -= 1,
-            None => {}
-        }
-        let content = &mut state.contents[self.number];
-        content.certain = content.seen.clone();
-        content.pending.clear();
-        Ok(())
-    }
-
-    fn check_presence(&self) -> io::Result<()> {
-        Ok(())
-    }
-}
+use disk::{Disk, WriteTally};
+use random::Random;
 
 type Records = BTreeMap<Vec<u8>, Vec<u8>>;
 
@@ -351,7 +65,7 @@ fn batch(random: &mut Random, truth: &Records, last: &mut Lsn) -> Batch {
     }
     if random.once_in(8) {
         *last = last.next();
-        let size = MESSAGE_BYTES[random.below(MESSAGE_BYTES.len())] + random.below(50);
+        let size = *random.pick(&MESSAGE_BYTES) + random.below(50);
         batch.put_message(*last, b"t", b"", &vec![random.below(256) as u8; size], None);
     }
     batch.finish(*last);
@@ -386,14 +100,14 @@ const SEGMENT_BYTES: [u64; 3] = [900, 20_000, 300_000];
 
 /// One disk, a few lives.
 fn live(seed: u64) -> Tally {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut tally = Tally::default();
     let mut disk = Disk::default();
     let mut truth = Records::new();
     let mut under_way = UnderWay::new();
     let mut last = Lsn(0);
     for _ in 0..6 {
-        let power = *[20, 60, 200, 1_000].get(random.below(4)).expect("one of four");
+        let power = *random.pick(&[20, 60, 200, 1_000]);
         disk.state().power = 1 + random.below(power) as u64;
         disk.state().sound = None;
         disk.state().has_failed = false;
@@ -410,8 +124,8 @@ fn live(seed: u64) -> Tally {
                     assert_eq!(records, truth, "what was reported is there, and batches are whole");
                     under_way.clear();
                     disk.state().sound = random.once_in(8).then(|| 2 + random.below(20) as u64);
-                    let seed = random.0;
-                    disk.state().mishaps = random.once_in(16).then_some(Random(seed));
+                    let mishaps = random.clone();
+                    disk.state().mishaps = random.once_in(16).then_some(mishaps);
                     last = commit_until_the_cut(
                         stored,
                         &mut random,
@@ -454,7 +168,7 @@ fn commit_until_the_cut(
     let (wake, woken) = channel();
     let wake = Mutex::new(wake);
     let mut store = stored.start(
-        SEGMENT_BYTES[random.below(SEGMENT_BYTES.len())],
+        *random.pick(&SEGMENT_BYTES),
         Arc::new(move || {
             let _ = wake.lock().map(|wake| wake.send(()));
         }),

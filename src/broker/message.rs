@@ -258,6 +258,10 @@ impl Retained for RetainedMessage {
     fn topic(&self) -> &str {
         self.message.topic()
     }
+
+    fn topic_bytes(&self) -> &[u8] {
+        self.message.topic_bytes()
+    }
 }
 
 #[cfg(test)]

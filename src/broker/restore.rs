@@ -110,7 +110,9 @@ pub struct Restore<'a> {
     broker: &'a mut Broker,
     restored: Restored,
     sessions: HashMap<Lsn, SessionId, HashSeed>,
-    messages: HashMap<Lsn, Message, HashSeed>,
+    /// In the order of their numbers, which is the order they come in.
+    messages: Vec<(Lsn, Message)>,
+    retained: Vec<RetainedMessage>,
     /// Since when those sessions are absent that were not connected.
     absent: Vec<(Instant, SessionId)>,
     connected: Vec<SessionId>,
@@ -130,7 +132,8 @@ impl Broker {
             broker: self,
             restored: Restored::default(),
             sessions: HashMap::with_hasher(seeded(seed)),
-            messages: HashMap::with_hasher(seeded(seed)),
+            messages: Vec::new(),
+            retained: Vec::new(),
             absent: Vec::new(),
             connected: Vec::new(),
             streams: Vec::new(),
@@ -160,14 +163,17 @@ impl Restore<'_> {
             }
             (_, Record::Message(record)) => {
                 check_content(&record)?;
-                self.messages.insert(lsn, Message::new(&content_of(&record), &self.broker.messages));
+                if self.messages.last().is_some_and(|(last, _)| *last >= lsn) {
+                    return Err(RecordError::Value.into());
+                }
+                self.messages.push((lsn, Message::new(&content_of(&record), &self.broker.messages)));
                 Ok(())
             }
             (_, Record::Retained(RetainedRecord { message, qos })) => {
                 let message = self.message(message)?;
                 self.restored.retained += 1;
-                let replaced = self.broker.retained.insert(RetainedMessage { message, qos, record: lsn });
-                if replaced.is_some() { Err(RestoreError::Twice(lsn)) } else { Ok(()) }
+                self.retained.push(RetainedMessage { message, qos, record: lsn });
+                Ok(())
             }
             (_, Record::Delivery(record)) => self.delivery(lsn, &record),
             (_, Record::Release(record)) => {
@@ -248,7 +254,8 @@ impl Restore<'_> {
 
     /// A message that one more record refers to.
     fn message(&mut self, lsn: Lsn) -> Result<Message, RestoreError> {
-        let message = self.messages.get(&lsn).ok_or(RestoreError::Missing(lsn))?;
+        let found = self.messages.binary_search_by_key(&lsn, |(record, _)| *record);
+        let (_, message) = &self.messages[found.map_err(|_| RestoreError::Missing(lsn))?];
         let (_, holders) = message.record();
         message.set_record(lsn, holders + 1);
         Ok(message.clone())
@@ -315,7 +322,19 @@ impl Restore<'_> {
             return Err(RecordError::Value.into());
         }
         self.check_packet_ids()?;
-        let Self { broker, mut restored, messages, mut absent, connected, streams, orphans, last, .. } = self;
+        let Self {
+            broker,
+            mut restored,
+            messages,
+            retained,
+            mut absent,
+            connected,
+            streams,
+            orphans,
+            last,
+            ..
+        } = self;
+        broker.retained.restore(retained).map_err(|again| RestoreError::Twice(again.record))?;
         restored.orphans = orphans.len() as u64;
         broker.outputs.journal.resume_after(last);
         for orphan in orphans {

@@ -61,10 +61,15 @@ impl RetainedMessages {
         self.bytes
     }
 
+    /// Takes all messages that come back; there are few others as yet. An error is one whose topic has one already.
+    pub(super) fn restore(&mut self, messages: Vec<RetainedMessage>) -> Result<(), RetainedMessage> {
+        messages.iter().for_each(|retained| self.add(retained));
+        self.tree.fill(messages)
+    }
+
     /// Keeps a message in place of the one its topic had, which is returned.
-    pub(super) fn insert(&mut self, retained: RetainedMessage) -> Option<RetainedMessage> {
-        self.bytes += retained.message.size();
-        self.expiring += usize::from(retained.message.expires_at().is_some());
+    fn insert(&mut self, retained: RetainedMessage) -> Option<RetainedMessage> {
+        self.add(&retained);
         let replaced = self.tree.insert(retained);
         replaced.inspect(|replaced| self.subtract(replaced))
     }
@@ -72,6 +77,11 @@ impl RetainedMessages {
     fn remove(&mut self, topic: &str) -> Option<RetainedMessage> {
         let removed = self.tree.remove(topic);
         removed.inspect(|removed| self.subtract(removed))
+    }
+
+    fn add(&mut self, added: &RetainedMessage) {
+        self.bytes += added.message.size();
+        self.expiring += usize::from(added.message.expires_at().is_some());
     }
 
     fn subtract(&mut self, removed: &RetainedMessage) {

@@ -25,7 +25,6 @@ pub mod medium;
 mod pace;
 mod worker;
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -248,6 +247,23 @@ impl Stored {
     /// Begins to store what comes, in a log of segments of about so many bytes. `wake` is called, from another thread,
     /// whenever there is a report.
     pub fn start(self, segment_bytes: u64, wake: Arc<dyn Fn() + Send + Sync>) -> Store {
+        let StoreByHand { mut store, log_worker, base_worker } = self.set_up(segment_bytes, wake);
+        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("a thread can be made")
+        };
+        store.threads = vec![
+            spawn("store-log", Box::new(move || log_worker.run())),
+            spawn("store-base", Box::new(move || base_worker.run())),
+        ];
+        store
+    }
+
+    /// The same without threads: for a test in which a seed decides what happens when.
+    pub fn start_by_hand(self, segment_bytes: u64) -> StoreByHand {
+        self.set_up(segment_bytes, Arc::new(|| {}))
+    }
+
+    fn set_up(self, segment_bytes: u64, wake: Arc<dyn Fn() + Send + Sync>) -> StoreByHand {
         let Self { medium, base, segments, last, .. } = self;
         let next_number = segments.last().map_or(1, |number| number + 1);
         let log = Log::new(medium.clone(), next_number, last, segment_bytes);
@@ -262,22 +278,9 @@ impl Stored {
             wake: wake.clone(),
         };
         let (batches, batches_out) = channel();
-        let log_worker = LogWorker {
-            log,
-            batches: batches_out,
-            put_off: VecDeque::new(),
-            closed: closed_in,
-            reports: reports_in,
-            wake,
-        };
-        let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(run).expect("a thread can be made")
-        };
-        let threads = vec![
-            spawn("store-log", Box::new(move || log_worker.run())),
-            spawn("store-base", Box::new(move || base_worker.run())),
-        ];
-        Store { batches: Some(batches), reports, threads }
+        let log_worker = LogWorker::new(log, batches_out, closed_in, reports_in, wake);
+        let store = Store { batches: Some(batches), reports, threads: Vec::new() };
+        StoreByHand { store, log_worker, base_worker }
     }
 }
 
@@ -311,5 +314,34 @@ impl Drop for Store {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+/// A store at work whose threads do not run: each does something when it is told to.
+pub struct StoreByHand {
+    store: Store,
+    log_worker: LogWorker,
+    base_worker: BaseWorker,
+}
+
+impl StoreByHand {
+    /// Hands over a batch, as to a [`Store`].
+    pub fn commit(&mut self, batch: Batch) {
+        self.store.commit(batch);
+    }
+
+    /// The next report, if there is one.
+    pub fn poll(&mut self) -> Option<Report> {
+        self.store.poll()
+    }
+
+    /// Makes one attempt to store the batches that wait, or those of the last attempt if that failed.
+    pub fn append(&mut self) {
+        self.log_worker.attempt();
+    }
+
+    /// Makes one attempt to take full segments into the base.
+    pub fn condense(&mut self) {
+        self.base_worker.attempt();
     }
 }

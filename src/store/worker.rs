@@ -1,4 +1,4 @@
-//! The two threads of a store.
+//! The two threads of a store, and what each of them does in one go: a test does without the threads.
 
 use std::collections::VecDeque;
 use std::io;
@@ -51,71 +51,87 @@ pub enum Report {
 
 /// Appends batches to the log.
 pub(super) struct LogWorker {
-    pub(super) log: Log,
-    pub(super) batches: Receiver<Batch>,
-    /// Batches that came while others could not be stored.
-    pub(super) put_off: VecDeque<Batch>,
-    pub(super) closed: Sender<u64>,
-    pub(super) reports: Sender<Report>,
-    pub(super) wake: Arc<dyn Fn() + Send + Sync>,
+    log: Log,
+    batches: Receiver<Batch>,
+    /// Those of one frame. What failed may be on disk all the same, and is known again only if it is tried as it was.
+    in_hand: Vec<Batch>,
+    /// Those behind them that were received already.
+    put_off: VecDeque<Batch>,
+    closed: Sender<u64>,
+    reports: Sender<Report>,
+    wake: Arc<dyn Fn() + Send + Sync>,
 }
 
 impl LogWorker {
+    pub(super) fn new(
+        log: Log,
+        batches: Receiver<Batch>,
+        closed: Sender<u64>,
+        reports: Sender<Report>,
+        wake: Arc<dyn Fn() + Send + Sync>,
+    ) -> Self {
+        Self { log, batches, in_hand: Vec::new(), put_off: VecDeque::new(), closed, reports, wake }
+    }
+
     pub(super) fn run(mut self) {
-        while let Some(batches) = self.gather() {
-            if !self.store(batches) {
-                return;
+        while self.wait() {
+            while !self.attempt() {
+                match self.batches.recv_timeout(RETRY) {
+                    Ok(batch) => self.put_off.push_back(batch),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
+                }
             }
         }
     }
 
-    /// Waits for a batch, and takes those that wait behind it. None if the broker stops.
-    fn gather(&mut self) -> Option<Vec<Batch>> {
-        let first = self.put_off.pop_front().or_else(|| self.batches.recv().ok())?;
-        if first.may_wait() {
+    /// Waits for a batch. False if the broker stops.
+    fn wait(&mut self) -> bool {
+        if self.put_off.is_empty() {
+            let Ok(batch) = self.batches.recv() else { return false };
+            self.put_off.push_back(batch);
+        }
+        if self.put_off.front().is_some_and(Batch::may_wait) {
             // The loop may have the same core, and what it does now makes the next batches smaller: with 256 messages on
             // their way to a client that is there, threads of the store take 0.05 us a message instead of 0.15, and with 16
             // of them 0.5 instead of 1.3 (`cargo bench --bench durable -- throughput`, in turn).
             std::thread::yield_now();
         }
-        let mut bytes = first.as_bytes().len();
-        let mut batches = vec![first];
+        true
+    }
+
+    /// Makes one attempt to store what is in hand, or else what waits, if there is something. False if it failed.
+    pub(super) fn attempt(&mut self) -> bool {
+        if self.in_hand.is_empty() {
+            self.gather();
+        }
+        if self.in_hand.is_empty() {
+            return true;
+        }
+        let result = self.log.append(&self.in_hand);
+        for number in self.log.take_closed() {
+            // Ends later than this thread.
+            let _ = self.closed.send(number);
+        }
+        let is_stored = result.is_ok();
+        let report = match result {
+            Ok(bytes) => Report::Stored(std::mem::take(&mut self.in_hand), bytes),
+            Err(error) => Report::Failed(error),
+        };
+        let _ = self.reports.send(report);
+        (self.wake)();
+        is_stored
+    }
+
+    /// Takes the batches that wait in hand.
+    fn gather(&mut self) {
+        let mut bytes = 0;
         while bytes < TOGETHER_BYTES
             && let Some(batch) = self.put_off.pop_front().or_else(|| self.batches.try_recv().ok())
         {
             bytes += batch.as_bytes().len();
-            batches.push(batch);
+            self.in_hand.push(batch);
         }
-        Some(batches)
-    }
-
-    /// Stores these batches, however long it takes. False if the broker stops before that.
-    fn store(&mut self, batches: Vec<Batch>) -> bool {
-        loop {
-            let result = self.log.append(&batches);
-            for number in self.log.take_closed() {
-                // Ends later than this thread.
-                let _ = self.closed.send(number);
-            }
-            match result {
-                Ok(bytes) => {
-                    self.report(Report::Stored(batches, bytes));
-                    return true;
-                }
-                Err(error) => self.report(Report::Failed(error)),
-            }
-            // What failed may be on disk all the same. It is known again only if it is tried as it was.
-            match self.batches.recv_timeout(RETRY) {
-                Ok(batch) => self.put_off.push_back(batch),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return false,
-            }
-        }
-    }
-
-    fn report(&self, report: Report) {
-        let _ = self.reports.send(report);
-        (self.wake)();
     }
 }
 
@@ -140,20 +156,35 @@ impl BaseWorker {
             if !self.wait() {
                 return;
             }
-            match self.condense() {
-                Ok(count) => self.report(Report::Condensed(count)),
-                Err(error) => {
-                    self.report(Report::BaseFailed(error));
-                    // It is written to when it is closed, so there must never be two.
-                    self.base = None;
-                    match self.closed.recv_timeout(RETRY * 8) {
-                        Ok(number) => self.segments.push(number),
-                        Err(RecvTimeoutError::Timeout) => {}
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    }
+            if !self.attempt() {
+                match self.closed.recv_timeout(RETRY * 8) {
+                    Ok(number) => self.segments.push(number),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         }
+    }
+
+    /// Makes one attempt to take the first full segments into the base, if there are some. False if it failed.
+    pub(super) fn attempt(&mut self) -> bool {
+        self.segments.extend(self.closed.try_iter());
+        if self.segments.is_empty() {
+            return true;
+        }
+        let result = self.condense();
+        let is_done = result.is_ok();
+        let report = match result {
+            Ok(count) => Report::Condensed(count),
+            Err(error) => {
+                // It is written to when it is closed, so there must never be two.
+                self.base = None;
+                Report::BaseFailed(error)
+            }
+        };
+        let _ = self.reports.send(report);
+        (self.wake)();
+        is_done
     }
 
     /// Waits until there is something to do and it is time to do it. False if the broker stops.
@@ -199,10 +230,5 @@ impl BaseWorker {
             };
         }
         Ok(count)
-    }
-
-    fn report(&self, report: Report) {
-        let _ = self.reports.send(report);
-        (self.wake)();
     }
 }

@@ -21,6 +21,11 @@ use super::name::TopicFilter;
 pub trait Retained {
     /// The topic name.
     fn topic(&self) -> &str;
+
+    /// Its bytes. Whoever keeps bytes has to look whether they are a text, and comparing needs no text.
+    fn topic_bytes(&self) -> &[u8] {
+        self.topic().as_bytes()
+    }
 }
 
 /// The least text that sorts above a level and all that is below it, appended to it: U+0000 follows the slash in the
@@ -34,8 +39,7 @@ const BEHIND_DOLLAR: &str = "%";
 const PROBES: u32 = 2;
 
 /// Compares topics level by level.
-fn compare(left: &str, right: &str) -> Ordering {
-    let (left, right) = (left.as_bytes(), right.as_bytes());
+fn compare(left: &[u8], right: &[u8]) -> Ordering {
     // Neighbours have long beginnings in common, so eight bytes are passed at once.
     let chunks = left.as_chunks::<8>().0.iter().zip(right.as_chunks::<8>().0);
     let equal = chunks.take_while(|(left, right)| left == right).count() * 8;
@@ -49,7 +53,7 @@ fn compare(left: &str, right: &str) -> Ordering {
 
 /// What values and bare topics have in common, so that a value is found by a topic without a copy of it.
 trait TopicKey {
-    fn key(&self) -> &str;
+    fn key(&self) -> &[u8];
 }
 
 impl PartialEq for dyn TopicKey + '_ {
@@ -76,8 +80,30 @@ impl Ord for dyn TopicKey + '_ {
 struct Key<'a>(&'a str);
 
 impl TopicKey for Key<'_> {
-    fn key(&self) -> &str {
-        self.0
+    fn key(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+/// A copy of a topic that sorts like it as plain bytes. Its beginning stands in it, so that sorting many seldom looks at
+/// memory elsewhere.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct SortKey {
+    /// Filled up with zeros, which no topic has.
+    beginning: [u8; 32],
+    rest: Box<[u8]>,
+}
+
+impl SortKey {
+    fn of(topic: &[u8]) -> Self {
+        // No text has a byte of 255.
+        let rank = |byte: &u8| if *byte == b'/' { 1 } else { byte.saturating_add(1) };
+        let mut beginning = [0; 32];
+        for (place, byte) in beginning.iter_mut().zip(topic) {
+            *place = rank(byte);
+        }
+        let rest = topic.get(beginning.len()..).unwrap_or_default().iter().map(rank).collect();
+        Self { beginning, rest }
     }
 }
 
@@ -85,8 +111,8 @@ impl TopicKey for Key<'_> {
 struct Entry<V>(V);
 
 impl<V: Retained> TopicKey for Entry<V> {
-    fn key(&self) -> &str {
-        self.0.topic()
+    fn key(&self) -> &[u8] {
+        self.0.topic_bytes()
     }
 }
 
@@ -158,7 +184,9 @@ impl RetainedCursor {
 
     /// Whether this topic will not be offered any more: the walk has taken its value, or is beyond it.
     pub fn has_passed(&self, topic: &str) -> bool {
-        self.position.as_ref().is_none_or(|position| compare(topic, position) == Ordering::Less)
+        self.position
+            .as_ref()
+            .is_none_or(|position| compare(topic.as_bytes(), position.as_bytes()) == Ordering::Less)
     }
 }
 
@@ -259,6 +287,22 @@ impl<V: Retained> RetainedTree<V> {
         self.entries.is_empty()
     }
 
+    /// Takes many values, in no particular order, into a tree that has few: far sooner than by one `insert` after the
+    /// other, of which each one looks at a score of topics anywhere in memory.
+    ///
+    /// # Errors
+    ///
+    /// A value whose topic has another one as well. The tree is of no use then.
+    pub fn fill(&mut self, mut values: Vec<V>) -> Result<(), V> {
+        values.sort_by_cached_key(|value| SortKey::of(value.topic_bytes()));
+        let again = values.windows(2).position(|pair| pair[0].topic_bytes() == pair[1].topic_bytes());
+        if let Some(first) = again {
+            return Err(values.swap_remove(first + 1));
+        }
+        let few = std::mem::replace(&mut self.entries, values.into_iter().map(Entry).collect());
+        few.into_iter().find_map(|Entry(value)| self.insert(value)).map_or(Ok(()), Err)
+    }
+
     /// Sets the value of its topic and returns the one before.
     pub fn insert(&mut self, value: V) -> Option<V> {
         self.entries.replace(Entry(value)).map(|entry| entry.0)
@@ -310,7 +354,7 @@ impl<V: Retained> RetainedTree<V> {
                 return Progress::Paused;
             }
             steps_left -= 1;
-            if probes_left > 0 && compare(topic, position) == Ordering::Less {
+            if probes_left > 0 && compare(topic.as_bytes(), position.as_bytes()) == Ordering::Less {
                 probes_left -= 1;
                 if probes_left == 0 {
                     if steps_left == 0 {

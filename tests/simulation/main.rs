@@ -1,12 +1,20 @@
 //! The simulator: seeded worlds of clients around one core, and a model that knows MQTT and not the core's structures.
 //!
-//! A failure names its seed, and `SIMULATION_SEED=n cargo test --test simulation worlds` replays it.
+//! In some worlds state is stored and the process crashes; in those of `worlds_on_disk` the broker's own store does that,
+//! on a disk that loses its power: the whole way of an acknowledgement, from the core to the disk and back.
+//!
+//! A failure names its seed and its test, and `SIMULATION_SEED=n cargo test --test simulation -- --exact TEST` replays it.
 //! `SIMULATION_TRACE=1` with it prints every event and every packet that a client hears.
 //! `SIMULATION_SEEDS=n` and `SIMULATION_STEPS=n` make a longer run: a million steps are 1,000 seeds of 1,000.
 
 mod client;
+#[cfg(feature = "persistence")]
+#[path = "../support/disk.rs"]
+mod disk;
 mod model;
+#[path = "../support/random.rs"]
 mod random;
+mod store;
 mod world;
 
 use std::collections::VecDeque;
@@ -20,7 +28,9 @@ use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, QoS, decode, encode, frame};
 
 use client::{Delivery, Ear, Heard, Unacknowledged, ack, bytes_of, publish_bytes};
-use model::coverage::{Coverage, EXPECTED};
+#[cfg(feature = "persistence")]
+use model::coverage::EXPECTED_ON_DISK;
+use model::coverage::{Coverage, EXPECTED, EXPECTED_OF_CRASHES};
 use random::Random;
 use world::World;
 
@@ -28,12 +38,12 @@ fn setting(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name} is a number")))
 }
 
-#[test]
-fn worlds() {
+/// Worlds live, each of its own seed, and see all that they should.
+fn live(test: &str, seeds: u64, make: fn(u64) -> World, expected: &[&[&str]]) {
     let steps = setting("SIMULATION_STEPS").unwrap_or(400) as usize;
     let (first, count) = match setting("SIMULATION_SEED") {
         Some(seed) => (seed, 1),
-        None => (0, setting("SIMULATION_SEEDS").unwrap_or(600)),
+        None => (0, setting("SIMULATION_SEEDS").unwrap_or(seeds)),
     };
     let next = AtomicU64::new(first);
     let coverages: Vec<Coverage> = std::thread::scope(|scope| {
@@ -46,12 +56,12 @@ fn worlds() {
                         if seed >= first + count {
                             return coverages;
                         }
-                        let lived = catch_unwind(AssertUnwindSafe(|| World::new(seed).live(steps)));
+                        let lived = catch_unwind(AssertUnwindSafe(|| make(seed).live(steps)));
                         match lived {
                             Ok((_, coverage)) => coverages.push(coverage),
-                            Err(_) => {
-                                panic!("seed {seed} failed: SIMULATION_SEED={seed} SIMULATION_STEPS={steps}")
-                            }
+                            Err(_) => panic!(
+                                "seed {seed} of {test} failed: SIMULATION_SEED={seed} SIMULATION_STEPS={steps}"
+                            ),
                         }
                     }
                 })
@@ -67,19 +77,40 @@ fn worlds() {
     }
     println!("{:#?}", seen.counts);
     if count >= 100 {
-        for what in EXPECTED {
+        for what in expected.iter().copied().flatten() {
             assert!(seen.counts.get(what).is_some_and(|count| *count >= 10), "hardly ever: {what}");
         }
     }
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes() {
-    for seed in 0..20 {
-        let (first, _) = World::new(seed).live(300);
-        let (second, _) = World::new(seed).live(300);
+fn worlds() {
+    live("worlds", 600, World::new, &[EXPECTED, EXPECTED_OF_CRASHES]);
+}
+
+#[cfg(feature = "persistence")]
+#[test]
+fn worlds_on_disk() {
+    live("worlds_on_disk", 150, World::on_disk, &[EXPECTED_OF_CRASHES, EXPECTED_ON_DISK]);
+}
+
+fn check_replay(seeds: u64, make: fn(u64) -> World) {
+    for seed in 0..seeds {
+        let (first, _) = make(seed).live(300);
+        let (second, _) = make(seed).live(300);
         assert_eq!(first, second, "seed {seed}");
     }
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes() {
+    check_replay(20, World::new);
+}
+
+#[cfg(feature = "persistence")]
+#[test]
+fn the_same_seed_gives_the_same_bytes_on_disk() {
+    check_replay(10, World::on_disk);
 }
 
 /// A subscriber that answers nothing until every packet identifier is in use, and then answers nearly in order, a few

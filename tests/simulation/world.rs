@@ -26,7 +26,8 @@ use super::model::Model;
 use super::model::coverage::Coverage;
 use super::model::link::Asked;
 use super::random::Random;
-use crash::Disk;
+use super::store::{Shelf, Store};
+use crash::Storage;
 
 /// An answer that a client has yet to send.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +99,7 @@ pub(crate) struct World {
     roomy: bool,
     /// Whether state is stored, and the process may crash.
     is_stored: bool,
-    disk: Disk,
+    storage: Storage,
     /// Crashes in 200 steps.
     crashes: usize,
     /// What processes before this one had dropped.
@@ -138,10 +139,21 @@ fn breaks_a_rule(packet: &Packet<'_>, protocol: Protocol) -> bool {
 }
 
 impl World {
+    /// One whose state is stored or not.
     pub(crate) fn new(seed: u64) -> Self {
+        Self::make(seed, None)
+    }
+
+    /// One whose state is stored by the broker's own store, on a disk that loses its power.
+    #[cfg(feature = "persistence")]
+    pub(crate) fn on_disk(seed: u64) -> Self {
+        Self::make(seed, Some(Box::new(super::store::StoreOnDisk::new(seed))))
+    }
+
+    fn make(seed: u64, store: Option<Box<dyn Store>>) -> Self {
         let mut random = Random::new(seed);
         let roomy = random.once_in(2);
-        let is_stored = random.once_in(2);
+        let is_stored = random.once_in(2) || store.is_some();
         let options = Options {
             seed,
             in_flight_max: *random.pick(&[1, 2, 3, 5, 20, 65_535]),
@@ -172,12 +184,20 @@ impl World {
                 open: Vec::new(),
             })
             .collect();
+        let shares_qos_0 = !is_stored && random.once_in(5);
+        let shares = !is_stored || random.once_in(4);
+        let mut model = Model::default();
+        if is_stored && shares {
+            // Groups are kept apart from crashes, or else what cannot be known is forgiven.
+            model.confuse();
+        }
+        let storage = Storage::new(store.unwrap_or_else(|| Box::new(Shelf::default())), &model);
         Self {
             broker: Broker::new(options, now),
-            shares_qos_0: !is_stored && random.once_in(5),
-            shares: !is_stored || random.once_in(4),
+            shares_qos_0,
+            shares,
             is_stored,
-            disk: Disk::default(),
+            storage,
             crashes: *random.pick(&[1, 3, 10]),
             dropped_before: Default::default(),
             random,
@@ -187,7 +207,7 @@ impl World {
             slots: 0,
             generation: 0,
             clients,
-            model: Model::default(),
+            model,
             roomy,
             digest: 0,
             packet_in_hand: false,
@@ -198,16 +218,6 @@ impl World {
             violator: None,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
-        .settle_terms()
-    }
-
-    /// A world that keeps its groups apart from its crashes, or else forgives what cannot be known.
-    fn settle_terms(mut self) -> Self {
-        if self.is_stored && self.shares {
-            self.model.confuse();
-        }
-        self.disk = Disk::new(&self.model);
-        self
     }
 
     /// Lives for so many steps, comes to rest, and checks that nothing is lost and nothing is left.

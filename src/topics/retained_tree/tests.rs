@@ -67,13 +67,57 @@ fn walk(tree: &RetainedTree<Value>, cursor: &mut RetainedCursor, steps_max: usiz
 fn topics_sort_level_by_level() {
     let sorted = ["", "$a", "$a/b", "%", "a", "a/", "a//", "a/b", "a/b/c", "a/b\u{1}", "a\0", "a\u{1}", "a!"];
     let long = |text: &&str| format!("a common beginning{text}");
-    for texts in [sorted.map(str::to_owned), sorted.each_ref().map(long)] {
+    let longer = |text: &&str| format!("a beginning that has more than 32 bytes{text}");
+    let at_the_end = |text: &&str| format!("a beginning that has 31 bytes..{text}");
+    for texts in [
+        sorted.map(str::to_owned),
+        sorted.each_ref().map(long),
+        sorted.each_ref().map(longer),
+        sorted.each_ref().map(at_the_end),
+    ] {
         for (index, left) in texts.iter().enumerate() {
             for (other, right) in texts.iter().enumerate() {
-                assert_eq!(compare(left, right), index.cmp(&other), "{left:?} {right:?}");
+                assert_eq!(
+                    compare(left.as_bytes(), right.as_bytes()),
+                    index.cmp(&other),
+                    "{left:?} {right:?}"
+                );
+                if !left.contains('\0') && !right.contains('\0') {
+                    let keys = [left, right].map(|text| SortKey::of(text.as_bytes()));
+                    assert_eq!(keys[0].cmp(&keys[1]), index.cmp(&other), "{left:?} {right:?}");
+                }
             }
         }
     }
+}
+
+#[test]
+fn a_tree_of_many_values_is_the_one_that_they_make_one_by_one() {
+    let mut topics = texts(&["a", "", "b!", "a level of twenty bytes"], 4);
+    let mut random = Random(7);
+    for at in (1..topics.len()).rev() {
+        topics.swap(at, random.below(at + 1));
+    }
+    let values: Vec<Value> =
+        topics.into_iter().zip(0..).map(|(topic, number)| Value(topic, number)).collect();
+    let mut one_by_one = RetainedTree::default();
+    for value in values.clone() {
+        assert_eq!(one_by_one.insert(value), None);
+    }
+    let mut whole = RetainedTree::default();
+    values[..3].iter().for_each(|value| assert_eq!(whole.insert(value.clone()), None));
+    whole.fill(values[3..].to_vec()).expect("each topic is there once");
+    let content = |tree: &RetainedTree<Value>| -> Vec<Value> {
+        tree.entries.iter().map(|Entry(value)| value.clone()).collect()
+    };
+    assert_eq!(content(&whole), content(&one_by_one));
+    for value in &values {
+        assert_eq!(whole.find(&value.0), Some(value));
+    }
+    let again = Value(values[3].0.clone(), 1_000_000);
+    let twice = [values.clone(), vec![again.clone()]].concat();
+    assert_eq!(RetainedTree::default().fill(twice), Err(again.clone()));
+    assert_eq!(whole.fill(vec![again.clone()]), Err(again));
 }
 
 #[test]
@@ -88,7 +132,7 @@ fn every_small_filter_finds_what_it_matches_in_any_slices() {
     for text in texts(&["a", "b!", "+", "#", "", "$", "zz"], 3) {
         let Ok(parsed) = TopicFilter::parse(&text, 10) else { continue };
         let expected: Vec<&str> =
-            tree.entries.iter().map(|entry| entry.key()).filter(|name| matches(parsed, name)).collect();
+            tree.entries.iter().map(|entry| entry.0.topic()).filter(|name| matches(parsed, name)).collect();
         for steps_max in [1, 2, 7, 1_000] {
             let mut cursor = RetainedCursor::new(parsed);
             assert_eq!(tree.visit(&mut cursor, 0, |_| unreachable!()), Progress::Paused);
@@ -125,7 +169,8 @@ fn walks_survive_changes_between_their_slices() {
                 assert_eq!(owed.remove(&value.0), Some(value.1), "{text}");
                 assert_eq!(offered.insert(value.0.clone(), value.1), None, "nothing is taken twice");
                 assert!(
-                    last.as_ref().is_none_or(|last| compare(last, &value.0) == Ordering::Less),
+                    last.as_ref()
+                        .is_none_or(|last| compare(last.as_bytes(), value.topic_bytes()) == Ordering::Less),
                     "in order"
                 );
                 last = Some(value.0.clone());

@@ -1,11 +1,12 @@
 //! Crashes: the process ends without a word, and another one goes on with what was stored.
 //!
-//! The world is the store as well: it takes batches from the core, several perhaps before the first is stored, and stores
-//! them in their order, each whole or not at all. With every batch it keeps the model as it was when the batch was taken. After a crash that model is the truth: the new core has to
-//! behave as if nothing later had ever happened. And nobody may have been told of anything later: whatever was heard
-//! since is checked against it.
+//! The world takes batches from the core, several perhaps before the first is stored, and hands them to a store. With every
+//! batch it keeps the model as it was when the batch was taken. After a crash the store says how far it came: at least to
+//! what it had reported, and to the end of a batch. The model of that batch is the truth: the new core has to behave as if
+//! nothing later had ever happened. And nobody may have been told of anything later: whatever was heard since is checked
+//! against it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use broker::broker::{Broker, ConnectionId};
 use broker::codec::QoS;
@@ -15,6 +16,7 @@ use broker::metrics::DropReason;
 use super::World;
 use crate::client::{Heard, Unacknowledged};
 use crate::model::Model;
+use crate::store::{Found, Store};
 
 type Dropped = [u64; DropReason::ALL.len()];
 
@@ -38,32 +40,41 @@ struct Snapshot {
 }
 
 /// What is stored, and what is on its way.
-#[derive(Debug, Default)]
-pub(super) struct Disk {
-    records: BTreeMap<Vec<u8>, Vec<u8>>,
+pub(super) struct Storage {
+    store: Box<dyn Store>,
     last: Lsn,
     stored: Snapshot,
-    taken: VecDeque<(Batch, Snapshot)>,
+    /// How far the world was with each batch that was taken and is not stored, by the last number of it.
+    taken: VecDeque<(Lsn, Snapshot)>,
     words: Vec<Word>,
 }
 
-impl Disk {
+impl Storage {
     /// An empty one, in a world of which nothing is known yet.
-    pub(super) fn new(model: &Model) -> Self {
-        Self { stored: Snapshot { model: model.clone(), ..Snapshot::default() }, ..Self::default() }
+    pub(super) fn new(store: Box<dyn Store>, model: &Model) -> Self {
+        Self {
+            store,
+            last: Lsn::NONE,
+            stored: Snapshot { model: model.clone(), ..Snapshot::default() },
+            taken: VecDeque::new(),
+            words: Vec::new(),
+        }
     }
 
-    /// Stores the first `count` of the batches that were taken, and gives them back.
-    fn store(&mut self, count: usize) -> Vec<Batch> {
-        let mut done = Vec::new();
-        for (batch, snapshot) in self.taken.drain(..count) {
-            assert!(batch.last() > self.last, "numbers only grow");
-            self.last = batch.last();
-            batch.apply(&mut self.records);
-            self.stored = snapshot;
-            done.push(batch);
+    fn commit(&mut self, batch: Batch, snapshot: Snapshot) {
+        let before = self.taken.back().map_or(self.last, |(last, _)| *last);
+        assert!(batch.last() > before, "numbers only grow");
+        self.taken.push_back((batch.last(), snapshot));
+        self.store.commit(batch);
+    }
+
+    /// Everything is stored up to this number, and nothing behind it.
+    fn settle(&mut self, last: Lsn) {
+        assert!(last >= self.last, "what was stored up to {:?} is there up to {last:?} only", self.last);
+        while let Some((number, snapshot)) = self.taken.pop_front_if(|(number, _)| *number <= last) {
+            (self.last, self.stored) = (number, snapshot);
         }
-        done
+        assert_eq!(self.last, last, "a batch is stored whole or not at all");
     }
 }
 
@@ -85,25 +96,27 @@ impl World {
                 eprintln!("{} batch up to {:?}", self.now.0, batch.last());
             }
             let dropped = self.dropped_now();
-            let snapshot = Snapshot { model: self.model.clone(), dropped, words: self.disk.words.len() };
-            self.model.coverage.see_if("a batch behind another", !self.disk.taken.is_empty());
-            self.disk.taken.push_back((batch, snapshot));
+            let snapshot = Snapshot { model: self.model.clone(), dropped, words: self.storage.words.len() };
+            self.model.coverage.see_if("a batch behind another", !self.storage.taken.is_empty());
+            self.storage.commit(batch, snapshot);
         }
         self.resume_after_store();
         self.after_input(None, None);
     }
 
-    /// Some of the batches that were taken are stored, as one.
+    /// Some of the batches that were taken are stored, as one, unless the store has trouble.
     pub(super) fn store_batches(&mut self) {
-        if self.disk.taken.is_empty() {
+        if self.storage.taken.is_empty() {
             return;
         }
-        let count = 1 + self.random.below(self.disk.taken.len());
-        let stored = self.disk.store(count);
+        let Self { storage, random, model, .. } = self;
+        let stored = storage.store.work(random, &mut model.coverage);
+        let Some(last) = stored.last().map(Batch::last) else { return };
+        storage.settle(last);
         if self.traces {
-            eprintln!("{} stored up to {:?}", self.now.0, self.disk.last);
+            eprintln!("{} stored up to {last:?}", self.now.0);
         }
-        self.broker.handle_stored(self.now, self.disk.last);
+        self.broker.handle_stored(self.now, last);
         stored.into_iter().for_each(|batch| self.broker.reuse_batch(batch));
         self.resume_after_store();
         self.after_input(None, None);
@@ -121,9 +134,9 @@ impl World {
             self.store_batches();
         }
         if self.is_stored {
-            let keys: Vec<&Vec<u8>> = self.disk.records.keys().collect();
-            let expected = self.broker.keys_to_be_stored();
-            assert_eq!(keys, expected.iter().collect::<Vec<_>>(), "what is stored is what should be");
+            let records = self.storage.store.records();
+            let keys: Vec<Vec<u8>> = records.into_iter().map(|(key, _)| key).collect();
+            assert_eq!(keys, self.broker.keys_to_be_stored(), "what is stored is what should be");
         }
     }
 
@@ -149,15 +162,17 @@ impl World {
             _ => None,
         };
         let word = Word { id, client_id: client.id.clone(), heard: heard.clone(), message };
-        self.disk.words.push(word);
+        self.storage.words.push(word);
     }
 
     /// The process ends. What was not stored is gone; of the batches that were on their way some may have been stored, the
     /// first ones.
     pub(super) fn crash(&mut self) {
-        let count = self.random.below(self.disk.taken.len() + 1);
-        self.disk.store(count);
-        self.disk.taken.clear();
+        let Self { storage, random, model, .. } = self;
+        let Found { last, records } = storage.store.crash(random, &mut model.coverage);
+        model.coverage.see_if("stored, and nobody was told", last > storage.last);
+        storage.settle(last);
+        storage.taken.clear();
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             if self.random.once_in(2) {
@@ -165,7 +180,7 @@ impl World {
             }
         }
         if self.traces {
-            eprintln!("{} crash", self.now.0);
+            eprintln!("{} crash, all is there up to {last:?}", self.now.0);
         }
         self.check_words();
         self.connections.clear();
@@ -175,20 +190,20 @@ impl World {
         self.free_slots.clear();
         self.slots = 0;
         self.clients.iter_mut().for_each(|client| client.open.clear());
-        let stored = &self.disk.stored;
+        let stored = &self.storage.stored;
         self.dropped_before = stored.dropped;
         let model = stored.model.clone();
         let later = std::mem::replace(&mut self.model, model);
         self.model.go_back(later, self.now);
         self.broker = Broker::new(self.broker.options().clone(), self.now);
-        let mut restore = self.broker.restore(self.disk.last);
-        for (key, value) in &self.disk.records {
+        let mut restore = self.broker.restore(last);
+        for (key, value) in &records {
             restore.record(key, value).unwrap_or_else(|error| panic!("the store makes sense: {error}"));
         }
         let restored = restore.finish().expect("the store makes sense");
         self.model.coverage.see_if("crash amid the remains of a session", restored.orphans > 0);
-        self.disk.words.clear();
-        self.disk.stored.words = 0;
+        self.storage.words.clear();
+        self.storage.stored.words = 0;
         self.model.end_unstored();
         self.model.drop_connections();
         self.after_input(None, None);
@@ -198,9 +213,9 @@ impl World {
 
     /// Nobody was told of anything that is not stored.
     fn check_words(&mut self) {
-        let Snapshot { model, words, .. } = &self.disk.stored;
+        let Snapshot { model, words, .. } = &self.storage.stored;
         let roomy = self.roomy;
-        for word in &self.disk.words[*words..] {
+        for word in &self.storage.words[*words..] {
             let Word { id, client_id, heard, message } = word;
             if let Some(message) = message.as_ref().filter(|_| roomy)
                 && message.qos > QoS::AtMostOnce
