@@ -140,11 +140,12 @@ fn live(seed: u64) -> Tally {
             },
             Err(error) => assert_eq!(disk.state().power, 0, "with power it can be opened: {error}"),
         }
-        let WriteTally { through, through_several, through_behind, in_part } =
+        let WriteTally { through, through_several, through_behind, through_longer, in_part } =
             std::mem::take(&mut disk.state().tally);
         tally.writes.through += through;
         tally.writes.through_several += through_several;
         tally.writes.through_behind += through_behind;
+        tally.writes.through_longer += through_longer;
         tally.writes.in_part += in_part;
         // A process that is only killed leaves behind what the system has not written yet.
         if !random.once_in(3) {
@@ -250,16 +251,18 @@ fn nothing_that_was_stored_is_lost() {
         println!("{condensed} times condensed, {unreported} batches there and not reported");
         assert!(commits > 1_000 && condensed > 100, "the log is taken into the base");
         assert!(failures > 3, "what failed is tried again");
-        let [through, several, behind, in_part] = [
+        let [through, several, behind, longer, in_part] = [
             sum(|tally| tally.writes.through),
             sum(|tally| tally.writes.through_several),
             sum(|tally| tally.writes.through_behind),
+            sum(|tally| tally.writes.through_longer),
             sum(|tally| tally.writes.in_part),
         ];
         println!(
-            "{through} written through, {several} of several blocks, {behind} behind the first; {in_part} in part"
+            "{through} written through, {several} of several blocks, {behind} behind the first, {longer} longer; {in_part} \
+             in part"
         );
-        assert!(through > 100 && several > 100 && behind > 100, "some disks write through");
+        assert!(through > 100 && several > 100 && behind > 100 && longer > 100, "some disks write through");
         assert!(in_part > 50, "some writes go wrong part way");
         assert!(together > 100, "batches that wait are stored together");
         assert!(unreported > 5, "the power went between disk and report, too");

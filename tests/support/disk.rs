@@ -88,9 +88,11 @@ pub(crate) struct State {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct WriteTally {
     pub(crate) through: u64,
-    /// Those of several blocks, and those behind the first block of a file.
+    /// Those of several blocks, those behind the first block of a file,
     pub(crate) through_several: u64,
     pub(crate) through_behind: u64,
+    /// and those that made a file longer.
+    pub(crate) through_longer: u64,
     /// Those that were refused or failed part way.
     pub(crate) in_part: u64,
 }
@@ -248,9 +250,10 @@ impl MediumFile for DiskFile {
             return Ok(false);
         }
         {
-            let content = &mut self.disk.powered()?.contents[self.number];
-            assert!(position as usize + blocks.len() <= content.certain.len(), "over what is there");
-            assert!(content.pending.is_empty(), "and synchronized");
+            let mut state = self.disk.powered()?;
+            let length = state.contents[self.number].seen.len() as u64;
+            assert!(position <= length, "no hole is left before it");
+            state.tally.through_longer += u64::from(position + blocks.len() as u64 > length);
         }
         let mishap = self.mishap(3, blocks.len() / BLOCK_BYTES as usize);
         let done = mishap.map_or(blocks, |(_, done)| &blocks[..done * BLOCK_BYTES as usize]);
@@ -258,7 +261,7 @@ impl MediumFile for DiskFile {
         if let Some((Mishap::Failed, _)) = mishap {
             return Err(io::Error::other("not now"));
         }
-        self.synchronize()?;
+        self.settle(Some((position, done.len() as u64)))?;
         let tally = &mut self.disk.state().tally;
         tally.through += 1;
         tally.through_several += u64::from(done.len() as u64 > BLOCK_BYTES);
@@ -267,6 +270,17 @@ impl MediumFile for DiskFile {
     }
 
     fn synchronize(&self) -> io::Result<()> {
+        self.settle(None)
+    }
+
+    fn check_presence(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl DiskFile {
+    /// Makes certain what is pending, or only the length and what stands in a range.
+    fn settle(&self, range: Option<(u64, u64)>) -> io::Result<()> {
         let mut state = self.disk.powered()?;
         let is_log = self.is_log(&state);
         match state.sound.as_mut().filter(|_| is_log) {
@@ -278,16 +292,31 @@ impl MediumFile for DiskFile {
             None => {}
         }
         let Content { certain, pending, .. } = &mut state.contents[self.number];
+        let mut kept: Vec<Pending> = Vec::new();
         for pending in pending.drain(..) {
             match pending {
-                Pending::Write(position, bytes) => write(certain, position as usize, &bytes),
-                Pending::Length(length) => certain.resize(length as usize, 0),
+                Pending::Write(at, bytes) => {
+                    let is_outside = range.is_some_and(|(position, length)| {
+                        at + bytes.len() as u64 <= position || position + length <= at
+                    });
+                    if is_outside {
+                        kept.push(Pending::Write(at, bytes));
+                    } else {
+                        write(certain, at as usize, &bytes);
+                    }
+                }
+                Pending::Length(length) => {
+                    certain.resize(length as usize, 0);
+                    // What was cut off does not come back.
+                    for pending in &mut kept {
+                        if let Pending::Write(at, bytes) = pending {
+                            bytes.truncate(length.saturating_sub(*at) as usize);
+                        }
+                    }
+                }
             }
         }
-        Ok(())
-    }
-
-    fn check_presence(&self) -> io::Result<()> {
+        *pending = kept;
         Ok(())
     }
 }
