@@ -44,6 +44,12 @@ pub(super) struct FanOut {
     sender: Option<(ConnectionId, Option<PacketId>)>,
 }
 
+impl FanOut {
+    pub(super) fn is_retained(&self) -> bool {
+        self.retain
+    }
+}
+
 /// A PUBLISH that could not be taken yet.
 #[derive(Debug)]
 pub(super) struct PutOff {

@@ -25,6 +25,7 @@ use super::deadlines::Deadline;
 use super::deliver::{Routing, has_room};
 use super::delivery::{Delivery, Via};
 use super::event::Limit;
+use super::fan_out::FanOut;
 use super::message::RetainedMessage;
 use super::receive::is_reserved;
 use super::session::SessionId;
@@ -361,6 +362,10 @@ impl Broker {
         let Some(session) = self.sessions.find_mut(id) else { return };
         if session.streams.is_empty() || session.connection.is_none() || !session.outgoing.queue.is_empty() {
             return;
+        }
+        if self.fan_out.as_deref().is_some_and(FanOut::is_retained) {
+            // Or some would get the new value twice: from a stream, and as the copy that is still to be made.
+            return self.schedule_refill(id);
         }
         let name = session.name;
         let mut unfinished = std::mem::take(&mut session.streams);

@@ -271,6 +271,11 @@ impl Session {
             });
         }
         self.asked.append(&mut renewed);
+        // What was too large as the old subscription would have sent it need not be as the new one would.
+        let Self { owed, sizes, .. } = self;
+        owed.retain(|Owed { filter: other, expected }| {
+            other != filter || expected.missing(now, sizes) != Missing::TooLarge
+        });
         for Owed { expected, .. } in self.owed.iter_mut().filter(|owed| owed.filter == filter) {
             // It may have been sent before, so the weaker promise is the one that holds.
             expected.qos = expected.qos.min(options.qos);

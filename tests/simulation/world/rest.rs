@@ -220,6 +220,14 @@ impl World {
     pub(super) fn leave(mut self) -> Coverage {
         let open: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in open {
+            for _ in 0..100 {
+                if self.broker.wants_input(id) {
+                    break;
+                }
+                // It may have to wait for the store, which has nothing to do any more but to say so.
+                self.take_batch();
+                self.store_batches();
+            }
             self.say_packet(id, &Packet::Disconnect(Disconnect::NORMAL));
             self.feed(id, usize::MAX);
         }
