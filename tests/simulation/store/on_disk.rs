@@ -7,10 +7,10 @@
 //!
 //! The numbers that decide all that are of its own: how many of them a cut takes is the base's business.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use broker::journal::Batch;
+use broker::journal::{Batch, Lsn};
 use broker::store::{OpenError, Report, StoreByHand, Stored};
 
 use super::{Found, Records, Store};
@@ -36,6 +36,8 @@ pub(crate) struct StoreOnDisk {
     store: Option<StoreByHand>,
     /// Batches that were not handed over yet.
     waiting: VecDeque<Batch>,
+    /// What there should be after each batch that may be the last one to be found.
+    expected: VecDeque<(Lsn, BTreeMap<Vec<u8>, Vec<u8>>)>,
 }
 
 impl StoreOnDisk {
@@ -50,10 +52,12 @@ impl StoreOnDisk {
             random,
             store: None,
             waiting: VecDeque::new(),
+            expected: VecDeque::new(),
         };
         new.give_power(u64::MAX);
-        let Found { records, .. } = new.open().expect("a store can be made");
+        let Found { last, records } = new.open().expect("a store can be made");
         assert!(records.is_empty());
+        new.expected.push_back((last, BTreeMap::new()));
         new
     }
 
@@ -129,6 +133,9 @@ impl StoreOnDisk {
 
 impl Store for StoreOnDisk {
     fn commit(&mut self, batch: Batch) {
+        let (_, mut records) = self.expected.back().expect("there is always one").clone();
+        batch.apply(&mut records);
+        self.expected.push_back((batch.last(), records));
         self.waiting.push_back(batch);
     }
 
@@ -164,6 +171,9 @@ impl Store for StoreOnDisk {
                 }
             }
         }
+        if let Some(last) = stored.last().map(Batch::last) {
+            self.expected.retain(|(lsn, _)| *lsn >= last);
+        }
         stored
     }
 
@@ -186,6 +196,10 @@ impl Store for StoreOnDisk {
             }
         };
         self.give_power(u64::MAX);
+        self.expected.retain(|(lsn, _)| *lsn == found.last);
+        let (_, expected) =
+            self.expected.front().expect("nothing is lost that was stored, and nothing made up");
+        assert_eq!(found.records, expected.clone().into_iter().collect::<Records>());
         if self.may_fail {
             self.let_fail();
         }
