@@ -110,9 +110,7 @@ impl Broker {
                 while *steps > 0
                     && let Some(request) = requests.next()
                 {
-                    let granted = self.grant(session_id, &request, subscription_id);
-                    reasons.push(granted.reason);
-                    self.send_retained(session_id, &request, subscription_id, granted);
+                    reasons.push(self.subscribe_to(session_id, &request, subscription_id));
                     *steps -= 1;
                 }
                 requests.as_bytes().len()

@@ -18,8 +18,8 @@ use super::session::SessionId;
 
 /// What became of one filter of a SUBSCRIBE.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Granted {
-    pub(super) reason: ReasonCode,
+struct Granted {
+    reason: ReasonCode,
     /// Whether the subscription was not there before.
     is_new: bool,
     /// Whether retained messages are to be sent.
@@ -46,25 +46,32 @@ impl Broker {
             let request = LongRequest::new(subscribe.packet_id, asks, filters, unjudged);
             return self.put_off_request(id, request);
         }
-        let granted: Vec<Granted> = subscribe
-            .requests
-            .into_iter()
-            .map(|request| self.grant(session_id, &request, subscription_id))
-            .collect();
         let mut reasons = std::mem::take(&mut self.reasons);
-        reasons.extend(granted.iter().map(|granted| granted.reason));
+        for request in subscribe.requests {
+            reasons.push(self.subscribe_to(session_id, &request, subscription_id));
+        }
         self.reply_to_request(id, PacketKind::Suback, subscribe.packet_id, &reasons);
         reasons.clear();
         self.reasons = reasons;
         // After the SUBACK: some clients throw away what comes for a subscription not yet confirmed.
-        for (request, granted) in subscribe.requests.into_iter().zip(granted) {
-            self.send_retained(session_id, &request, subscription_id, granted);
-        }
         self.refill(session_id);
     }
 
-    /// Begins to send retained messages, if they are wanted.
-    pub(super) fn send_retained(
+    /// Makes or replaces one subscription, and a stream of retained messages if they are wanted; its code in the SUBACK. One
+    /// filter is done with before the next one, which may be the same: what is recorded last is how it stands.
+    pub(super) fn subscribe_to(
+        &mut self,
+        session_id: SessionId,
+        request: &SubscriptionRequest<'_>,
+        subscription_id: Option<NonZeroU32>,
+    ) -> ReasonCode {
+        let granted = self.grant(session_id, request, subscription_id);
+        self.stream_retained(session_id, request, subscription_id, granted);
+        granted.reason
+    }
+
+    /// Begins a stream of retained messages, or ends or changes one. Nothing is sent yet.
+    fn stream_retained(
         &mut self,
         session_id: SessionId,
         request: &SubscriptionRequest<'_>,
@@ -84,7 +91,7 @@ impl Broker {
     }
 
     /// Makes or replaces one subscription [MQTT-3.8.4-3]; its code in the SUBACK [MQTT-3.8.4-5].
-    pub(super) fn grant(
+    fn grant(
         &mut self,
         session_id: SessionId,
         request: &SubscriptionRequest<'_>,

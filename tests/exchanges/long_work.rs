@@ -7,8 +7,9 @@ use std::io::IoSlice;
 use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Ack, Connect, Packet, Protocol, QoS};
-use broker::codec::{PacketId, Properties, decode, encode, frame};
+use broker::codec::packet::{Ack, Connect, Packet, Protocol, QoS, RetainHandling, SubscriptionOptions};
+use broker::codec::property::PropertyList;
+use broker::codec::{PacketId, Properties, Property, decode, encode, frame};
 use broker::journal::Lsn;
 use broker::metrics::DropReason;
 use broker::topics::TopicError;
@@ -503,6 +504,61 @@ fn memberships_that_are_left_belong_to_nobody() {
     turns(&mut broker);
     store_in(&mut broker, &mut records);
     assert_eq!((records.len(), broker.keys_to_be_stored().len()), (0, 0));
+}
+
+/// One filter twice in a SUBSCRIBE, the second time for what is retained as well: after a restart it is as it was named
+/// last, whatever was noted of the stream in between.
+#[test]
+fn a_filter_is_stored_as_it_was_named_last() {
+    let options = Options { durability: Durability::BeforeReply, in_flight_max: 1, ..options() };
+    let mut broker = Broker::new(options.clone(), NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    // More than the client may have under way, so that it is still waited for when the process ends; and so many that records
+    // seem to last, and are written as they are made.
+    for number in 0..50 {
+        let topic = format!("f/{number}");
+        let mut kept = publish(&topic, QoS::AtLeastOnce, b"kept");
+        if let Packet::Publish(publish) = &mut kept {
+            publish.retain = true;
+        }
+        say(&mut broker, publisher, &bytes_of(&kept, PROTOCOL));
+    }
+    let mut records = BTreeMap::new();
+    let mut store_all = |broker: &mut Broker| {
+        let mut last = None;
+        while let Some(batch) = broker.poll_journal() {
+            batch.apply(&mut records);
+            broker.handle_stored(NOW, batch.last());
+            last = Some(batch.last());
+        }
+        (last.expect("there was something"), records.clone())
+    };
+    store_all(&mut broker);
+    let id = ConnectionId { slot: 2, generation: 2 };
+    broker.handle_open(NOW, id);
+    let expiry = PropertyList::from_iter([Property::SessionExpirySecs(1_000)]);
+    let stored =
+        Connect { protocol: Protocol::Mqtt5, properties: expiry.as_properties(), ..connect311("reader") };
+    say_as(&mut broker, id, &bytes_of(&Packet::Connect(stored), Protocol::Mqtt5), Protocol::Mqtt5);
+    store_all(&mut broker);
+    let asked = |qos: QoS, retain_handling| SubscriptionOptions { retain_handling, ..qos.into() };
+    let requests = [
+        ("f/+", asked(QoS::ExactlyOnce, RetainHandling::SendIfNew)),
+        ("f/+", asked(QoS::AtMostOnce, RetainHandling::DoNotSend)),
+        ("f/+", asked(QoS::AtLeastOnce, RetainHandling::Send)),
+    ];
+    let mut bytes = Vec::new();
+    encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
+    say_as(&mut broker, id, &bytes, Protocol::Mqtt5);
+    let (last, records) = store_all(&mut broker);
+
+    let mut broker = Broker::new(options, NOW);
+    let mut restore = broker.restore(last);
+    records.iter().for_each(|(key, value)| restore.record(key, value).expect("the store makes sense"));
+    restore.finish().expect("the store makes sense");
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    say(&mut broker, publisher, &bytes_of(&publish("f/new", QoS::AtLeastOnce, b"waits"), PROTOCOL));
+    assert_eq!(broker.metrics().queued_messages, 1);
 }
 
 /// Retained messages for many filters wait for a client that does not answer: what overtakes them comes behind the older
