@@ -91,7 +91,7 @@ fn worlds() {
 #[cfg(feature = "persistence")]
 #[test]
 fn worlds_on_disk() {
-    live("worlds_on_disk", 150, World::on_disk, &[EXPECTED_OF_CRASHES, EXPECTED_ON_DISK]);
+    live("worlds_on_disk", 400, World::on_disk, &[EXPECTED_OF_CRASHES, EXPECTED_ON_DISK]);
 }
 
 fn check_replay(seeds: u64, make: fn(u64) -> World) {
