@@ -322,6 +322,10 @@ impl Broker {
         let Some(link) = self.links.find_mut(id) else { return };
         let session_id = link.session();
         link.state = LinkState::Closing;
+        if std::mem::take(&mut link.awaits_fan_out) {
+            self.forget_put_off(id);
+        }
+        let Some(link) = self.links.find_mut(id) else { return };
         if !link.outbox.is_empty() {
             // Even if it is one of many: it is freed at the end of the turn.
             self.outputs.mark_dirty(link);

@@ -1,22 +1,23 @@
-//! A message to more sessions than one turn has time for.
+//! A PUBLISH to more sessions than one turn has time for.
 //!
 //! When it is taken it is settled who gets it, and it is retained and goes to groups. Its copies are made a turn's worth at
-//! a time, and its acknowledgement follows the last of them. Its sender is not read meanwhile; everybody else goes on.
+//! a time, and its acknowledgement follows the last of them. Its sender is not read meanwhile; everybody else goes on, but
+//! for replies that wait for the store.
 //!
 //! There is one of them at a time. A PUBLISH to as many, or to the same topic, or by the same client, is not taken
-//! before: to its sender it is as if it were still in the socket. So all who get the messages of a topic get them in one
-//! order. What the broker publishes by itself, as wills, cannot be put off: where it would have to, the one under way is
-//! brought to its end first.
+//! before: to its sender it is as if it were still in the socket. They are taken in the order in which they came. So all who get
+//! the messages of a topic get them in one order, and nobody waits for ever. What the broker publishes by itself, as wills,
+//! cannot be put off, and goes to all in one call; the rest of the copies of its topic are made before.
 //!
 //! Nothing is handed to the store before the last copy is made: after a crash either all of them are there or none, and
 //! the sender who sends it again sends it to all.
 //!
 //! Invariants: the link of a publisher that waits is not read; no slot of a session is freed meanwhile, because the list of
-//! receivers names it.
+//! receivers names it; making copies closes nobody.
 //!
 //! Deliberately not here: how a receiver gets its copy (see `deliver`), and how a PUBLISH is taken (see `receive`).
 
-use crate::clock::Instant;
+use crate::clock::{Duration, Instant};
 use crate::codec::packet::Publish;
 use crate::codec::{PacketId, QoS, ReasonCode};
 use crate::metrics::DropReason;
@@ -40,13 +41,24 @@ pub(super) struct FanOut {
     receivers: Matches,
     /// Those before it have theirs.
     next: usize,
-    /// Who is answered after the last copy, if it came in a PUBLISH, and under which identifier.
-    sender: Option<(ConnectionId, Option<PacketId>)>,
+    /// Who is answered after the last copy.
+    sender: Option<Sender>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Sender {
+    connection: ConnectionId,
+    session: SessionId,
+    packet_id: Option<PacketId>,
 }
 
 impl FanOut {
     pub(super) fn is_retained(&self) -> bool {
         self.retain
+    }
+
+    fn is_to(&self, topic: TopicName<'_>) -> bool {
+        *self.message.topic_bytes() == *topic.as_str().as_bytes()
     }
 }
 
@@ -58,6 +70,8 @@ pub(super) struct PutOff {
     qos: QoS,
     retain: bool,
     packet_id: Option<PacketId>,
+    /// Before it is taken its time does not run.
+    came_at: Instant,
 }
 
 impl Broker {
@@ -90,24 +104,36 @@ impl Broker {
     }
 
     /// Has the sender of the message under way wait for its answer, and not be read.
-    pub(super) fn await_fan_out(&mut self, sender: ConnectionId, packet_id: Option<PacketId>) {
+    pub(super) fn await_fan_out(
+        &mut self,
+        connection: ConnectionId,
+        session: SessionId,
+        packet_id: Option<PacketId>,
+    ) {
         if let Some(fan_out) = &mut self.fan_out
-            && let Some(link) = self.links.find_mut(sender)
+            && let Some(link) = self.links.find_mut(connection)
         {
-            fan_out.sender = Some((sender, packet_id));
+            fan_out.sender = Some(Sender { connection, session, packet_id });
             link.awaits_fan_out = true;
-            self.trace_fan_out(sender, FanOutStep::Begun);
+            self.trace_fan_out(connection, FanOutStep::Begun);
         }
     }
 
-    /// Whether a PUBLISH has to wait for the end of the message under way.
+    /// Whether a PUBLISH has to wait for the end of the message under way, or behind others that wait.
     #[cold]
     #[inline(never)]
-    pub(super) fn has_to_wait(&mut self, publisher: SessionId, topic: TopicName<'_>) -> bool {
-        let Some(fan_out) = &self.fan_out else { return false };
-        let is_behind = *fan_out.message.topic_bytes() == *topic.as_str().as_bytes()
-            || fan_out.publisher == Some(publisher.subscriber());
-        is_behind || self.is_fan_out(topic)
+    pub(super) fn has_to_wait(
+        &mut self,
+        from: ConnectionId,
+        session: SessionId,
+        topic: TopicName<'_>,
+    ) -> bool {
+        let is_behind = |fan_out: &FanOut| {
+            fan_out.is_to(topic) || fan_out.sender.is_some_and(|sender| sender.session == session)
+        };
+        // A server may have read on before it knew that it should not.
+        let waits_already = self.links.find(from).is_some_and(|link| link.awaits_fan_out);
+        waits_already || self.fan_out.as_deref().is_some_and(is_behind) || self.is_fan_out(topic)
     }
 
     /// Whether a message to this topic takes several turns.
@@ -131,23 +157,27 @@ impl Broker {
         link.awaits_fan_out = true;
         let &Publish { qos, retain, packet_id, topic, properties, payload, .. } = publish;
         let message = Message::new(&Content { topic, properties, payload, expires_at }, &self.messages);
-        self.put_off.push_back(PutOff { connection, message, qos, retain, packet_id });
+        let came_at = self.now;
+        self.put_off.push_back(PutOff { connection, message, qos, retain, packet_id, came_at });
         self.trace_fan_out(connection, FanOutStep::PutOff);
     }
 
-    /// Brings the message under way to its end, if one that cannot wait would overtake it or is to as many.
+    /// The broker publishes to a topic by itself: what is on its way there goes before. Its sender is answered in the next turn.
     #[cold]
     #[inline(never)]
-    pub(super) fn make_way(&mut self, topic: TopicName<'_>, receivers: usize) {
-        let is_same = |fan_out: &FanOut| *fan_out.message.topic_bytes() == *topic.as_str().as_bytes();
-        if receivers > self.options.steps_per_turn || self.fan_out.as_deref().is_some_and(is_same) {
-            self.finish_fan_out();
+    pub(super) fn make_way(&mut self, topic: TopicName<'_>) {
+        if let Some(mut fan_out) = self.fan_out.take_if(|fan_out| fan_out.is_to(topic)) {
+            self.make_copies(&mut fan_out, usize::MAX);
+            self.fan_out = Some(fan_out);
         }
     }
 
-    /// Makes all copies that are still to be made.
+    /// Brings the message under way to its end, the answer to its sender included.
     pub(super) fn finish_fan_out(&mut self) {
-        self.make_copies(usize::MAX);
+        if let Some(mut fan_out) = self.fan_out.take() {
+            self.make_copies(&mut fan_out, usize::MAX);
+            self.end_fan_out(*fan_out);
+        }
     }
 
     /// Makes as many copies as one turn has time for; where none are left to be made, takes what was put off. So there is a
@@ -156,41 +186,56 @@ impl Broker {
     #[inline(never)]
     pub(super) fn continue_fan_out(&mut self) {
         let steps = self.options.steps_per_turn;
-        if self.fan_out.is_some() {
-            return self.make_copies(steps);
+        if let Some(mut fan_out) = self.fan_out.take() {
+            self.make_copies(&mut fan_out, steps);
+            if fan_out.next < fan_out.receivers.len() {
+                self.fan_out = Some(fan_out);
+            } else {
+                self.end_fan_out(*fan_out);
+            }
+            return;
         }
+        let copies_max = self.outputs.copies + steps as u64;
         for _ in 0..steps {
-            let Some(put_off) = self.put_off.pop_front() else { break };
-            self.take_put_off(&put_off);
-            if self.fan_out.is_some() {
+            if self.fan_out.is_some() || self.outputs.copies >= copies_max {
                 break;
             }
+            let Some(put_off) = self.put_off.pop_front() else { break };
+            self.take_put_off(&put_off);
         }
     }
 
-    fn make_copies(&mut self, copies_max: usize) {
-        let Some(mut fan_out) = self.fan_out.take() else { return };
+    fn make_copies(&mut self, fan_out: &mut FanOut, copies_max: usize) {
         let left = fan_out.receivers.len() - fan_out.next;
         if fan_out.message.is_expired(self.now) {
             self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
+            fan_out.next += left;
         } else {
             let end = fan_out.next + left.min(copies_max);
-            self.copy_some(&fan_out, end);
+            self.copy_some(fan_out, end);
             fan_out.next = end;
-            if end < fan_out.receivers.len() {
-                self.fan_out = Some(fan_out);
-                return;
-            }
         }
-        let FanOut { receivers, qos, sender, .. } = *fan_out;
+    }
+
+    /// All copies are made.
+    fn end_fan_out(&mut self, fan_out: FanOut) {
+        let FanOut { receivers, qos, sender, .. } = fan_out;
         self.subscriptions.put_back(receivers);
-        if let Some((sender, packet_id)) = sender
-            && self.read_after_fan_out(sender)
+        for session in std::mem::take(&mut self.slots_to_free) {
+            self.sessions.free_slot(session);
+        }
+        self.refills.extend(self.streams_behind.drain(..));
+        if let Some(Sender { connection, packet_id, .. }) = sender
+            && self.read_after_fan_out(connection)
         {
             // It was recorded in several turns.
             self.outputs.journal.promise_all();
-            self.answer_publish(sender, qos, packet_id, ReasonCode::Success);
-            self.await_store_if_behind(sender);
+            self.answer_publish(connection, qos, packet_id, ReasonCode::Success);
+            if qos > QoS::AtMostOnce
+                && self.outputs.journal.unstored_bytes() > self.options.unstored_bytes_max
+            {
+                self.await_store(connection);
+            }
         }
     }
 
@@ -211,20 +256,39 @@ impl Broker {
     #[cold]
     #[inline(never)]
     fn take_put_off(&mut self, put_off: &PutOff) {
-        let &PutOff { connection, ref message, qos, retain, packet_id } = put_off;
+        let &PutOff { connection, ref message, qos, retain, packet_id, came_at } = put_off;
         if !self.read_after_fan_out(connection) {
             return;
         }
         let Some(session) = self.links.find(connection).and_then(Link::session) else { return };
-        let (topic, properties, payload) = (message.topic(), message.properties(), message.payload());
-        let publish = Publish { dup: false, qos, retain, topic, packet_id, properties, payload };
+        let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
+            .expect("it was one when it was put off");
+        let (properties, payload) = (message.properties(), message.payload());
+        let publish =
+            Publish { dup: false, qos, retain, topic: topic.as_str(), packet_id, properties, payload };
+        let waited = Duration(self.now.since(came_at).0);
+        let expires_at = message.expires_at().map(|expires_at| expires_at + waited);
         self.outputs.journal.begin_input(Some(connection));
-        self.take(connection, session, &publish, message.expires_at());
+        self.take_now(connection, session, topic, &publish, expires_at);
         self.await_store_if_behind(connection);
         if self.links.find(connection).is_some_and(|link| link.session().is_some()) {
             self.trace_fan_out(connection, FanOutStep::Taken);
         }
         self.outputs.journal.begin_input(None);
+    }
+
+    /// The connection ends: what it has yet to have taken is as good as never sent.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn forget_put_off(&mut self, connection: ConnectionId) {
+        let (metrics, put_off) = (&mut self.outputs.metrics, &mut self.put_off);
+        put_off.retain(|put_off| {
+            let stays = put_off.connection != connection;
+            if !stays && put_off.qos == QoS::AtMostOnce {
+                metrics.drop_message(DropReason::SessionEnded);
+            }
+            stays
+        });
     }
 
     /// Has a publisher read again. False if it is gone.
@@ -241,7 +305,7 @@ impl Broker {
 
     /// Whether this publisher is read again once the message under way has reached everybody.
     pub(super) fn is_behind_fan_out(&self, id: ConnectionId) -> bool {
-        let is_sender = |fan_out: &FanOut| fan_out.sender.is_some_and(|(sender, _)| sender == id);
+        let is_sender = |fan_out: &FanOut| fan_out.sender.is_some_and(|sender| sender.connection == id);
         self.fan_out.as_deref().is_some_and(is_sender)
             || self.put_off.iter().any(|put_off| put_off.connection == id)
     }

@@ -107,6 +107,9 @@ pub struct Broker {
     /// The message on its way to more sessions than one turn has time for, and what has to wait for its end.
     fan_out: Option<Box<FanOut>>,
     put_off: VecDeque<PutOff>,
+    /// What it keeps back: slots of ended sessions that nothing else names, and sessions whose streams wait.
+    slots_to_free: Vec<SessionId>,
+    streams_behind: Vec<SessionId>,
     /// What ended sessions and groups have left, the longest ended first.
     remains: VecDeque<Remains>,
     /// Whether the limit on all message bytes was logged since it was last left.
@@ -168,6 +171,8 @@ impl Broker {
             long_requests: VecDeque::new(),
             fan_out: None,
             put_off: VecDeque::new(),
+            slots_to_free: Vec::new(),
+            streams_behind: Vec::new(),
             remains: VecDeque::new(),
             full_logged: false,
             connections_full_logged: false,
@@ -510,7 +515,8 @@ impl Broker {
         }
     }
 
-    /// The next connection that is to be read again: the store has caught up, or its long request is done with.
+    /// The next connection that is to be read again: the store has caught up, its long request is done with, or what was put off
+    /// is taken.
     pub fn poll_resume(&mut self) -> Option<ConnectionId> {
         self.outputs.resumed.pop_front()
     }

@@ -145,9 +145,9 @@ impl Broker {
     }
 
     /// Takes a message whose properties are passed on as they are.
-    // Into its callers, the first of which runs for every message.
+    // Into both of its callers, the first of which runs for every message.
     #[inline(always)]
-    pub(super) fn take(
+    fn take(
         &mut self,
         id: ConnectionId,
         session_id: SessionId,
@@ -158,9 +158,22 @@ impl Broker {
             Ok(topic) => topic,
             Err(error) => return self.close(id, CloseReason::TopicName(error)),
         };
-        if self.fan_out.is_some() && self.has_to_wait(session_id, topic) {
+        if self.has_fan_out() && self.has_to_wait(id, session_id, topic) {
             return self.put_off_publish(id, publish, expires_at);
         }
+        self.take_now(id, session_id, topic, publish, expires_at);
+    }
+
+    // As above.
+    #[inline(always)]
+    pub(super) fn take_now(
+        &mut self,
+        id: ConnectionId,
+        session_id: SessionId,
+        topic: TopicName<'_>,
+        publish: &Publish<'_>,
+        expires_at: Option<Instant>,
+    ) {
         let exactly_once = publish.packet_id.filter(|_| publish.qos == QoS::ExactlyOnce);
         if let Some(packet_id) = exactly_once {
             match self.session_mut(session_id).receipts.judge(packet_id) {
@@ -180,6 +193,7 @@ impl Broker {
         routing.properties = publish.properties;
         routing.expires_at = expires_at;
         routing.publisher = Some(session_id.subscriber());
+        routing.may_go_on = true;
         self.route(&mut routing);
         if publish.retain {
             self.retain(&mut routing);
@@ -188,7 +202,7 @@ impl Broker {
             self.note_receipt(session_id, packet_id);
         }
         if routing.goes_on {
-            return self.await_fan_out(id, publish.packet_id);
+            return self.await_fan_out(id, session_id, publish.packet_id);
         }
         let is_matched = routing.is_matched;
         let reason = if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
@@ -219,7 +233,7 @@ impl Broker {
     /// how long that takes.
     #[cold]
     #[inline(never)]
-    fn await_store(&mut self, id: ConnectionId) {
+    pub(super) fn await_store(&mut self, id: ConnectionId) {
         if self.outputs.journal.state != StoreState::Well {
             return self.close(id, CloseReason::StoreFailed);
         }

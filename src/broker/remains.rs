@@ -73,7 +73,7 @@ impl Broker {
             session.map_or(0, |session| self.subscriptions.subscription_count(session.subscriber()));
         let messages = sent.len() + queue.len() + streams.len();
         let count = memberships.len() + messages + subscriptions as usize;
-        if self.is_little(count) && self.fan_out.is_none() {
+        if self.is_little(count) {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
@@ -83,9 +83,6 @@ impl Broker {
 
     /// Takes away as much as one turn has time for.
     pub(super) fn clear_remains(&mut self) {
-        if self.remains.is_empty() || self.fan_out.is_some() {
-            return; // A message on its way to many names its receivers by their slots.
-        }
         let mut steps = self.options.steps_per_turn;
         while let Some(mut remains) = self.remains.pop_front() {
             if !self.take_away(&mut remains, &mut steps) {
@@ -135,7 +132,11 @@ impl Broker {
             }
             subscriptions.remove_some(subscriber, 1);
         }
-        self.sessions.free_slot(session);
+        if self.fan_out.is_some() {
+            self.slots_to_free.push(session); // It names its receivers by their slots.
+        } else {
+            self.sessions.free_slot(session);
+        }
         true
     }
 }

@@ -365,7 +365,10 @@ impl Broker {
         }
         if self.fan_out.as_deref().is_some_and(FanOut::is_retained) {
             // Or some would get the new value twice: from a stream, and as the copy that is still to be made.
-            return self.schedule_refill(id);
+            if !std::mem::replace(&mut session.refill_scheduled, true) {
+                self.streams_behind.push(id);
+            }
+            return;
         }
         let name = session.name;
         let mut unfinished = std::mem::take(&mut session.streams);

@@ -282,6 +282,11 @@ impl Sessions {
         self.ended -= 1;
     }
 
+    /// Whether there are slots of ended sessions.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended > 0
+    }
+
     /// Whether a subscription is that of an ended session.
     pub(super) fn is_ended(&self, subscriber: SubscriberId) -> bool {
         self.slab[subscriber.0 as usize].id.generation == ENDED

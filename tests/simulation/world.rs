@@ -114,10 +114,9 @@ pub(crate) struct World {
     traces: bool,
     /// Whether the core has taken a packet of which the model does not know yet.
     packet_in_hand: bool,
-    /// The PUBLISH that the core is taking, and those that it has yet to take because a message to many is under way, with the
-    /// time when they came.
+    /// The PUBLISH that the core is taking, and those that it has yet to take because a message to many is under way.
     publish_in_hand: Vec<u8>,
-    put_off: BTreeMap<ConnectionId, (Vec<u8>, Instant)>,
+    put_off: BTreeMap<ConnectionId, Vec<u8>>,
     /// Who published the message to many that is under way.
     sender: Option<ConnectionId>,
     /// Whether a request takes several turns at the moment, and whose it is if it breaks a rule.
@@ -473,7 +472,7 @@ impl World {
         match packet {
             // The core will say when it takes it.
             Packet::Publish(_) if self.put_off.contains_key(&id) => {}
-            Packet::Publish(publish) => self.take_publish(id, publish, self.now),
+            Packet::Publish(publish) => self.take_publish(id, publish),
             Packet::Pubrel(ack) => self.model.pubrel(id, ack.packet_id),
             Packet::Subscribe(subscribe) => self.model.subscribe(id, subscribe),
             Packet::Unsubscribe(unsubscribe) => self.model.unsubscribe(id, unsubscribe),
@@ -549,7 +548,7 @@ impl World {
         match step {
             FanOutStep::PutOff => {
                 let publish = std::mem::take(&mut self.publish_in_hand);
-                let other = self.put_off.insert(id, (publish, self.now));
+                let other = self.put_off.insert(id, publish);
                 assert!(other.is_none(), "its sender is not read meanwhile");
                 self.model.coverage.see("PUBLISH put off");
             }
@@ -559,17 +558,17 @@ impl World {
     }
 
     fn take_put_off(&mut self, id: ConnectionId) {
-        let (bytes, came_at) = self.put_off.remove(&id).expect("it was put off");
+        let bytes = self.put_off.remove(&id).expect("it was put off");
         let protocol = self.connections[&id].protocol;
         let Ok(frame::Split::Complete { frame, .. }) = frame::split(&bytes, protocol, u32::MAX) else {
             panic!("it is whole")
         };
         let Ok(Packet::Publish(publish)) = decode::decode(frame, protocol) else { panic!("it is a PUBLISH") };
-        self.take_publish(id, &publish, came_at);
+        self.take_publish(id, &publish);
     }
 
-    fn take_publish(&mut self, id: ConnectionId, publish: &Publish<'_>, came_at: Instant) {
-        self.model.publish(id, publish, came_at);
+    fn take_publish(&mut self, id: ConnectionId, publish: &Publish<'_>) {
+        self.model.publish(id, publish);
         if self.sender == Some(id) && publish.packet_id.is_some() {
             self.model.hold_reply(id);
         }

@@ -4,7 +4,6 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use broker::broker::ConnectionId;
-use broker::clock::Instant;
 use broker::codec::packet::{Publish, RetainHandling, Subscribe, Unsubscribe};
 use broker::codec::{Property, QoS, ReasonCode};
 
@@ -15,8 +14,8 @@ use super::{Model, matches};
 use crate::client::Heard;
 
 impl Model {
-    /// The core took a PUBLISH, which may have had to wait since it came.
-    pub(crate) fn publish(&mut self, connection: ConnectionId, publish: &Publish<'_>, came_at: Instant) {
+    /// The core took a PUBLISH.
+    pub(crate) fn publish(&mut self, connection: ConnectionId, publish: &Publish<'_>) {
         let now = self.now;
         let said = Said::of(publish.properties);
         let (link, session) = self.link_and_session(connection);
@@ -59,7 +58,7 @@ impl Model {
             retain: publish.retain,
             forwarded: said.forwarded,
             at: now,
-            expires_at: said.expiry.map(|expiry| came_at + expiry),
+            expires_at: said.expiry.map(|expiry| now + expiry),
             copied_by: Cell::default(),
         };
         let is_matched = self.route(&Rc::new(message));
