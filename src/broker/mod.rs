@@ -8,8 +8,8 @@
 //! inputs in the same order put the same bytes into the same outboxes.
 //!
 //! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
-//! `deliver` (PUBLISH to clients), `fan_out` (to very many), `shared` (to one of many), `acknowledge` (their answers), `retained`, `will`,
-//! `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`.
+//! `deliver` (PUBLISH to clients), `fan_out` (to very many), `shared` (to one of many), `acknowledge` (their answers),
+//! `retained`, `will`, `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`.
 
 mod acknowledge;
 mod authenticate;
@@ -448,8 +448,8 @@ impl Broker {
     }
 
     /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed, but for a few turns in
-    /// which it may wait. There is none while a message is on its way to more sessions than one turn has time for. Batches are stored in the order in which they were taken; there may be another one while earlier
-    /// ones are on their way.
+    /// which it may wait. There is none while a message is on its way to more sessions than one turn has time for. Batches
+    /// are stored in the order in which they were taken; there may be another one while earlier ones are on their way.
     pub fn poll_journal(&mut self) -> Option<Batch> {
         if !self.outputs.journal.is_on() {
             return None;

@@ -85,7 +85,8 @@ pub struct Options {
     /// Between two rounds of `$SYS` topics; `None` is never.
     pub sys_interval: Option<Duration>,
     /// Entries that one turn gets through of work that can wait: retained messages for a new subscription, what an ended
-    /// session has left, the filters of a request, timers whose time has come. Never 0.
+    /// session has left, the filters of a request, the receivers of a message, the shared subscriptions of a client that has
+    /// come or gone, timers whose time has come. Never 0.
     pub steps_per_turn: usize,
     /// Whether every packet makes an event.
     pub trace_packets: bool,

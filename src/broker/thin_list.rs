@@ -1,6 +1,6 @@
 //! A list that is empty for most of those who have one.
 //!
-//! A session has five lists, and most sessions have nothing in any of them. So an empty list takes one word, and a
+//! A session has four lists, and most sessions have nothing in any of them. So an empty list takes one word, and a
 //! `VecDeque`, with its four, is made with the first entry. Then it stays, so that a list which fills and empties with
 //! every message does not allocate each time; one that was long gives its memory back.
 

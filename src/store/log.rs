@@ -14,7 +14,8 @@
 //! has nothing to note beside its contents: on ext4 a commit of 170 bytes took 84 us instead of 198, and one of 13,000
 //! bytes 120 instead of 268 (57 instead of 76, and 69 instead of 98, where ext4 has no journal of its own). Such frames go
 //! to the disk directly, in whole blocks: without that a commit of 12,288 bytes took 80 us and 25 us of processor time,
-//! with it 64 and 15.
+//! with it 64 and 15. Frames that are too large for that make the file longer, and go there directly as well: 602,112 bytes
+//! took 380 us and 50, instead of 570 and 200.
 //!
 //! Invariants: numbers only grow, over restarts as well; each frame names the one before it, so that a hole shows; a
 //! frame is appended only when the one before it is on disk, so that a power cut can tear the last one at most. What is

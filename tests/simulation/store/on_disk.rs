@@ -24,6 +24,9 @@ const SEGMENT_BYTES: [u64; 3] = [300, 3_000, 300_000];
 /// Operations of the disk until the power goes.
 const OPERATIONS: [usize; 4] = [4, 8, 20, 120];
 
+/// Values by their keys.
+type Table = BTreeMap<Vec<u8>, Vec<u8>>;
+
 /// A store, a disk, and whoever pulls the plug.
 pub(crate) struct StoreOnDisk {
     random: Random,
@@ -37,7 +40,7 @@ pub(crate) struct StoreOnDisk {
     /// Batches that were not handed over yet.
     waiting: VecDeque<Batch>,
     /// What there should be after each batch that may be the last one to be found.
-    expected: VecDeque<(Lsn, BTreeMap<Vec<u8>, Vec<u8>>)>,
+    expected: VecDeque<(Lsn, Table)>,
 }
 
 impl StoreOnDisk {
@@ -57,7 +60,7 @@ impl StoreOnDisk {
         new.give_power(u64::MAX);
         let Found { last, records } = new.open().expect("a store can be made");
         assert!(records.is_empty());
-        new.expected.push_back((last, BTreeMap::new()));
+        new.expected.push_back((last, Table::new()));
         new
     }
 
