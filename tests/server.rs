@@ -203,9 +203,19 @@ fn a_publisher_that_does_not_read_its_answers_is_not_read_but_loses_nothing() {
 /// same.
 #[test]
 fn who_publishes_to_many_is_read_while_others_keep_them_busy() {
+    publish_to_busy_receivers(Options::default());
+}
+
+/// The same where a message takes several turns, and one waits for the other.
+#[test]
+fn who_publishes_to_very_many_is_read_while_others_keep_them_busy() {
+    publish_to_busy_receivers(Options { steps_per_turn: 16, ..Options::default() });
+}
+
+fn publish_to_busy_receivers(options: Options) {
     const RECEIVERS: usize = 200;
     const ANSWERED: usize = 50;
-    let server = Running::start(Options::default());
+    let server = Running::start(options);
     let receivers: Vec<Client> = (0..RECEIVERS)
         .map(|number| {
             let mut client = Client::connect(server.address, connect(&format!("receiver{number}")));
