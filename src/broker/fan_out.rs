@@ -119,7 +119,7 @@ impl Broker {
         }
     }
 
-    /// Whether a PUBLISH has to wait for the end of the message under way, or behind others that wait.
+    /// Whether a PUBLISH has to wait for the end of the message under way, or behind others that wait [MQTT-4.6.0-6].
     #[cold]
     #[inline(never)]
     pub(super) fn has_to_wait(

@@ -133,7 +133,8 @@ fn what_would_overtake_it_waits_as_if_it_were_in_the_socket() {
     }
 }
 
-/// What a client published before it was taken over comes before what it publishes after, on whatever topic.
+/// What a client published before it was taken over comes before what it publishes after, on whatever topic
+/// [MQTT-4.6.0-6].
 #[test]
 fn a_client_does_not_overtake_itself() {
     let mut crowd = Crowd::new(options());
