@@ -9,7 +9,7 @@ use broker::codec::{PacketId, Properties, Property, Protocol, encode};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes, will};
-use crate::long_work::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
 
 const STEPS_PER_TURN: usize = 4;
 

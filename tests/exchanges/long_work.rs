@@ -2,22 +2,19 @@
 //! deadlines at once.
 
 use std::collections::BTreeMap;
-use std::io::IoSlice;
 
 use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, StoreState};
-use broker::clock::{Duration, Instant};
+use broker::clock::Duration;
 use broker::codec::packet::{Ack, Connect, Packet, Protocol, QoS, RetainHandling, SubscriptionOptions};
 use broker::codec::property::PropertyList;
-use broker::codec::{PacketId, Properties, Property, decode, encode, frame};
+use broker::codec::{PacketId, Properties, Property, encode};
 use broker::journal::Lsn;
 use broker::metrics::DropReason;
 use broker::topics::TopicError;
 
 use crate::fixture::client::{Received, bytes_of, connect311, publish};
-
-pub(crate) const NOW: Instant = Instant(1_000);
-pub(crate) const PROTOCOL: Protocol = Protocol::Mqtt311;
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
 
 const STEPS_PER_TURN: usize = 64;
 
@@ -33,57 +30,6 @@ fn options() -> Options {
 
 fn broker() -> Broker {
     Broker::new(options(), NOW)
-}
-
-pub(crate) fn say(broker: &mut Broker, id: ConnectionId, bytes: &[u8]) {
-    say_as(broker, id, bytes, PROTOCOL);
-}
-
-pub(crate) fn say_as(broker: &mut Broker, id: ConnectionId, bytes: &[u8], protocol: Protocol) {
-    let split = frame::split(bytes, protocol, u32::MAX).expect("it is a packet");
-    let frame::Split::Complete { frame, .. } = split else { panic!("it is whole") };
-    broker.handle_packet(NOW, id, decode::decode(frame, protocol).expect("it is well formed"));
-}
-
-/// Stores what there is to store.
-pub(crate) fn store(broker: &mut Broker) {
-    while let Some(batch) = broker.poll_journal() {
-        broker.handle_stored(NOW, batch.last());
-    }
-}
-
-/// Everything that waits for a client.
-pub(crate) fn hear(broker: &mut Broker, id: ConnectionId) -> Vec<Received> {
-    store(broker);
-    let Some(outbox) = broker.outbox(id) else { return Vec::new() };
-    let mut slices = [IoSlice::new(&[]); 64];
-    let filled = outbox.slices(&mut slices);
-    let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
-    broker.handle_written(NOW, id, bytes.len(), false);
-    Received::all(&bytes, PROTOCOL)
-}
-
-pub(crate) fn connected(broker: &mut Broker, number: u32, connect: Connect<'_>) -> ConnectionId {
-    let id = ConnectionId { slot: number, generation: number };
-    broker.handle_open(NOW, id);
-    say(broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
-    assert!(matches!(hear(broker, id)[0].packet(), Packet::Connack(_)));
-    id
-}
-
-/// Turns until nothing is left to be done now.
-pub(crate) fn turns(broker: &mut Broker) -> usize {
-    let mut turns = 0;
-    loop {
-        while broker.poll_flush().is_some() {}
-        if broker.poll_timeout().is_none_or(|due| due > NOW) {
-            return turns;
-        }
-        broker.handle_timeout(NOW);
-        broker.check_invariants();
-        turns += 1;
-        assert!(turns < 1_000, "it comes to an end");
-    }
 }
 
 /// Turns in which filters are judged, up to the one that is left time for the first to take effect.
