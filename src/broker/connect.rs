@@ -418,6 +418,7 @@ impl Broker {
     pub(super) fn leave(&mut self, id: SessionId, reason: CloseReason) {
         let now = self.now;
         let Some(session) = self.sessions.find_mut(id) else { return };
+        let name = session.name;
         let will = match session.will.take() {
             _ if reason.is_disconnect() => None, // [MQTT-3.14.4-3]
             Some(mut will) if will.delay > Duration(0) && !session.ends_with_connection => {
@@ -437,7 +438,7 @@ impl Broker {
         }
         // After the session is settled: it may be among the receivers of its own will.
         if let Some(will) = will {
-            self.publish_will(id.subscriber(), &will); // [MQTT-3.1.2-8]
+            self.publish_will(id, name, will); // [MQTT-3.1.2-8]
         }
     }
 

@@ -153,11 +153,11 @@ impl Broker {
             return self.expire_session(id);
         }
         let is_due = |will: &mut Box<Will>| will.due_at.is_some_and(|due_at| due_at <= now);
-        let will = session.will.take_if(is_due);
+        let (name, will) = (session.name, session.will.take_if(is_due));
         self.arm_session(id);
         if let Some(will) = will {
             self.record_session(id);
-            self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
+            self.publish_will(id, name, will); // [MQTT5-3.1.2-8]
         }
     }
 

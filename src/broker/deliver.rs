@@ -47,8 +47,7 @@ pub(super) struct Routing<'a> {
     pub(super) publisher: Option<SubscriberId>,
     /// Whether anybody is subscribed to it.
     pub(super) is_matched: bool,
-    /// Whether it may take several turns, and whether it does: only the first of its receivers have it so far.
-    pub(super) may_go_on: bool,
+    /// Whether it takes several turns: only the first of its receivers have it so far.
     pub(super) goes_on: bool,
     /// Made when the first receiver has to keep it.
     message: Option<Message>,
@@ -69,7 +68,6 @@ impl<'a> Routing<'a> {
             expires_at: None,
             publisher: None,
             is_matched: false,
-            may_go_on: false,
             goes_on: false,
             message: None,
             copied_payload_max: 0,
@@ -127,16 +125,13 @@ enum Body<'a> {
 
 impl Broker {
     /// Hands a message to every session with a matching subscription, once, at the highest QoS that its matching
-    /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group. If it may, it goes on in later turns to
-    /// sessions for which this one has no time (see `fan_out`).
+    /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group. It goes on in later turns to sessions for which
+    /// this one has no time (see `fan_out`). To be called for what has not to wait (see `put_off`).
     pub(super) fn route(&mut self, routing: &mut Routing<'_>) {
-        if self.fan_out.is_some() {
-            self.make_way(routing.topic);
-        }
         let matches = self.subscriptions.matches(routing.topic);
         let count = matches.len();
         self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
-        let at_once = if routing.may_go_on { count.min(self.options.steps_per_turn) } else { count };
+        let at_once = count.min(self.options.steps_per_turn);
         self.copy_to(routing, &matches, 0..at_once);
         if at_once < count {
             self.begin_fan_out(routing, matches, at_once);

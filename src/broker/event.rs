@@ -78,6 +78,15 @@ pub enum FanOutStep {
     Begun,
 }
 
+/// What becomes of a will whose time has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WillStep {
+    /// It has to wait for a message that is on its way to very many.
+    PutOff,
+    /// It is published.
+    Published,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -138,6 +147,15 @@ pub enum Event {
         /// What.
         step: FanOutStep,
     },
+    /// What became of a will whose time has come: only with `Options::trace_packets`.
+    Will {
+        /// Its topic.
+        topic: Box<str>,
+        /// Its payload.
+        payload: Box<[u8]>,
+        /// What.
+        step: WillStep,
+    },
     /// A packet was received or sent: only with `Options::trace_packets`.
     Packet {
         /// The connection.
@@ -161,7 +179,10 @@ impl Event {
             | Self::Closed { connection, .. }
             | Self::FanOut { connection, .. }
             | Self::Packet { connection, .. } => Some(*connection),
-            Self::LimitReached { .. } | Self::SessionExpired { .. } | Self::SessionEvicted { .. } => None,
+            Self::LimitReached { .. }
+            | Self::SessionExpired { .. }
+            | Self::SessionEvicted { .. }
+            | Self::Will { .. } => None,
         }
     }
 }

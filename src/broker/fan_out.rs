@@ -1,24 +1,21 @@
-//! A PUBLISH to more sessions than one turn has time for.
+//! A message to more sessions than one turn has time for.
 //!
 //! When it is taken it is settled who gets it, and it is retained and goes to groups. Its copies are made a turn's worth at
 //! a time, and its acknowledgement follows the last of them. Its sender is not read meanwhile; everybody else goes on, but
 //! for replies that wait for the store.
 //!
-//! There is one of them at a time. A PUBLISH to as many, or to the same topic, or by the same client, is not taken
-//! before: to its sender it is as if it were still in the socket. They are taken in the order in which they came. So all who get
-//! the messages of a topic get them in one order, and nobody waits for ever. What the broker publishes by itself, as wills,
-//! cannot be put off, and goes to all in one call; the rest of the copies of its topic are made before.
+//! A will, or what the broker tells about itself, goes to many in the same way; it has no sender.
+//!
+//! There is one of them at a time, and what would overtake it waits for its end (see `put_off`).
 //!
 //! Nothing is handed to the store before the last copy is made: after a crash either all of them are there or none, and
 //! the sender who sends it again sends it to all.
 //!
-//! Invariants: the link of a publisher that waits is not read; no slot of a session is freed meanwhile, because the list of
-//! receivers names it; making copies closes nobody.
+//! Invariants: the sender is not read; no slot of a session is freed meanwhile, because the list of receivers names it; making
+//! copies closes nobody.
 //!
-//! Deliberately not here: how a receiver gets its copy (see `deliver`), and how a PUBLISH is taken (see `receive`).
+//! Deliberately not here: how a receiver gets its copy (see `deliver`).
 
-use crate::clock::{Duration, Instant};
-use crate::codec::packet::Publish;
 use crate::codec::{PacketId, QoS, ReasonCode};
 use crate::metrics::DropReason;
 use crate::topics::match_cache::Matches;
@@ -27,8 +24,8 @@ use crate::topics::{SubscriberId, TopicName};
 use super::Broker;
 use super::deliver::Routing;
 use super::event::{Event, FanOutStep};
-use super::link::{ConnectionId, Link};
-use super::message::{Content, Message};
+use super::link::ConnectionId;
+use super::message::Message;
 use super::session::SessionId;
 
 /// A message with copies still to be made.
@@ -60,18 +57,6 @@ impl FanOut {
     fn is_to(&self, topic: TopicName<'_>) -> bool {
         *self.message.topic_bytes() == *topic.as_str().as_bytes()
     }
-}
-
-/// A PUBLISH that could not be taken yet.
-#[derive(Debug)]
-pub(super) struct PutOff {
-    connection: ConnectionId,
-    message: Message,
-    qos: QoS,
-    retain: bool,
-    packet_id: Option<PacketId>,
-    /// Before it is taken its time does not run.
-    came_at: Instant,
 }
 
 impl Broker {
@@ -119,57 +104,31 @@ impl Broker {
         }
     }
 
-    /// Whether a PUBLISH has to wait for the end of the message under way, or behind others that wait [MQTT-4.6.0-6].
-    #[cold]
-    #[inline(never)]
-    pub(super) fn has_to_wait(
-        &mut self,
-        from: ConnectionId,
-        session: SessionId,
-        topic: TopicName<'_>,
-    ) -> bool {
-        let is_behind = |fan_out: &FanOut| {
-            fan_out.is_to(topic) || fan_out.sender.is_some_and(|sender| sender.session == session)
-        };
-        // A server may have read on before it knew that it should not.
-        let waits_already = self.links.find(from).is_some_and(|link| link.awaits_fan_out);
-        waits_already || self.fan_out.as_deref().is_some_and(is_behind) || self.is_fan_out(topic)
+    /// Whether the message under way is to this topic.
+    pub(super) fn is_fanning_out_to(&self, topic: TopicName<'_>) -> bool {
+        self.fan_out.as_deref().is_some_and(|fan_out| fan_out.is_to(topic))
+    }
+
+    /// Whether it was sent by the client of this session.
+    pub(super) fn is_fanning_out_for(&self, session: SessionId) -> bool {
+        self.sender().is_some_and(|sender| sender.session == session)
+    }
+
+    /// Whether it came by this connection.
+    pub(super) fn is_fan_out_of(&self, connection: ConnectionId) -> bool {
+        self.sender().is_some_and(|sender| sender.connection == connection)
+    }
+
+    fn sender(&self) -> Option<Sender> {
+        self.fan_out.as_deref().and_then(|fan_out| fan_out.sender)
     }
 
     /// Whether a message to this topic takes several turns.
-    fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
+    pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
         let matches = self.subscriptions.matches(topic);
         let takes_turns = matches.len() > self.options.steps_per_turn;
         self.subscriptions.put_back(matches);
         takes_turns
-    }
-
-    /// Does not take a PUBLISH yet, and does not read its sender.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn put_off_publish(
-        &mut self,
-        connection: ConnectionId,
-        publish: &Publish<'_>,
-        expires_at: Option<Instant>,
-    ) {
-        let Some(link) = self.links.find_mut(connection) else { return };
-        link.awaits_fan_out = true;
-        let &Publish { qos, retain, packet_id, topic, properties, payload, .. } = publish;
-        let message = Message::new(&Content { topic, properties, payload, expires_at }, &self.messages);
-        let came_at = self.now;
-        self.put_off.push_back(PutOff { connection, message, qos, retain, packet_id, came_at });
-        self.trace_fan_out(connection, FanOutStep::PutOff);
-    }
-
-    /// The broker publishes to a topic by itself: what is on its way there goes before. Its sender is answered in the next turn.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn make_way(&mut self, topic: TopicName<'_>) {
-        if let Some(mut fan_out) = self.fan_out.take_if(|fan_out| fan_out.is_to(topic)) {
-            self.make_copies(&mut fan_out, usize::MAX);
-            self.fan_out = Some(fan_out);
-        }
     }
 
     /// Brings the message under way to its end, the answer to its sender included.
@@ -200,8 +159,8 @@ impl Broker {
             if self.fan_out.is_some() || self.outputs.copies >= copies_max {
                 break;
             }
-            let Some(put_off) = self.put_off.pop_front() else { break };
-            self.take_put_off(&put_off);
+            let Some(put_off) = self.put_off.pop() else { break };
+            self.take_put_off(put_off);
         }
     }
 
@@ -252,47 +211,8 @@ impl Broker {
         self.copy_to(&mut routing, receivers, next..end);
     }
 
-    /// Takes a PUBLISH as if it came now.
-    #[cold]
-    #[inline(never)]
-    fn take_put_off(&mut self, put_off: &PutOff) {
-        let &PutOff { connection, ref message, qos, retain, packet_id, came_at } = put_off;
-        if !self.read_after_fan_out(connection) {
-            return;
-        }
-        let Some(session) = self.links.find(connection).and_then(Link::session) else { return };
-        let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
-            .expect("it was one when it was put off");
-        let (properties, payload) = (message.properties(), message.payload());
-        let publish =
-            Publish { dup: false, qos, retain, topic: topic.as_str(), packet_id, properties, payload };
-        let waited = Duration(self.now.since(came_at).0);
-        let expires_at = message.expires_at().map(|expires_at| expires_at + waited);
-        self.outputs.journal.begin_input(Some(connection));
-        self.take_now(connection, session, topic, &publish, expires_at);
-        self.await_store_if_behind(connection);
-        if self.links.find(connection).is_some_and(|link| link.session().is_some()) {
-            self.trace_fan_out(connection, FanOutStep::Taken);
-        }
-        self.outputs.journal.begin_input(None);
-    }
-
-    /// The connection ends: what it has yet to have taken is as good as never sent.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn forget_put_off(&mut self, connection: ConnectionId) {
-        let (metrics, put_off) = (&mut self.outputs.metrics, &mut self.put_off);
-        put_off.retain(|put_off| {
-            let stays = put_off.connection != connection;
-            if !stays && put_off.qos == QoS::AtMostOnce {
-                metrics.drop_message(DropReason::SessionEnded);
-            }
-            stays
-        });
-    }
-
     /// Has a publisher read again. False if it is gone.
-    fn read_after_fan_out(&mut self, id: ConnectionId) -> bool {
+    pub(super) fn read_after_fan_out(&mut self, id: ConnectionId) -> bool {
         let Some(link) = self.links.find_mut(id).filter(|link| link.session().is_some()) else {
             return false;
         };
@@ -303,14 +223,7 @@ impl Broker {
         true
     }
 
-    /// Whether this publisher is read again once the message under way has reached everybody.
-    pub(super) fn is_behind_fan_out(&self, id: ConnectionId) -> bool {
-        let is_sender = |fan_out: &FanOut| fan_out.sender.is_some_and(|sender| sender.connection == id);
-        self.fan_out.as_deref().is_some_and(is_sender)
-            || self.put_off.iter().any(|put_off| put_off.connection == id)
-    }
-
-    fn trace_fan_out(&mut self, connection: ConnectionId, step: FanOutStep) {
+    pub(super) fn trace_fan_out(&mut self, connection: ConnectionId, step: FanOutStep) {
         if self.outputs.trace_packets {
             self.outputs.events.push_back(Event::FanOut { connection, step });
         }

@@ -23,6 +23,7 @@ impl Broker {
     }
 
     fn check_links(&self) {
+        self.put_off.check_invariants();
         let mut connected = 0;
         for link in self.links.iter() {
             if let LinkState::Connected(session) = link.state {

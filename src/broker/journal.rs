@@ -21,8 +21,8 @@ use std::collections::VecDeque;
 
 use crate::codec::{PacketId, QoS};
 use crate::journal::{
-    Batch, DeliveryRecord, Key, Lsn, MessageRecord, Origin, Owner, ReceiptRecord, Record, ReleaseRecord,
-    RetainedRecord, SubscriptionRecord,
+    Batch, DeliveryRecord, DueWillRecord, Key, Lsn, MessageRecord, Origin, Owner, ReceiptRecord, Record,
+    ReleaseRecord, RetainedRecord, SubscriptionRecord, WillRecord,
 };
 use crate::topics::Grant;
 
@@ -39,6 +39,7 @@ pub(super) enum Kind {
     Delivery,
     Release,
     Receipt,
+    DueWill,
 }
 
 /// A record that waits, or the removal of one that was taken.
@@ -518,6 +519,12 @@ impl Journal {
         self.append(Entry::Encoded(Box::new(batch)))
     }
 
+    /// The time of a will has come, and it cannot be published yet.
+    pub(super) fn record_due_will(&mut self, session: Lsn, will: WillRecord<'_>) -> Lsn {
+        let record = Record::DueWill(DueWillRecord { session, will });
+        self.append_encoded(Key::DueWill(self.next()), Some(&record))
+    }
+
     /// Everything that waits, if there is something and it is to be stored now.
     pub(super) fn take(&mut self) -> Option<Batch> {
         let last = Lsn(self.next().0 - 1);
@@ -646,6 +653,7 @@ fn put(batch: &mut Batch, lsn: Lsn, entry: &Entry) {
             Kind::Delivery => Key::Delivery(*lsn),
             Kind::Release => Key::Release(*lsn),
             Kind::Receipt => Key::Receipt(*lsn),
+            Kind::DueWill => Key::DueWill(*lsn),
         }),
         Entry::Encoded(encoded) => batch.append(encoded),
     }

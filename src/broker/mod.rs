@@ -8,7 +8,7 @@
 //! inputs in the same order put the same bytes into the same outboxes.
 //!
 //! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
-//! `deliver` (PUBLISH to clients), `fan_out` (to very many), `shared` (to one of many), `acknowledge` (their answers),
+//! `deliver` (PUBLISH to clients), `fan_out` (to very many) and `put_off` (what waits for that), `shared` (to one of many), `acknowledge` (their answers),
 //! `retained`, `will`, `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`.
 
 mod acknowledge;
@@ -29,6 +29,7 @@ pub mod message;
 pub mod options;
 pub mod outbox;
 mod packet_ids;
+mod put_off;
 mod queue;
 mod receipts;
 mod receive;
@@ -68,11 +69,12 @@ use authenticate::Authentication;
 use deadlines::Deadline;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
-use fan_out::{FanOut, PutOff};
+use fan_out::FanOut;
 use journal::{Journal, Kind, Promise};
 use link::{Dirty, Link, LinkState, Links};
 use message::Gauge;
 use outbox::BufferPool;
+use put_off::PutOffs;
 use receive::Scratch;
 use remains::Remains;
 use retained::RetainedMessages;
@@ -106,7 +108,7 @@ pub struct Broker {
     long_requests: VecDeque<ConnectionId>,
     /// The message on its way to more sessions than one turn has time for, and what has to wait for its end.
     fan_out: Option<Box<FanOut>>,
-    put_off: VecDeque<PutOff>,
+    put_off: PutOffs,
     /// What it keeps back: slots of ended sessions that nothing else names, and sessions whose streams wait.
     slots_to_free: Vec<SessionId>,
     streams_behind: Vec<SessionId>,
@@ -170,7 +172,7 @@ impl Broker {
             refills: VecDeque::new(),
             long_requests: VecDeque::new(),
             fan_out: None,
-            put_off: VecDeque::new(),
+            put_off: PutOffs::new(options.seed),
             slots_to_free: Vec::new(),
             streams_behind: Vec::new(),
             remains: VecDeque::new(),
@@ -345,14 +347,15 @@ impl Broker {
     /// connection is closed.
     pub fn handle_shutdown(&mut self, now: Instant) {
         self.begin_input(now, None);
-        self.finish_fan_out();
+        self.publish_put_off_wills();
         // Those that wait for their delay as well: nobody will be here to publish them later [B-029].
         let with_will: Vec<SessionId> =
             self.sessions.iter().filter(|session| session.will.is_some()).map(|session| session.id).collect();
         for id in with_will {
             if let Some(will) = self.sessions.find_mut(id).and_then(|session| session.will.take()) {
                 self.record_session(id);
-                self.publish_will(id.subscriber(), &will);
+                self.publish_will_now(Some(id), &will);
+                self.finish_fan_out();
             }
             self.arm_session(id);
         }
@@ -712,7 +715,7 @@ impl Broker {
         metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
         self.leave_behind(Remains { session: Some(id), memberships, streams, sent, queue });
         if let Some(will) = session.will {
-            self.publish_will(id.subscriber(), &will); // [MQTT5-3.1.2-8]
+            self.publish_will(id, session.name, will); // [MQTT5-3.1.2-8]
         }
     }
 }

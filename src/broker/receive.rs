@@ -158,7 +158,7 @@ impl Broker {
             Ok(topic) => topic,
             Err(error) => return self.close(id, CloseReason::TopicName(error)),
         };
-        if self.has_fan_out() && self.has_to_wait(id, session_id, topic) {
+        if self.has_fan_out() && self.publish_has_to_wait(id, session_id, topic) {
             return self.put_off_publish(id, publish, expires_at);
         }
         self.take_now(id, session_id, topic, publish, expires_at);
@@ -193,7 +193,6 @@ impl Broker {
         routing.properties = publish.properties;
         routing.expires_at = expires_at;
         routing.publisher = Some(session_id.subscriber());
-        routing.may_go_on = true;
         self.route(&mut routing);
         if publish.retain {
             self.retain(&mut routing);

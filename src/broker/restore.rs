@@ -16,8 +16,8 @@ use crate::codec::Properties;
 use crate::codec::property::Place;
 use crate::hash::{HashSeed, seeded};
 use crate::journal::{
-    DeliveryRecord, Key, Lsn, MessageRecord, Owner, Record, RecordError, RetainedRecord, SessionRecord,
-    SubscriptionRecord,
+    DeliveryRecord, DueWillRecord, Key, Lsn, MessageRecord, Owner, Record, RecordError, RetainedRecord,
+    SessionRecord, SubscriptionRecord,
 };
 use crate::topics::{Grant, SubscriptionFilter, TopicFilter, TopicName};
 
@@ -26,6 +26,7 @@ use super::close_reason::CloseReason;
 use super::delivery::{Delivery, Origin, Via};
 use super::journal::Kind;
 use super::message::{Content, Message, RetainedMessage};
+use super::put_off::PutOff;
 use super::retained::RetainedStream;
 use super::session::{Released, Sent, Session, SessionId};
 use super::will::Will;
@@ -184,6 +185,13 @@ impl Restore<'_> {
             }
             (_, Record::Receipt(record)) => {
                 self.find_session(record.session)?.receipts.restore(record.packet_id, lsn);
+                Ok(())
+            }
+            (_, Record::DueWill(DueWillRecord { session, will })) => {
+                check_content(&will.message)?;
+                let will = Box::new(Will::from_record(&will, &self.broker.messages));
+                let publisher = self.sessions.get(&session).copied();
+                self.broker.put_off.push(PutOff::Will { will, publisher, record: lsn });
                 Ok(())
             }
             (_, Record::Subscription(_)) => Err(RestoreError::Content),
@@ -452,6 +460,13 @@ impl Broker {
                 hold(&kept.message);
             }
         });
+        for put_off in self.put_off.iter() {
+            if let PutOff::Will { record, .. } = put_off
+                && record.is_some()
+            {
+                add(Key::DueWill(*record));
+            }
+        }
         held.sort_unstable();
         for holders in held.chunk_by(|(left, _), (right, _)| left == right) {
             let (record, count) = holders[0];

@@ -70,6 +70,9 @@ impl Broker {
     pub(super) fn publish_sys_topics(&mut self) {
         let Some(interval) = self.options.sys_interval else { return };
         self.wheel.insert(self.now + interval.max(Duration(1)), Deadline::SysTopics);
+        if self.has_put_off_sys_topics() {
+            return; // The last ones are not with everybody yet, and newer ones must not pile up behind them.
+        }
         let uptime = self.now.since(self.sys_topics.started_at).as_secs();
         self.publish_sys_topic("$SYS/broker/uptime", &format!("{uptime} seconds"));
         for (at, (name, value)) in TOPICS.iter().enumerate() {
@@ -82,8 +85,16 @@ impl Broker {
     }
 
     fn publish_sys_topic(&mut self, topic: &str, payload: &str) {
+        let name = TopicName::parse(topic, u32::MAX).expect("our own topics are valid");
+        if self.has_fan_out() && self.has_to_wait(name) {
+            return self.put_off_sys_topic(topic, payload.as_bytes());
+        }
+        self.publish_sys_topic_now(topic, payload.as_bytes());
+    }
+
+    pub(super) fn publish_sys_topic_now(&mut self, topic: &str, payload: &[u8]) {
         let topic = TopicName::parse(topic, u32::MAX).expect("our own topics are valid");
-        let mut routing = Routing::new(topic, payload.as_bytes(), QoS::AtMostOnce, true);
+        let mut routing = Routing::new(topic, payload, QoS::AtMostOnce, true);
         self.route(&mut routing);
         self.retain(&mut routing);
     }

@@ -8,8 +8,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::codec::PacketId;
 use crate::journal::{
-    DeliveryRecord, Key, Lsn, MessageRecord, Owner, ReceiptRecord, Record, RecordError, ReleaseRecord,
-    SessionRecord, SubscriptionRecord,
+    DeliveryRecord, DueWillRecord, Key, Lsn, MessageRecord, Owner, ReceiptRecord, Record, RecordError,
+    ReleaseRecord, SessionRecord, SubscriptionRecord, WillRecord,
 };
 
 use super::name_of;
@@ -83,6 +83,12 @@ fn write_record<W: Write>(mut line: Object<'_, W>, key: Key<'_>, record: &Record
             line.value("session", session.0)?;
             line.value("packet_id", packet_id.number())?;
         }
+        Record::DueWill(DueWillRecord { session, will }) => {
+            line.text("kind", "due_will")?;
+            line.value("record", number)?;
+            line.value("session", session.0)?;
+            write_will(&mut line, will)?;
+        }
     }
     line.end()
 }
@@ -97,14 +103,21 @@ fn write_session<W: Write>(line: &mut Object<'_, W>, session: &SessionRecord<'_>
     line.value("ends_with_connection", ends_with_connection)?;
     line.optional("expiry_ms", expiry.map(|expiry| expiry.0))?;
     line.optional("absent_since_ms", absent_since.map(|since| since.0))?;
-    let Some(will) = will else { return line.null("will") };
+    match will {
+        Some(will) => write_will(line, will),
+        None => line.null("will"),
+    }
+}
+
+fn write_will<W: Write>(line: &mut Object<'_, W>, will: &WillRecord<'_>) -> io::Result<()> {
+    let WillRecord { message, qos, retain, expiry, delay, due_at } = will;
     let mut object = line.object("will")?;
-    object.value("qos", will.qos.number())?;
-    object.value("retain", will.retain)?;
-    object.optional("message_expiry_ms", will.expiry.map(|expiry| expiry.0))?;
-    object.value("delay_ms", will.delay.0)?;
-    object.optional("due_at_ms", will.due_at.map(|due_at| due_at.0))?;
-    write_message(&mut object, &will.message)?;
+    object.value("qos", qos.number())?;
+    object.value("retain", retain)?;
+    object.optional("message_expiry_ms", expiry.map(|expiry| expiry.0))?;
+    object.value("delay_ms", delay.0)?;
+    object.optional("due_at_ms", due_at.map(|due_at| due_at.0))?;
+    write_message(&mut object, message)?;
     object.end()
 }
 

@@ -12,8 +12,8 @@ use serde_json::{Map, Value};
 use crate::clock::{Duration, Instant};
 use crate::codec::{PacketId, QoS};
 use crate::journal::{
-    DeliveryRecord, Key, Lsn, MessageRecord, Origin, Owner, ReceiptRecord, Record, ReleaseRecord,
-    RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord,
+    DeliveryRecord, DueWillRecord, Key, Lsn, MessageRecord, Origin, Owner, ReceiptRecord, Record,
+    ReleaseRecord, RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord,
 };
 
 use super::name_of;
@@ -218,6 +218,13 @@ fn read_record<'a>(
                 packet_id: fields.required("packet_id", packet_id)?,
             }),
         ),
+        "due_will" => (
+            Key::DueWill(fields.required("record", number)?),
+            Record::DueWill(DueWillRecord {
+                session: fields.required("session", number)?,
+                will: read_will(&mut fields, buffers)?.ok_or_else(|| fields.problem("will", "is missing"))?,
+            }),
+        ),
         _ => return Err(fields.problem("kind", &format!("{kind:?} is unknown"))),
     };
     fields.finish(kind)?;
@@ -231,16 +238,15 @@ fn read_session<'a>(fields: &mut Fields<'a>, buffers: &'a mut Buffers) -> Result
         ends_with_connection: fields.required("ends_with_connection", flag)?,
         expiry: fields.optional("expiry_ms", millis)?.map(Duration),
         absent_since: fields.optional("absent_since_ms", millis)?.map(Instant),
-        will: match fields.inner("will", "will.")? {
-            Some(mut will) => Some(read_will(&mut will, buffers)?),
-            None => None,
-        },
+        will: read_will(fields, buffers)?,
     })
 }
 
-fn read_will<'a>(fields: &mut Fields<'a>, buffers: &'a mut Buffers) -> Result<WillRecord<'a>, Problem> {
+/// The will in a record, if there is one.
+fn read_will<'a>(of: &mut Fields<'a>, buffers: &'a mut Buffers) -> Result<Option<WillRecord<'a>>, Problem> {
+    let Some(mut fields) = of.inner("will", "will.")? else { return Ok(None) };
     let will = WillRecord {
-        message: read_message(fields, buffers)?,
+        message: read_message(&mut fields, buffers)?,
         qos: fields.required("qos", qos)?,
         retain: fields.required("retain", flag)?,
         expiry: fields.optional("message_expiry_ms", millis)?.map(Duration),
@@ -248,7 +254,7 @@ fn read_will<'a>(fields: &mut Fields<'a>, buffers: &'a mut Buffers) -> Result<Wi
         due_at: fields.optional("due_at_ms", millis)?.map(Instant),
     };
     fields.finish("will")?;
-    Ok(will)
+    Ok(Some(will))
 }
 
 fn read_subscription(fields: &mut Fields<'_>) -> Result<SubscriptionRecord, Problem> {

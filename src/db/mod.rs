@@ -67,6 +67,7 @@ fn name_of(key: &[u8]) -> String {
         Ok(Key::Delivery(record)) => ("delivery", record),
         Ok(Key::Release(record)) => ("release", record),
         Ok(Key::Receipt(record)) => ("receipt", record),
+        Ok(Key::DueWill(record)) => ("due_will", record),
         Err(_) => return format!("the key \"{}\"", key.escape_ascii()),
     };
     format!("{kind} {number}")

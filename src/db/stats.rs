@@ -34,6 +34,8 @@ pub struct Stats {
     pub receipts: u64,
     /// QoS 2 messages that were released and not completed.
     pub releases: u64,
+    /// Wills whose time has come, and that have yet to be published.
+    pub due_wills: u64,
     /// What is no record.
     pub unreadable: u64,
     queues: HashMap<Lsn, SessionQueue>,
@@ -89,6 +91,7 @@ impl Stats {
             },
             Record::Release(_) => self.releases += 1,
             Record::Receipt(_) => self.receipts += 1,
+            Record::DueWill(_) => self.due_wills += 1,
         }
     }
 
@@ -111,6 +114,7 @@ impl fmt::Display for Stats {
         writeln!(f, "in flight          {}", self.in_flight)?;
         writeln!(f, "QoS 2 receipts     {}", self.receipts)?;
         writeln!(f, "QoS 2 releases     {}", self.releases)?;
+        writeln!(f, "due wills          {}", self.due_wills)?;
         if self.unreadable > 0 {
             writeln!(f, "unreadable         {}", self.unreadable)?;
         }

@@ -3,8 +3,8 @@ use std::io;
 use crate::clock::Duration;
 use crate::codec::{PacketId, QoS};
 use crate::journal::{
-    DeliveryRecord, MessageRecord, Origin, Owner, ReceiptRecord, Record, ReleaseRecord, RetainedRecord,
-    SessionRecord, SubscriptionRecord, WillRecord,
+    DeliveryRecord, DueWillRecord, MessageRecord, Origin, Owner, ReceiptRecord, Record, ReleaseRecord,
+    RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord,
 };
 
 use super::*;
@@ -72,6 +72,9 @@ const LINES: &str = concat!(
     "\n",
     r#"{"kind":"receipt","record":10,"session":2,"packet_id":65535}"#,
     "\n",
+    r#"{"kind":"due_will","record":11,"session":2,"will":{"qos":1,"retain":false,"message_expiry_ms":null,"delay_ms":0,"#,
+    r#""due_at_ms":null,"topic":"w","payload":"gone","expires_at_ms":null}}"#,
+    "\n",
 );
 
 /// Numbers that look random and are the same in each run.
@@ -134,16 +137,16 @@ impl Numbers {
             expires_at: self.optional(Self::millis).map(Instant),
         };
         let number = self.lsn();
-        let (key, record) = match self.below(7) {
+        let will = WillRecord {
+            message,
+            qos: self.qos(),
+            retain: self.flag(),
+            expiry: self.optional(Self::millis).map(Duration),
+            delay: Duration(self.millis()),
+            due_at: self.optional(Self::millis).map(Instant),
+        };
+        let (key, record) = match self.below(8) {
             0 => {
-                let will = WillRecord {
-                    message,
-                    qos: self.qos(),
-                    retain: self.flag(),
-                    expiry: self.optional(Self::millis).map(Duration),
-                    delay: Duration(self.millis()),
-                    due_at: self.optional(Self::millis).map(Instant),
-                };
                 let session = SessionRecord {
                     client_id: &other_text,
                     user: self.flag().then_some(&text),
@@ -185,6 +188,10 @@ impl Numbers {
             5 => {
                 let release = ReleaseRecord { session: self.lsn(), packet_id: self.packet_id() };
                 (Key::Release(number), Record::Release(release))
+            }
+            6 => {
+                let due_will = DueWillRecord { session: self.lsn(), will };
+                (Key::DueWill(number), Record::DueWill(due_will))
             }
             _ => {
                 let receipt = ReceiptRecord { session: self.lsn(), packet_id: self.packet_id() };

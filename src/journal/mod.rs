@@ -11,8 +11,8 @@ mod record;
 
 pub use batch::{Batch, Change};
 pub use record::{
-    DeliveryRecord, Key, MessageRecord, Origin, Owner, ReceiptRecord, Record, RecordError, ReleaseRecord,
-    RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord, is_named_once,
+    DeliveryRecord, DueWillRecord, Key, MessageRecord, Origin, Owner, ReceiptRecord, Record, RecordError,
+    ReleaseRecord, RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord, is_named_once,
 };
 
 /// The version of the bytes of all records. A store of a later version is not opened.

@@ -21,6 +21,7 @@ const RETAINED: u8 = 4;
 const DELIVERY: u8 = 5;
 const RELEASE: u8 = 6;
 const RECEIPT: u8 = 7;
+const DUE_WILL: u8 = 8;
 
 /// Whether the key with these bytes is that of a record which never changes: it is put once and removed once.
 pub fn is_named_once(key: &[u8]) -> bool {
@@ -44,6 +45,8 @@ pub enum Key<'a> {
     Release(Lsn),
     /// That a QoS 2 message was taken and not released.
     Receipt(Lsn),
+    /// A will whose time has come, and that could not be published at once.
+    DueWill(Lsn),
 }
 
 /// What all keys have: the kind, and the number.
@@ -60,6 +63,7 @@ impl<'a> Key<'a> {
             Self::Delivery(lsn) => (DELIVERY, lsn, ""),
             Self::Release(lsn) => (RELEASE, lsn, ""),
             Self::Receipt(lsn) => (RECEIPT, lsn, ""),
+            Self::DueWill(lsn) => (DUE_WILL, lsn, ""),
         };
         let mut head = [kind; KEY_HEAD_BYTES];
         head[1..].copy_from_slice(&number.to_be_bytes());
@@ -93,6 +97,7 @@ impl<'a> Key<'a> {
             DELIVERY => Self::Delivery(lsn),
             RELEASE => Self::Release(lsn),
             RECEIPT => Self::Receipt(lsn),
+            DUE_WILL => Self::DueWill(lsn),
             _ => return Err(RecordError::Kind(kind)),
         };
         fields.finish()?;
@@ -108,7 +113,8 @@ impl<'a> Key<'a> {
             | Self::Retained(lsn)
             | Self::Delivery(lsn)
             | Self::Release(lsn)
-            | Self::Receipt(lsn) => lsn,
+            | Self::Receipt(lsn)
+            | Self::DueWill(lsn) => lsn,
         }
     }
 }
@@ -241,6 +247,15 @@ pub struct ReceiptRecord {
     pub packet_id: PacketId,
 }
 
+/// A will whose time has come, and that could not be published at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DueWillRecord<'a> {
+    /// Whose it is, or was.
+    pub session: Lsn,
+    /// What it says.
+    pub will: WillRecord<'a>,
+}
+
 /// What is kept under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // Each variant is the record of its name.
@@ -252,6 +267,7 @@ pub enum Record<'a> {
     Delivery(DeliveryRecord<'a>),
     Release(ReleaseRecord),
     Receipt(ReceiptRecord),
+    DueWill(DueWillRecord<'a>),
 }
 
 /// Why bytes are not those of a record.
@@ -322,6 +338,10 @@ impl<'a> Record<'a> {
                 put_lsn(out, *session);
                 out.extend_from_slice(&packet_id.number().to_be_bytes());
             }
+            Self::DueWill(DueWillRecord { session, will }) => {
+                put_lsn(out, *session);
+                write_will(out, will);
+            }
         }
     }
 
@@ -354,6 +374,9 @@ impl<'a> Record<'a> {
             }
             Key::Receipt(_) => {
                 Self::Receipt(ReceiptRecord { session: fields.lsn()?, packet_id: fields.packet_id()? })
+            }
+            Key::DueWill(_) => {
+                Self::DueWill(DueWillRecord { session: fields.lsn()?, will: read_will(&mut fields)? })
             }
         };
         fields.finish()?;
@@ -394,12 +417,17 @@ fn write_session(out: &mut Vec<u8>, session: &SessionRecord<'_>) {
         put_bytes(out, user.as_bytes());
     }
     if let Some(will) = will {
-        out.push(will.qos as u8 | flag(will.retain, FLAG_RETAIN));
-        put_millis(out, will.expiry.map(|expiry| expiry.0));
-        put_millis(out, Some(will.delay.0));
-        put_millis(out, will.due_at.map(|due_at| due_at.0));
-        write_message(out, &will.message);
+        write_will(out, will);
     }
+}
+
+fn write_will(out: &mut Vec<u8>, will: &WillRecord<'_>) {
+    let WillRecord { message, qos, retain, expiry, delay, due_at } = will;
+    out.push(*qos as u8 | flag(*retain, FLAG_RETAIN));
+    put_millis(out, expiry.map(|expiry| expiry.0));
+    put_millis(out, Some(delay.0));
+    put_millis(out, due_at.map(|due_at| due_at.0));
+    write_message(out, message);
 }
 
 fn read_session<'a>(fields: &mut Fields<'a>) -> Result<SessionRecord<'a>, RecordError> {
@@ -635,6 +663,7 @@ mod tests {
             (Key::Delivery(Lsn(6)), Record::Delivery(queued)),
             (Key::Release(Lsn(7)), Record::Release(ReleaseRecord { session: Lsn(1), packet_id })),
             (Key::Receipt(Lsn(8)), Record::Receipt(ReceiptRecord { session: Lsn(2), packet_id })),
+            (Key::DueWill(Lsn(9)), Record::DueWill(DueWillRecord { session: Lsn(2), will })),
         ]
     }
 

@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 
-use crate::broker::event::{Event, FanOutStep, Limit};
+use crate::broker::event::{Event, FanOutStep, Limit, WillStep};
 use crate::broker::options::Durability;
 use crate::broker::{Broker, ClientStatus, CloseReason};
 use crate::clock::{Duration, Instant};
@@ -68,6 +68,13 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
                 FanOutStep::Begun => "is on its way to very many clients",
             };
             log::debug!(target: LOG_TARGET, "Publish from {address} {what}");
+        }
+        Event::Will { topic, step, .. } => {
+            let what = match step {
+                WillStep::PutOff => "waits until another message has reached very many clients",
+                WillStep::Published => "is published",
+            };
+            log::debug!(target: LOG_TARGET, "a will to topic {topic:?} {what}");
         }
         Event::Packet { sent, kind, packet_id, publish, .. } => {
             let direction = if *sent { "to" } else { "from" };

@@ -1,11 +1,14 @@
 //! A message to more sessions than one turn has time for, against the core alone.
 
+use std::collections::BTreeMap;
+
 use broker::broker::options::Durability;
 use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Packet, Publish, QoS};
 use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, Property, Protocol, encode};
+use broker::journal::{Change, Key};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes, will};
@@ -17,6 +20,12 @@ const STEPS_PER_TURN: usize = 4;
 const RECEIVERS: usize = 10;
 
 const TURNS: usize = 2;
+
+fn unsubscribe_bytes(filter: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &[filter]);
+    bytes
+}
 
 fn options() -> Options {
     Options { steps_per_turn: STEPS_PER_TURN, sys_interval: None, seed: 1, ..Options::default() }
@@ -115,9 +124,7 @@ fn what_would_overtake_it_waits_as_if_it_were_in_the_socket() {
         crowd.publish(publisher, "all/1", b"first");
         let left = if stays { RECEIVERS } else { 1 };
         for id in &crowd.receivers[left..] {
-            let mut bytes = Vec::new();
-            encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &["all/+"]);
-            say(&mut crowd.broker, *id, &bytes);
+            say(&mut crowd.broker, *id, &unsubscribe_bytes("all/+"));
         }
         crowd.publish(other, topic, b"second");
         assert!(!crowd.broker.wants_input(other), "{topic}");
@@ -182,27 +189,39 @@ fn its_receivers_are_those_of_the_moment_it_was_taken() {
     assert_eq!(crowd.broker.status().sessions, RECEIVERS + 2);
 }
 
-/// A will cannot wait, and does not overtake: it goes to all at once, behind the rest of the copies.
+/// A will does not overtake, and who publishes to its topic afterwards does not overtake it, however few want it by then.
 #[test]
 fn a_will_to_the_same_topic_comes_behind_it() {
-    let mut crowd = Crowd::new(options());
-    let publisher = crowd.publisher;
-    let connect = Connect { will: will("all/1", b"will"), ..connect311("dying") };
-    let dying = connected(&mut crowd.broker, 100, connect);
-    crowd.publish(publisher, "all/1", b"live");
-    crowd.broker.handle_lost(NOW, dying, true);
-    crowd.broker.check_invariants();
-    assert_eq!(crowd.answers(publisher), 0, "in the next turn");
-    crowd.turn();
-    assert_eq!(crowd.answers(publisher), 1);
-    for id in crowd.receivers.clone() {
-        let heard = hear(&mut crowd.broker, id);
-        let payloads: Vec<&[u8]> = heard.iter().map(|heard| heard.publish().payload).collect();
-        assert_eq!(payloads, [b"live".as_slice(), b"will"]);
+    for stays in [true, false] {
+        let mut crowd = Crowd::new(options());
+        let (publisher, other) = (crowd.publisher, crowd.other);
+        let connect = Connect { will: will("all/1", b"will"), ..connect311("dying") };
+        let dying = connected(&mut crowd.broker, 100, connect);
+        crowd.publish(publisher, "all/1", b"live");
+        crowd.broker.handle_lost(NOW, dying, true);
+        crowd.broker.check_invariants();
+        let left = if stays { RECEIVERS } else { 1 };
+        for id in &crowd.receivers[left..] {
+            say(&mut crowd.broker, *id, &unsubscribe_bytes("all/+"));
+        }
+        for _ in 0..TURNS {
+            crowd.turn();
+        }
+        assert!(!crowd.broker.is_fanning_out());
+        assert_eq!((crowd.heard(b"live"), crowd.answers(publisher)), (RECEIVERS, 1));
+        crowd.publish(other, "all/1", b"late");
+        assert!(!crowd.broker.wants_input(other));
+        turns(&mut crowd.broker);
+        for id in crowd.receivers[..left].iter().copied() {
+            let heard = hear(&mut crowd.broker, id);
+            let payloads: Vec<&[u8]> = heard.iter().map(|heard| heard.publish().payload).collect();
+            assert_eq!(payloads, [b"will".as_slice(), b"late"]);
+        }
+        assert_eq!(crowd.answers(other), 1);
     }
 }
 
-/// Wills that are due at once are published one in a turn, if each goes to many.
+/// Wills that are due at once take turns like everything else that goes to many.
 #[test]
 fn wills_to_many_have_a_turn_each() {
     const WILLS: u32 = 5;
@@ -235,7 +254,8 @@ fn wills_to_many_have_a_turn_each() {
         most = most.max(crowd.broker.copies() - before);
     }
     assert_eq!(crowd.heard(b"will"), RECEIVERS * WILLS as usize);
-    assert!(most as usize <= RECEIVERS, "{most} copies in one turn");
+    // Those of one that begins, and those of one that goes on.
+    assert!(most as usize <= 2 * STEPS_PER_TURN, "{most} copies in one turn");
 }
 
 #[test]
@@ -305,14 +325,87 @@ fn a_server_that_stops_finishes_it() {
     assert_eq!(crowd.answers(publisher), 1);
 }
 
-/// Wills go to everybody before the server closes everybody.
+/// Wills go to everybody before the server closes everybody, those that wait too.
 #[test]
 fn wills_of_a_server_that_stops_reach_all() {
     let mut crowd = Crowd::new(options());
-    let connect = Connect { will: will("all/1", b"will"), ..connect311("dying") };
-    connected(&mut crowd.broker, 100, connect);
+    let (publisher, other) = (crowd.publisher, crowd.other);
+    let mut dying = Vec::new();
+    for number in 0..3 {
+        let client_id = format!("d{number}");
+        let connect = Connect { will: will("all/1", b"same"), ..connect311(&client_id) };
+        dying.push(connected(&mut crowd.broker, 100 + number, connect));
+    }
+    crowd.publish(publisher, "all/2", b"same");
+    crowd.publish(other, "all/3", b"not taken");
+    crowd.broker.handle_lost(NOW, dying[0], true);
+    crowd.broker.handle_lost(NOW, dying[1], true);
+    assert_eq!(crowd.heard(b"same"), STEPS_PER_TURN);
     crowd.broker.handle_shutdown(NOW);
-    assert_eq!(crowd.heard(b"will"), RECEIVERS);
+    crowd.broker.check_invariants();
+    assert_eq!(crowd.heard(b"same"), 4 * RECEIVERS - STEPS_PER_TURN);
+    assert_eq!((crowd.answers(publisher), crowd.answers(other)), (1, 0));
+}
+
+/// What the broker tells about itself takes turns too, and while it does no later values pile up behind it.
+#[test]
+fn sys_topics_take_their_turns() {
+    let interval = Duration(10);
+    let mut crowd = Crowd::new(Options { sys_interval: Some(interval), ..options() });
+    for id in crowd.receivers.clone() {
+        say(&mut crowd.broker, id, &subscribe_bytes(PROTOCOL, "$SYS/#", QoS::AtMostOnce));
+        turns(&mut crowd.broker);
+        hear(&mut crowd.broker, id);
+    }
+    let mut uptimes = 0;
+    for turn in 1..=200 {
+        let before = crowd.broker.copies();
+        // Twice the interval in each of its turns.
+        crowd.broker.handle_timeout(Instant(NOW.0 + turn * 2 * interval.0));
+        crowd.broker.check_invariants();
+        let most = crowd.broker.copies() - before;
+        assert!(most as usize <= 2 * STEPS_PER_TURN, "{most} copies in one turn");
+        for id in crowd.receivers.clone() {
+            let heard = hear(&mut crowd.broker, id);
+            let mut topics = heard.iter().map(|heard| heard.publish().topic);
+            uptimes += usize::from(topics.any(|topic| topic == "$SYS/broker/uptime"));
+        }
+    }
+    assert!(uptimes >= 5 * RECEIVERS, "{uptimes}");
+    let bytes = crowd.broker.status().message_bytes;
+    assert!(bytes < 10_000, "{bytes} bytes wait");
+}
+
+/// Wills that wait are records, for the process may end before they are published.
+#[test]
+fn a_will_that_waits_is_stored() {
+    let mut crowd = Crowd::new(Options { durability: Durability::BeforeReply, ..options() });
+    let publisher = crowd.publisher;
+    let connect = Connect { clean_start: false, will: will("all/1", b"will"), ..connect311("dying") };
+    let dying = connected(&mut crowd.broker, 100, connect);
+    crowd.publish(publisher, "all/1", b"live");
+    crowd.broker.handle_lost(NOW, dying, true);
+    for _ in 0..TURNS {
+        assert!(crowd.broker.poll_journal().is_none());
+        crowd.turn();
+    }
+    let mut records = BTreeMap::new();
+    let mut store = |broker: &mut Broker, expected: usize| {
+        while let Some(batch) = broker.poll_journal() {
+            for change in batch.changes() {
+                match change {
+                    Change::Put(key, value) => records.insert(key.to_vec(), value.to_vec()),
+                    Change::Remove(key) => records.remove(key),
+                };
+            }
+            broker.handle_stored(NOW, batch.last());
+        }
+        let keys = records.keys().map(|key| Key::read(key).expect("it is a key"));
+        assert_eq!(keys.filter(|key| matches!(key, Key::DueWill(_))).count(), expected);
+    };
+    store(&mut crowd.broker, 1);
+    turns(&mut crowd.broker);
+    store(&mut crowd.broker, 0);
 }
 
 /// Two who publish to many without end are taken in turn, also where no receiver is there to hold them up.

@@ -15,6 +15,7 @@ pub(crate) mod link;
 pub(crate) mod message;
 mod route;
 pub(crate) mod session;
+mod will;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -31,7 +32,8 @@ use coverage::Coverage;
 use groups::{Groups, Hearer, share_filter};
 use link::{Asked, Link};
 use message::Published;
-use session::{Session, Will};
+use session::Session;
+use will::DueWills;
 
 /// What did not come, by reason.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,7 +65,7 @@ pub(crate) struct Model {
     being_copied: Vec<Rc<Published>>,
     /// The payloads of all messages that were taken.
     published: BTreeSet<String>,
-    departures: u64,
+    due_wills: DueWills,
     incarnations: usize,
     pub(crate) tally: Tally,
     /// For the words of a failure: what was lost.
@@ -120,10 +122,6 @@ impl Model {
         self.sessions[&self.links[&connection].client_id].receipts.len()
     }
 
-    pub(crate) fn has_delayed_will(&self) -> bool {
-        self.sessions.values().any(|session| session.connection.is_none() && session.will.is_some())
-    }
-
     /// Notes when the last complete packet of a connection came.
     pub(crate) fn heard_from(&mut self, connection: ConnectionId) {
         if let Some(link) = self.links.get_mut(&connection) {
@@ -146,35 +144,10 @@ impl Model {
             let expired =
                 session.connection.is_none() && session.expires_at().is_some_and(|at| at < self.now);
             assert!(!expired, "{client_id}: the session should have ended [MQTT5-4.1.0-2]");
+            let due_at = session.will.as_ref().and_then(|will| will.due_at);
+            let is_late = session.connection.is_none() && due_at.is_some_and(|at| at <= self.now);
+            assert!(!is_late, "{client_id}: its will should have been published [MQTT5-3.1.2-8]");
         }
-    }
-
-    /// Publishes the wills whose delay is over.
-    pub(crate) fn publish_wills(&mut self) {
-        let now = self.now;
-        let mut due: Vec<(Instant, u64, Will)> = Vec::new();
-        for session in self.sessions.values_mut().filter(|session| session.connection.is_none()) {
-            // One that expires now publishes its will at its end.
-            if session.expires_at().is_none_or(|at| at > now)
-                && let Some(will) = session.will.take_if(|will| will.due_at.is_some_and(|at| at <= now))
-            {
-                due.push((will.due_at.expect("it is due"), session.departure, will));
-            }
-        }
-        due.sort_by_key(|(due_at, departure, _)| (*due_at, *departure));
-        for (_, _, will) in due {
-            self.coverage.see("will: delayed and published");
-            self.publish_will(&will);
-        }
-    }
-
-    fn publish_will(&mut self, will: &Will) {
-        self.coverage.see("will");
-        let mut message = will.message.clone();
-        message.at = self.now;
-        // [B-031]
-        message.expires_at = will.expiry.map(|expiry| self.now + expiry);
-        self.route(&Rc::new(message));
     }
 
     /// The core says what happened. `asked` is the CONNECT being handled, if it is one.
@@ -222,6 +195,7 @@ impl Model {
             } => {
                 self.given_up(*connection, *id);
             }
+            Event::Will { payload, step, .. } => self.will(payload, *step),
             Event::LimitReached { .. } | Event::Packet { .. } | Event::FanOut { .. } => {}
         }
     }
@@ -234,14 +208,6 @@ impl Model {
         options: &Options,
     ) {
         let client_id = &asked.client_id;
-        let now = self.now;
-        let is_due = |will: &mut Will| will.due_at.is_some_and(|at| at <= now);
-        if let Some(will) = self.sessions.get_mut(client_id).and_then(|session| session.will.take_if(is_due))
-        {
-            // The client was back before the process that came after a crash had looked at its timers.
-            self.coverage.see("will: overdue when its client was back");
-            self.publish_will(&will);
-        }
         if asked.clean_start && self.sessions.contains_key(client_id) {
             self.end_session(client_id); // [MQTT-3.1.2-6] [MQTT5-3.1.2-4] [B-024] [B-026]
         }
@@ -282,12 +248,11 @@ impl Model {
     }
 
     fn disconnected(&mut self, client_id: &str, reason: CloseReason) {
-        self.departures += 1;
         let session = self.sessions.get_mut(client_id).expect("a client has a session");
         session.connection = None;
         session.closed_at = self.now;
-        session.departure = self.departures;
         session.forget_at_most_once();
+        let is_stored = session.is_stored;
         if reason == CloseReason::TakenOver {
             self.coverage.see("take-over");
         }
@@ -305,7 +270,7 @@ impl Model {
             session.will = Some(delayed);
         }
         if let Some(will) = will {
-            self.publish_will(&will); // [MQTT5-3.1.2-8] [B-022]
+            self.expect_will(will, is_stored); // [MQTT5-3.1.2-8] [B-022]
         }
     }
 
@@ -320,7 +285,7 @@ impl Model {
         }
         if let Some(will) = session.will {
             self.coverage.see("will: published at the end of its session"); // [B-025] [B-026]
-            self.publish_will(&will);
+            self.expect_will(will, session.is_stored);
         }
     }
 

@@ -122,6 +122,8 @@ pub(crate) struct World {
     /// Whether a request takes several turns at the moment, and whose it is if it breaks a rule.
     request_in_hand: bool,
     violator: Option<ConnectionId>,
+    /// Whether the process may end between two turns.
+    may_crash: bool,
 }
 
 /// Whether a request has a filter that ends its connection.
@@ -214,6 +216,7 @@ impl World {
             sender: None,
             put_off: BTreeMap::new(),
             request_in_hand: false,
+            may_crash: false,
             violator: None,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
@@ -237,7 +240,9 @@ impl World {
             let most = *self.random.pick(&[1_000, 3_000, 10_000, 70_000]);
             leap += self.random.below(most);
         }
+        self.may_crash = self.is_stored;
         self.advance(Duration(leap as u64));
+        self.may_crash = false;
         if self.is_stored {
             match self.random.below(200) {
                 0..=59 => self.take_batch(),
@@ -253,6 +258,13 @@ impl World {
         }
         self.travel(false);
         self.broker.check_invariants();
+        if self.broker.is_fanning_out() && self.random.once_in(2) {
+            // Its will may have to wait.
+            let client = self.random.below(self.clients.len());
+            if let Some(id) = self.clients[client].open.last().copied() {
+                self.cut(client, id);
+            }
+        }
         if self.is_stored && self.broker.is_fanning_out() {
             match self.random.below(8) {
                 0 => {
@@ -268,8 +280,7 @@ impl World {
     /// Time passes, and the core is woken as often as it wants to be, or now and then only at the end.
     fn advance(&mut self, span: Duration) {
         let until = self.now + span;
-        // Of wills that are late nobody knows the order.
-        if !self.random.once_in(4) || self.model.has_delayed_will() {
+        if !self.random.once_in(4) {
             while let Some(due) = self.broker.poll_timeout().filter(|due| *due < until) {
                 self.now = self.now.max(due);
                 self.timeout();
@@ -523,6 +534,7 @@ impl World {
             }
             self.model.event(&event, asked, self.broker.options());
         }
+        self.model.check_wills();
         if !self.packet_in_hand {
             self.note_copies();
             self.model.append_late_replies();
@@ -616,16 +628,20 @@ impl World {
             self.broker.handle_timeout(self.now);
             self.resume();
             self.model.now = self.now;
-            self.model.publish_wills();
             self.after_input(None, self.violator);
-            if self.is_stored && !self.request_in_hand && self.random.once_in(10) {
+            let is_wanted = self.random.once_in(if self.model.has_will_put_off() { 3 } else { 10 });
+            if self.is_stored && !self.request_in_hand && is_wanted {
                 // What is done in several turns can be in several batches.
                 self.take_batch();
                 self.store_batches();
+                if self.may_crash && self.model.has_will_put_off() {
+                    self.crash();
+                }
             }
         }
         self.model.now = self.now;
         self.model.check_deadlines();
+        self.model.check_no_will_waits();
         let overdue: Vec<ConnectionId> = self.model.overdue().collect();
         for id in overdue {
             // [MQTT-3.1.2-24] [MQTT5-3.1.2-22]: unless it is us who do not read it.

@@ -32,8 +32,8 @@ impl Model {
         self.now = now;
         self.coverage = later.coverage;
         self.incarnations = later.incarnations;
-        self.departures = later.departures;
         self.lost = later.lost;
+        self.forget_unstored_wills();
     }
 
     /// There will be groups and crashes.

@@ -63,9 +63,9 @@ impl Published {
         self.expires_at.is_some_and(|expires_at| expires_at <= now)
     }
 
-    /// Whether its delivery may begin: not after its time, unless it leaves at once [MQTT5-3.3.2-5] [B-116].
+    /// Whether its delivery may begin: not before it was there, nor after its time, unless it leaves at once [MQTT5-3.3.2-5] [B-116].
     pub(crate) fn may_begin(&self, begun: Instant) -> bool {
-        !self.is_expired(begun) || begun == self.at
+        begun == self.at || (begun > self.at && !self.is_expired(begun))
     }
 
     /// Rounded up, and 0 when its time is over [MQTT5-3.3.2-6] [B-115] [B-118].

@@ -102,8 +102,6 @@ pub(crate) struct Session {
     /// How long it outlives its connection; `None` is for ever.
     pub(crate) expiry: Option<Duration>,
     pub(crate) closed_at: Instant,
-    /// Its place in the order in which clients left.
-    pub(crate) departure: u64,
     /// Differs each time a session is begun under this client id.
     pub(crate) incarnation: usize,
     pub(crate) will: Option<Will>,

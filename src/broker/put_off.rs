@@ -1,0 +1,278 @@
+//! What has to wait for a message that is on its way to very many (see `fan_out`): a PUBLISH, a will, a `$SYS` topic.
+//!
+//! What goes to the topic of that message, or to very many too, is not taken before its end; nor is a PUBLISH of the client that
+//! sent it. Nothing overtakes what waits for the same topic. They are taken in the order in which they came. So all who get
+//! the messages of a topic get them in one order, and nothing waits for ever.
+//!
+//! To the sender of a PUBLISH it is as if that were still in the socket: it is not read meanwhile, and if it goes, the PUBLISH was
+//! never sent. A will is published whatever becomes of its client, so one that is stored has a record of its own until then.
+//!
+//! Invariants: the link of a publisher that waits is not read, so it has one PUBLISH here at most; `topics` counts exactly what
+//! waits.
+//!
+//! Deliberately not here: how a PUBLISH is taken (see `receive`), and how a will is published (see `will`).
+
+use std::collections::VecDeque;
+
+use hashbrown::HashMap;
+
+use crate::clock::{Duration, Instant};
+use crate::codec::packet::Publish;
+use crate::codec::{PacketId, Properties, QoS};
+use crate::hash::{HashSeed, seeded};
+use crate::journal::Lsn;
+use crate::metrics::DropReason;
+use crate::topics::TopicName;
+
+use super::Broker;
+use super::event::FanOutStep;
+use super::journal::Kind;
+use super::link::{ConnectionId, Link};
+use super::message::{Content, Message};
+use super::session::SessionId;
+use super::will::Will;
+
+/// A message that could not be taken yet.
+#[derive(Debug)]
+pub(super) enum PutOff {
+    Publish {
+        connection: ConnectionId,
+        message: Message,
+        qos: QoS,
+        retain: bool,
+        packet_id: Option<PacketId>,
+        /// Before it is taken its time does not run.
+        came_at: Instant,
+    },
+    Will {
+        will: Box<Will>,
+        /// Whose it is; the session may have ended.
+        publisher: Option<SessionId>,
+        /// `Lsn::NONE` if it is not stored.
+        record: Lsn,
+    },
+    SysTopic(Message),
+}
+
+impl PutOff {
+    fn message(&self) -> &Message {
+        match self {
+            Self::Publish { message, .. } | Self::SysTopic(message) => message,
+            Self::Will { will, .. } => &will.message,
+        }
+    }
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct PutOffs {
+    queue: VecDeque<PutOff>,
+    /// How many wait for a topic.
+    topics: HashMap<Box<[u8]>, usize, HashSeed>,
+}
+
+impl PutOffs {
+    pub(super) fn new(seed: u64) -> Self {
+        Self { queue: VecDeque::new(), topics: HashMap::with_hasher(seeded(seed)) }
+    }
+
+    #[inline]
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &PutOff> {
+        self.queue.iter()
+    }
+
+    fn has_topic(&self, topic: TopicName<'_>) -> bool {
+        self.topics.contains_key(topic.as_str().as_bytes())
+    }
+
+    pub(super) fn push(&mut self, put_off: PutOff) {
+        *self.topics.entry(put_off.message().topic_bytes().into()).or_default() += 1;
+        self.queue.push_back(put_off);
+    }
+
+    pub(super) fn pop(&mut self) -> Option<PutOff> {
+        let put_off = self.queue.pop_front()?;
+        forget_topic(&mut self.topics, &put_off);
+        Some(put_off)
+    }
+
+    /// Keeps those for which this says so.
+    fn retain(&mut self, mut stays: impl FnMut(&PutOff) -> bool) {
+        let Self { queue, topics } = self;
+        queue.retain(|put_off| {
+            let stays = stays(put_off);
+            if !stays {
+                forget_topic(topics, put_off);
+            }
+            stays
+        });
+    }
+
+    /// Asserts that every topic is counted.
+    pub(super) fn check_invariants(&self) {
+        let mut waiting: Vec<&[u8]> = self.iter().map(|put_off| put_off.message().topic_bytes()).collect();
+        waiting.sort_unstable();
+        let groups = waiting.chunk_by(|left, right| left == right);
+        let counted = groups.map(|group| assert_eq!(self.topics.get(group[0]), Some(&group.len()))).count();
+        assert_eq!(counted, self.topics.len());
+    }
+}
+
+fn forget_topic(topics: &mut HashMap<Box<[u8]>, usize, HashSeed>, put_off: &PutOff) {
+    let topic = put_off.message().topic_bytes();
+    let count = topics.get_mut(topic).expect("every topic is counted");
+    *count -= 1;
+    if *count == 0 {
+        topics.remove(topic);
+    }
+}
+
+impl Broker {
+    /// Whether a message to this topic has to wait for the one under way, or behind others that wait [MQTT-4.6.0-6].
+    #[cold]
+    #[inline(never)]
+    pub(super) fn has_to_wait(&mut self, topic: TopicName<'_>) -> bool {
+        self.put_off.has_topic(topic) || self.is_fanning_out_to(topic) || self.is_fan_out(topic)
+    }
+
+    /// Whether a PUBLISH has to wait, for whatever reason.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn publish_has_to_wait(
+        &mut self,
+        from: ConnectionId,
+        session: SessionId,
+        topic: TopicName<'_>,
+    ) -> bool {
+        // A server may have read on before it knew that it should not.
+        let waits_already = self.links.find(from).is_some_and(|link| link.awaits_fan_out);
+        waits_already || self.is_fanning_out_for(session) || self.has_to_wait(topic)
+    }
+
+    /// Does not take a PUBLISH yet, and does not read its sender.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn put_off_publish(
+        &mut self,
+        connection: ConnectionId,
+        publish: &Publish<'_>,
+        expires_at: Option<Instant>,
+    ) {
+        let Some(link) = self.links.find_mut(connection) else { return };
+        link.awaits_fan_out = true;
+        let &Publish { qos, retain, packet_id, topic, properties, payload, .. } = publish;
+        let message = Message::new(&Content { topic, properties, payload, expires_at }, &self.messages);
+        let came_at = self.now;
+        self.put_off.push(PutOff::Publish { connection, message, qos, retain, packet_id, came_at });
+        self.trace_fan_out(connection, FanOutStep::PutOff);
+    }
+
+    /// Does not publish a will yet. If it outlives the process it is to be published nevertheless.
+    pub(super) fn put_off_will(&mut self, publisher: SessionId, session: Lsn, will: Box<Will>) {
+        let record = if session.is_some() {
+            self.outputs.journal.record_due_will(session, will.to_record())
+        } else {
+            Lsn::NONE
+        };
+        self.put_off.push(PutOff::Will { will, publisher: Some(publisher), record });
+    }
+
+    /// Does not publish one of the broker's own topics yet.
+    pub(super) fn put_off_sys_topic(&mut self, topic: &str, payload: &[u8]) {
+        let content = Content { topic, properties: Properties::NONE, payload, expires_at: None };
+        self.put_off.push(PutOff::SysTopic(Message::new(&content, &self.messages)));
+    }
+
+    /// Whether there are `$SYS` topics that wait.
+    pub(super) fn has_put_off_sys_topics(&self) -> bool {
+        self.put_off.iter().any(|put_off| matches!(put_off, PutOff::SysTopic(_)))
+    }
+
+    /// Takes something as if it came now.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_put_off(&mut self, put_off: PutOff) {
+        match put_off {
+            PutOff::Publish { connection, message, qos, retain, packet_id, came_at } => {
+                let waited = Duration(self.now.since(came_at).0);
+                let expires_at = message.expires_at().map(|expires_at| expires_at + waited);
+                self.take_put_off_publish(connection, &message, (qos, retain), packet_id, expires_at);
+            }
+            PutOff::Will { will, publisher, record } => {
+                if record.is_some() {
+                    self.outputs.journal.remove(Kind::DueWill, record);
+                }
+                self.publish_will_now(publisher, &will);
+            }
+            PutOff::SysTopic(message) => self.publish_sys_topic_now(message.topic(), message.payload()),
+        }
+    }
+
+    fn take_put_off_publish(
+        &mut self,
+        connection: ConnectionId,
+        message: &Message,
+        (qos, retain): (QoS, bool),
+        packet_id: Option<PacketId>,
+        expires_at: Option<Instant>,
+    ) {
+        if !self.read_after_fan_out(connection) {
+            return;
+        }
+        let Some(session) = self.links.find(connection).and_then(Link::session) else { return };
+        let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
+            .expect("it was one when it was put off");
+        let (properties, payload) = (message.properties(), message.payload());
+        let publish =
+            Publish { dup: false, qos, retain, topic: topic.as_str(), packet_id, properties, payload };
+        self.outputs.journal.begin_input(Some(connection));
+        self.take_now(connection, session, topic, &publish, expires_at);
+        self.await_store_if_behind(connection);
+        if self.links.find(connection).is_some_and(|link| link.session().is_some()) {
+            self.trace_fan_out(connection, FanOutStep::Taken);
+        }
+        self.outputs.journal.begin_input(None);
+    }
+
+    /// The connection ends: what it has yet to have taken is as good as never sent.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn forget_put_off(&mut self, ended: ConnectionId) {
+        let (metrics, put_off) = (&mut self.outputs.metrics, &mut self.put_off);
+        put_off.retain(|put_off| match put_off {
+            PutOff::Publish { connection, qos, .. } if *connection == ended => {
+                if *qos == QoS::AtMostOnce {
+                    metrics.drop_message(DropReason::SessionEnded);
+                }
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// Publishes the wills that wait: nobody will be here to do so later.
+    pub(super) fn publish_put_off_wills(&mut self) {
+        self.finish_fan_out();
+        let mut others = Vec::new();
+        while let Some(put_off) = self.put_off.pop() {
+            if matches!(put_off, PutOff::Will { .. }) {
+                self.take_put_off(put_off);
+                self.finish_fan_out();
+            } else {
+                others.push(put_off);
+            }
+        }
+        others.into_iter().for_each(|put_off| self.put_off.push(put_off));
+    }
+
+    /// Whether this publisher is read again once the message under way has reached everybody.
+    pub(super) fn is_behind_fan_out(&self, id: ConnectionId) -> bool {
+        let is_its =
+            |put_off: &PutOff| matches!(put_off, PutOff::Publish { connection, .. } if *connection == id);
+        self.is_fan_out_of(id) || self.put_off.iter().any(is_its)
+    }
+}
