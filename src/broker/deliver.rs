@@ -31,6 +31,9 @@ use super::{Broker, Outputs};
 /// From this size on a payload that is already in a message is shared with an outbox and not copied.
 const SHARED_PAYLOAD_MIN: usize = 512;
 
+/// So many subscriptions are listed in the time that one copy takes.
+pub(super) const LISTED_PER_STEP: usize = 4;
+
 /// So many receivers are many: each of them is flushed in its turn.
 const FAN_OUT_MIN: usize = 16;
 
@@ -128,20 +131,27 @@ enum Body<'a> {
 impl Broker {
     /// Hands a message to every session with a matching subscription, once, at the highest QoS that its matching
     /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group. If it may, it goes on in later turns to
-    /// sessions for which this one has no time (see `fan_out`).
+    /// sessions for which this one has no time, be it only to list them (see `fan_out`).
     pub(super) fn route(&mut self, routing: &mut Routing<'_>) {
         if self.fan_out.is_some() {
             self.make_way(routing.topic);
         }
-        let matches = self.subscriptions.matches(routing.topic);
-        let count = matches.len();
-        self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
-        let at_once = if routing.may_go_on { count.min(self.options.steps_per_turn) } else { count };
-        self.copy_to(routing, &matches, 0..at_once);
-        if at_once < count {
-            self.begin_fan_out(routing, matches, at_once);
+        let at_once_max = if routing.may_go_on { self.options.steps_per_turn } else { usize::MAX };
+        if let Some(matches) =
+            self.subscriptions.matches_within(routing.topic, at_once_max.saturating_mul(LISTED_PER_STEP))
+        {
+            let count = matches.len();
+            self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
+            let at_once = count.min(at_once_max);
+            self.copy_to(routing, &matches, 0..at_once);
+            if at_once < count {
+                self.begin_fan_out(routing, Some(matches), at_once);
+            } else {
+                self.subscriptions.put_back(matches);
+            }
         } else {
-            self.subscriptions.put_back(matches);
+            self.outputs.fan_outs += 1;
+            self.begin_fan_out(routing, None, 0);
         }
         if !self.shared.is_empty() {
             self.route_to_groups(routing);
