@@ -82,6 +82,11 @@ impl Broker {
         self.fan_out.is_some()
     }
 
+    /// Whether it has yet to be found out to which.
+    pub fn is_listing_receivers(&self) -> bool {
+        self.fan_out.as_deref().is_some_and(|fan_out| fan_out.receivers.is_none())
+    }
+
     /// Whether it has something to go on with, or to take.
     #[inline]
     pub(super) fn has_fan_out(&self) -> bool {
@@ -317,11 +322,6 @@ impl Broker {
         link.last_received = self.now;
         self.outputs.resumed.push_back(id);
         true
-    }
-
-    /// Whether its receivers are being listed.
-    pub(super) fn is_listing_receivers(&self) -> bool {
-        self.fan_out.as_deref().is_some_and(|fan_out| fan_out.receivers.is_none())
     }
 
     /// Whether this publisher is read again once the message under way has reached everybody.

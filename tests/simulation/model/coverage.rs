@@ -47,6 +47,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "will: DISCONNECT with a code",
     "a packet amid a message to many",
     "PUBLISH put off",
+    "a subscription changes while receivers are listed",
     "crash amid a message to many",
     "take-over",
     "session begun",
