@@ -137,21 +137,16 @@ impl Broker {
             self.make_way(routing.topic);
         }
         let at_once_max = if routing.may_go_on { self.options.steps_per_turn } else { usize::MAX };
-        if let Some(matches) =
-            self.subscriptions.matches_within(routing.topic, at_once_max.saturating_mul(LISTED_PER_STEP))
-        {
-            let count = matches.len();
-            self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
-            let at_once = count.min(at_once_max);
-            self.copy_to(routing, &matches, 0..at_once);
-            if at_once < count {
-                self.begin_fan_out(routing, Some(matches), at_once);
-            } else {
-                self.subscriptions.put_back(matches);
-            }
+        let listed_max = at_once_max.saturating_mul(LISTED_PER_STEP);
+        let matches = self.subscriptions.matches_within(routing.topic, listed_max);
+        let count = matches.len();
+        self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
+        let at_once = count.min(at_once_max);
+        self.copy_to(routing, &matches, 0..at_once);
+        if at_once < count || !matches.is_complete() {
+            self.begin_fan_out(routing, matches, at_once);
         } else {
-            self.outputs.fan_outs += 1;
-            self.begin_fan_out(routing, None, 0);
+            self.subscriptions.put_back(matches);
         }
         if !self.shared.is_empty() {
             self.route_to_groups(routing);

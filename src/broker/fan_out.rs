@@ -97,14 +97,12 @@ impl Broker {
     /// listed.
     #[cold]
     #[inline(never)]
-    pub(super) fn begin_fan_out(
-        &mut self,
-        routing: &mut Routing<'_>,
-        receivers: Option<Matches>,
-        next: usize,
-    ) {
+    pub(super) fn begin_fan_out(&mut self, routing: &mut Routing<'_>, receivers: Matches, next: usize) {
         assert!(self.fan_out.is_none(), "there is one at a time");
         (routing.is_matched, routing.goes_on) = (true, true);
+        let receivers = receivers.is_complete().then_some(receivers);
+        // Who are more than can be listed in a turn are many.
+        self.outputs.fan_outs += u64::from(receivers.is_none());
         self.fan_out = Some(Box::new(FanOut {
             message: routing.message(&self.messages).clone(),
             qos: routing.qos,

@@ -44,6 +44,9 @@ const SMALL_LIST: usize = 64;
 
 const NONE: u32 = u32::MAX;
 
+/// The entry of a list that is still being made elsewhere.
+const BEING_MADE: u32 = NONE - 1;
+
 /// The subscribers of one topic, each once, lent by [`SubscriptionTree::matches`] and to be given back with
 /// [`SubscriptionTree::put_back`]. Dropping it instead costs only the time to resolve the topic again.
 ///
@@ -85,6 +88,19 @@ impl Matches {
     /// How many they are.
     pub const fn len(&self) -> usize {
         self.list.subscribers.len()
+    }
+
+    /// Whether everybody is listed: otherwise nobody is yet, and [`SubscriptionTree::list_further`] goes on.
+    ///
+    /// [`SubscriptionTree::list_further`]: super::SubscriptionTree::list_further
+    #[inline]
+    pub const fn is_complete(&self) -> bool {
+        self.entry != BEING_MADE
+    }
+
+    /// Leaves word that the list is being made elsewhere, where it goes with what was lent.
+    pub(super) fn take_to_make(&mut self) -> Self {
+        std::mem::replace(self, Self { list: List::default(), entry: BEING_MADE, lending: 0 })
     }
 
     /// Has room for so many, in a buffer that holds nothing that would have to be moved; returns one that was too small.

@@ -326,16 +326,19 @@ impl SubscriptionTree {
         matches
     }
 
-    /// The same, if no more than `at_most` subscriptions have to be listed for it. Otherwise so many are listed now, and
-    /// [`SubscriptionTree::list_further`] goes on: who is subscribed now will be listed, as it is now. While one list is made
-    /// in this way, all others are made at once.
-    // As above.
+    /// The same, if no more than `at_most` subscriptions have to be listed for it. Otherwise so many are listed now, what is
+    /// returned is not complete, and [`SubscriptionTree::list_further`] goes on: who is subscribed now will be listed, as it
+    /// is now. While one list is made in this way, all others are made at once.
+    // As above. That it is no option saves one move of the list for each message.
     #[inline(always)]
-    pub fn matches_within(&mut self, topic: TopicName<'_>, at_most: usize) -> Option<Matches> {
+    pub fn matches_within(&mut self, topic: TopicName<'_>, at_most: usize) -> Matches {
         let text = topic.as_str().as_bytes();
         let hash = shorten(hash_bytes(&self.seed, text));
-        let (matches, is_filled) = self.cache.lend(hash, text);
-        if is_filled { Some(matches) } else { self.resolve_within(hash, topic, matches, at_most) }
+        let (mut matches, is_filled) = self.cache.lend(hash, text);
+        if !is_filled {
+            self.resolve_within(hash, topic, &mut matches, at_most);
+        }
+        matches
     }
 
     /// Goes on with a list that [`SubscriptionTree::matches_within`] began, by so many subscriptions. The list, once it has
@@ -416,22 +419,15 @@ impl SubscriptionTree {
         self.list_found(matched);
     }
 
-    /// As far as that does not take too long: it is `None` if a walk goes on.
+    /// The same, or a walk begins if that takes too long.
     #[inline(never)]
-    fn resolve_within(
-        &mut self,
-        hash: u32,
-        topic: TopicName<'_>,
-        mut matches: Matches,
-        at_most: usize,
-    ) -> Option<Matches> {
+    fn resolve_within(&mut self, hash: u32, topic: TopicName<'_>, matches: &mut Matches, at_most: usize) {
         self.find_filters(hash, topic);
         if self.walk.is_none() && self.found_count() > at_most {
-            self.begin_walk(matches);
-            return self.list_further(at_most);
+            self.begin_walk(matches.take_to_make(), at_most);
+        } else {
+            self.list_found(&mut matches.list);
         }
-        self.list_found(&mut matches.list);
-        Some(matches)
     }
 
     /// The subscriptions to all filters in `found`.
@@ -441,7 +437,7 @@ impl SubscriptionTree {
 
     #[cold]
     #[inline(never)]
-    fn begin_walk(&mut self, mut matches: Matches) {
+    fn begin_walk(&mut self, mut matches: Matches, at_first: usize) {
         let bounds = Bounds {
             filters: self.filters.places(),
             subscriptions: self.subscriptions.places(),
@@ -452,7 +448,9 @@ impl SubscriptionTree {
             self.cache.recycle(too_small);
         }
         let found = self.found.drain(..).collect();
-        self.walk = Some(Box::new(Walk::new(found, count, matches, bounds)));
+        let mut walk = Box::new(Walk::new(found, count, matches, bounds));
+        walk.go_on(&self.filters, &self.subscriptions, at_first);
+        self.walk = Some(walk);
     }
 
     /// Lists who subscribed to the filters in `found`, and empties it.
