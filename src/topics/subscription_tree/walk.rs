@@ -201,7 +201,8 @@ impl Walk {
         for (at, filter) in self.filters.iter().enumerate().filter(|(_, filter)| self.is_standing(**filter)) {
             let Filter { last, count, .. } = filters[*filter];
             let span = self.span.filter(|_| at + 1 == self.reached);
-            let mut is_ahead = at >= self.reached;
+            let is_all_ahead = at >= self.reached;
+            let mut is_ahead = is_all_ahead;
             let mut at = last;
             for _ in 0..count.get() {
                 at = subscriptions[at].in_filter.next;
@@ -209,6 +210,7 @@ impl Walk {
                 assert!(is_ahead || self.done.get(at) != Some(false), "nobody is left behind");
                 is_ahead &= span.is_none_or(|span| span.last != at);
             }
+            assert_eq!(is_ahead, is_all_ahead, "a span ends in its ring, behind its beginning");
         }
     }
 }
