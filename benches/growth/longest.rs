@@ -13,6 +13,7 @@ use std::time::Instant;
 use broker::broker::ConnectionId;
 use broker::clock::Duration;
 use broker::codec::QoS;
+use broker::metrics::DropReason;
 
 use crate::chart::{size_text, time_text};
 use crate::clients::{
@@ -35,9 +36,9 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 6] = [fan_out, queues, filters, memberships, retained, sessions];
+const SCENARIOS: [Scenario; 7] = [fan_out, absent, queues, filters, memberships, retained, sessions];
 
-/// Messages that wait, or are retained, and filters in all.
+/// Messages that wait, or are retained, filters in all, and subscribers who are away.
 const MANY: u64 = 1_000_000;
 
 /// Filters of one client, and sessions that end at once.
@@ -163,9 +164,35 @@ fn fan_out() -> Vec<Calls> {
         calls
     };
     let first = sent("the first of its topic", QoS::AtMostOnce);
-    let parts = vec![first, sent("at QoS 0", QoS::AtMostOnce), sent("at QoS 1", QoS::AtLeastOnce)];
-    assert_eq!(core.deliveries, 3 * u64::from(RECEIVERS));
+    let mut parts = vec![first, sent("at QoS 0", QoS::AtMostOnce), sent("at QoS 1", QoS::AtLeastOnce)];
+    core.exchange(CLIENT, &subscribe_bytes(&[topic(0)], QoS::AtMostOnce));
+    let mut changed = Calls::new("the same at QoS 0 after one of them has changed its subscription");
+    changed.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtMostOnce, false));
+    parts.push(changed);
+    // Everybody twice, so that each has to be found in the list.
+    for number in 0..RECEIVERS {
+        core.exchange(CLIENT + number, &subscribe_bytes(&["#".to_owned()], QoS::AtMostOnce));
+    }
+    let mut overlapping = Calls::new("the same after each has made another subscription");
+    overlapping.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtMostOnce, false));
+    parts.push(overlapping);
+    assert_eq!(core.deliveries, 5 * u64::from(RECEIVERS));
     parts
+}
+
+/// Lists that are too long to be kept.
+fn absent() -> Vec<Calls> {
+    let mut core = core_with_publisher();
+    let subscribe = subscribe_bytes(&[topic(0)], QoS::AtMostOnce);
+    for number in 0..MANY {
+        core.open(CLIENT, &connect_bytes(&client_id(number), true));
+        core.exchange(CLIENT, &subscribe);
+        core.exchange(CLIENT, &disconnect_bytes());
+    }
+    let mut calls = Calls::new(format!("a message at QoS 0 finds {} subscribers away", size_text(MANY)));
+    calls.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtMostOnce, false));
+    assert_eq!(core.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize], MANY);
+    vec![calls]
 }
 
 fn queues() -> Vec<Calls> {

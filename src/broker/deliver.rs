@@ -31,6 +31,9 @@ use super::{Broker, Outputs};
 /// From this size on a payload that is already in a message is shared with an outbox and not copied.
 const SHARED_PAYLOAD_MIN: usize = 512;
 
+/// So many subscriptions are listed in the time that one copy takes.
+pub(super) const LISTED_PER_STEP: usize = 4;
+
 /// So many receivers are many: each of them is flushed in its turn.
 const FAN_OUT_MIN: usize = 16;
 
@@ -126,14 +129,15 @@ enum Body<'a> {
 impl Broker {
     /// Hands a message to every session with a matching subscription, once, at the highest QoS that its matching
     /// subscriptions allow [MQTT-3.3.5-1], and to one member of each group. It goes on in later turns to sessions for which
-    /// this one has no time (see `fan_out`). To be called for what has not to wait (see `put_off`).
+    /// this one has no time, be it only to list them (see `fan_out`). To be called for what has not to wait (see `put_off`).
     pub(super) fn route(&mut self, routing: &mut Routing<'_>) {
-        let matches = self.subscriptions.matches(routing.topic);
+        let steps = self.options.steps_per_turn;
+        let matches = self.subscriptions.matches_within(routing.topic, steps.saturating_mul(LISTED_PER_STEP));
         let count = matches.len();
         self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
-        let at_once = count.min(self.options.steps_per_turn);
+        let at_once = count.min(steps);
         self.copy_to(routing, &matches, 0..at_once);
-        if at_once < count {
+        if at_once < count || !matches.is_complete() {
             self.begin_fan_out(routing, matches, at_once);
         } else {
             self.subscriptions.put_back(matches);

@@ -1,8 +1,8 @@
 //! A message to more sessions than one turn has time for.
 //!
-//! When it is taken it is settled who gets it, and it is retained and goes to groups. Its copies are made a turn's worth at
-//! a time, and its acknowledgement follows the last of them. Its sender is not read meanwhile; everybody else goes on, but
-//! for replies that wait for the store.
+//! When it is taken it is settled who gets it, and it is retained and goes to groups. If it is not known who they are, they
+//! are listed first. Then its copies are made. Both is done a turn's worth at a time, and its acknowledgement follows the
+//! last copy. Its sender is not read meanwhile; everybody else goes on, but for replies that wait for the store.
 //!
 //! A will, or what the broker tells about itself, goes to many in the same way; it has no sender.
 //!
@@ -22,7 +22,7 @@ use crate::topics::match_cache::Matches;
 use crate::topics::{SubscriberId, TopicName};
 
 use super::Broker;
-use super::deliver::Routing;
+use super::deliver::{LISTED_PER_STEP, Routing};
 use super::event::{Event, FanOutStep};
 use super::link::ConnectionId;
 use super::message::Message;
@@ -35,7 +35,8 @@ pub(super) struct FanOut {
     qos: QoS,
     retain: bool,
     publisher: Option<SubscriberId>,
-    receivers: Matches,
+    /// `None` while they are listed.
+    receivers: Option<Matches>,
     /// Those before it have theirs.
     next: usize,
     /// Who is answered after the last copy.
@@ -65,18 +66,27 @@ impl Broker {
         self.fan_out.is_some()
     }
 
+    /// Whether it has yet to be found out to which.
+    pub fn is_listing_receivers(&self) -> bool {
+        self.fan_out.as_deref().is_some_and(|fan_out| fan_out.receivers.is_none())
+    }
+
     /// Whether it has something to go on with, or to take.
     #[inline]
     pub(super) fn has_fan_out(&self) -> bool {
         self.fan_out.is_some() || !self.put_off.is_empty()
     }
 
-    /// Goes on in later turns with a message of which the first `next` receivers have their copy.
+    /// Goes on in later turns with a message of which the first `next` receivers have their copy, or whose receivers are being
+    /// listed.
     #[cold]
     #[inline(never)]
     pub(super) fn begin_fan_out(&mut self, routing: &mut Routing<'_>, receivers: Matches, next: usize) {
         assert!(self.fan_out.is_none(), "there is one at a time");
         (routing.is_matched, routing.goes_on) = (true, true);
+        let receivers = receivers.is_complete().then_some(receivers);
+        // Who are more than can be listed in a turn are many.
+        self.outputs.fan_outs += u64::from(receivers.is_none());
         self.fan_out = Some(Box::new(FanOut {
             message: routing.message(&self.messages).clone(),
             qos: routing.qos,
@@ -123,34 +133,31 @@ impl Broker {
         self.fan_out.as_deref().and_then(|fan_out| fan_out.sender)
     }
 
-    /// Whether a message to this topic takes several turns.
+    /// Whether a message to this topic takes several turns, or may.
     pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
-        let matches = self.subscriptions.matches(topic);
-        let takes_turns = matches.len() > self.options.steps_per_turn;
-        self.subscriptions.put_back(matches);
-        takes_turns
+        self.subscriptions.may_exceed(topic, self.options.steps_per_turn)
     }
 
     /// Brings the message under way to its end, the answer to its sender included.
     pub(super) fn finish_fan_out(&mut self) {
         if let Some(mut fan_out) = self.fan_out.take() {
-            self.make_copies(&mut fan_out, usize::MAX);
+            self.make_all_copies(&mut fan_out);
             self.end_fan_out(*fan_out);
         }
     }
 
-    /// Makes as many copies as one turn has time for; where none are left to be made, takes what was put off. So there is a
-    /// turn without any between two messages to many: in that the store gets its batch, and slots of sessions are freed.
+    /// Lists as many receivers, or makes as many copies, as one turn has time for; where nothing is left to be done, takes
+    /// what was put off. So there is a turn without any between two messages to many: in that the store gets its batch, and
+    /// slots of sessions are freed.
     #[cold]
     #[inline(never)]
     pub(super) fn continue_fan_out(&mut self) {
         let steps = self.options.steps_per_turn;
         if let Some(mut fan_out) = self.fan_out.take() {
-            self.make_copies(&mut fan_out, steps);
-            if fan_out.next < fan_out.receivers.len() {
-                self.fan_out = Some(fan_out);
-            } else {
+            if self.go_on_with(&mut fan_out, steps) {
                 self.end_fan_out(*fan_out);
+            } else {
+                self.fan_out = Some(fan_out);
             }
             return;
         }
@@ -164,22 +171,34 @@ impl Broker {
         }
     }
 
-    fn make_copies(&mut self, fan_out: &mut FanOut, copies_max: usize) {
-        let left = fan_out.receivers.len() - fan_out.next;
+    /// Lists some of its receivers, or makes some of its copies. True if none are left to be made.
+    fn go_on_with(&mut self, fan_out: &mut FanOut, steps: usize) -> bool {
+        let Some(receivers) = &fan_out.receivers else {
+            fan_out.receivers = self.subscriptions.list_further(steps.saturating_mul(LISTED_PER_STEP));
+            return false;
+        };
+        let left = receivers.len() - fan_out.next;
         if fan_out.message.is_expired(self.now) {
             self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
             fan_out.next += left;
-        } else {
-            let end = fan_out.next + left.min(copies_max);
-            self.copy_some(fan_out, end);
-            fan_out.next = end;
+            return true;
         }
+        let end = fan_out.next + left.min(steps);
+        self.copy_some(fan_out, receivers, end);
+        fan_out.next = end;
+        left <= steps
+    }
+
+    fn make_all_copies(&mut self, fan_out: &mut FanOut) {
+        while !self.go_on_with(fan_out, usize::MAX) {}
     }
 
     /// All copies are made.
     fn end_fan_out(&mut self, fan_out: FanOut) {
         let FanOut { receivers, qos, sender, .. } = fan_out;
-        self.subscriptions.put_back(receivers);
+        if let Some(receivers) = receivers {
+            self.subscriptions.put_back(receivers);
+        }
         for session in std::mem::take(&mut self.slots_to_free) {
             self.sessions.free_slot(session);
         }
@@ -199,8 +218,8 @@ impl Broker {
     }
 
     /// Makes the copies of the next receivers, up to a place in their list.
-    fn copy_some(&mut self, fan_out: &FanOut, end: usize) {
-        let &FanOut { ref message, qos, retain, publisher, ref receivers, next, .. } = fan_out;
+    fn copy_some(&mut self, fan_out: &FanOut, receivers: &Matches, end: usize) {
+        let &FanOut { ref message, qos, retain, publisher, next, .. } = fan_out;
         let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
             .expect("it was one when it was taken");
         let mut routing = Routing::new(topic, message.payload(), qos, retain);

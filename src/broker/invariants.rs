@@ -14,6 +14,11 @@ impl Broker {
     /// If one does not hold: the core has a bug.
     pub fn check_invariants(&self) {
         self.subscriptions.check_invariants();
+        assert_eq!(
+            self.subscriptions.is_listing(),
+            self.is_listing_receivers(),
+            "a list is made for a message"
+        );
         self.check_links();
         self.check_sessions();
         let metrics = self.metrics();

@@ -16,7 +16,7 @@
 use std::ops::Range;
 
 use super::name::has_wildcard;
-use super::subscription_tree::{Grant, Subscriber};
+use super::subscription_tree::{Grant, Subscriber, SubscriberId};
 
 /// Places of one set.
 const WAYS: usize = 4;
@@ -43,6 +43,9 @@ const USED_MIN_DIVISOR: usize = 4;
 const SMALL_LIST: usize = 64;
 
 const NONE: u32 = u32::MAX;
+
+/// The entry of a list that is still being made elsewhere.
+const BEING_MADE: u32 = NONE - 1;
 
 /// The subscribers of one topic, each once, lent by [`SubscriptionTree::matches`] and to be given back with
 /// [`SubscriptionTree::put_back`]. Dropping it instead costs only the time to resolve the topic again.
@@ -87,6 +90,28 @@ impl Matches {
         self.list.subscribers.len()
     }
 
+    /// Whether everybody is listed: otherwise nobody is yet, and [`SubscriptionTree::list_further`] goes on.
+    ///
+    /// [`SubscriptionTree::list_further`]: super::SubscriptionTree::list_further
+    #[inline]
+    pub const fn is_complete(&self) -> bool {
+        self.entry != BEING_MADE
+    }
+
+    /// Leaves word that the list is being made elsewhere, where it goes with what was lent.
+    pub(super) fn take_to_make(&mut self) -> Self {
+        std::mem::replace(self, Self { list: List::default(), entry: BEING_MADE, lending: 0 })
+    }
+
+    /// Has room for so many, in a buffer that holds nothing that would have to be moved; returns one that was too small.
+    pub(super) fn reserve(&mut self, subscribers: usize) -> Option<List> {
+        let list = &mut self.list;
+        (list.subscribers.capacity() < subscribers).then(|| {
+            let subscribers = Vec::with_capacity(subscribers);
+            std::mem::replace(list, List { subscribers, details: None })
+        })
+    }
+
     /// Whether there are none.
     pub const fn is_empty(&self) -> bool {
         self.list.subscribers.is_empty()
@@ -112,6 +137,38 @@ pub(super) struct List {
 /// Grants of subscribers, in rings.
 #[derive(Debug)]
 pub(super) struct Details(pub(super) Box<[Detail]>);
+
+/// A subscriber with one matching subscription.
+pub(super) fn first_grant(details: &mut Vec<Detail>, subscriber: u32, grant: Grant) -> Subscriber {
+    let detail = if grant.is_plain() { NONE } else { add_detail(details, NONE, grant) };
+    let Grant { qos, retain_as_published, .. } = grant;
+    Subscriber { id: SubscriberId(subscriber), qos, retain_as_published, detail }
+}
+
+/// Another matching subscription of a subscriber that is listed already.
+pub(super) fn further_grant(details: &mut Vec<Detail>, listed: &mut Subscriber, grant: Grant) {
+    if listed.is_detailed() || !grant.is_plain() {
+        if !listed.is_detailed() {
+            let Subscriber { qos, retain_as_published, .. } = *listed;
+            let merged = Grant { qos, retain_as_published, ..Grant::default() };
+            listed.detail = add_detail(details, NONE, merged);
+        }
+        listed.detail = add_detail(details, listed.detail, grant);
+    }
+    listed.qos = listed.qos.max(grant.qos);
+    listed.retain_as_published |= grant.retain_as_published;
+}
+
+/// Puts a detail behind the last one of its ring; returns the last one, which it is now.
+fn add_detail(details: &mut Vec<Detail>, last: u32, grant: Grant) -> u32 {
+    let at = details.len() as u32;
+    let next = match details.get_mut(last as usize) {
+        Some(last) => std::mem::replace(&mut last.next, at),
+        None => at,
+    };
+    details.push(Detail { grant, next });
+    at
+}
 
 impl List {
     fn details(&self) -> &[Detail] {
@@ -195,6 +252,14 @@ impl MatchCache {
             self.replace(hash, topic);
         }
         (self.lend_empty(self.places[set].entry), false)
+    }
+
+    /// How long the list of a topic is, if it is here.
+    pub(super) fn len_of(&self, hash: u32, topic: &[u8]) -> Option<usize> {
+        let way = self.find(hash, topic)?;
+        let entry = &self.entries[self.places[set_of(hash) + way].entry as usize];
+        let list = entry.list.as_ref().filter(|_| entry.generation == self.generation);
+        list.map(|list| list.subscribers.len())
     }
 
     /// Takes a list back.
@@ -296,7 +361,8 @@ impl MatchCache {
         false
     }
 
-    fn recycle(&mut self, list: List) {
+    /// Keeps the buffer of a list, if it is the largest.
+    pub(super) fn recycle(&mut self, list: List) {
         let subscribers = list.subscribers;
         if subscribers.capacity() > self.spare.capacity() && subscribers.capacity() <= KEPT_MAX {
             self.spare = subscribers;

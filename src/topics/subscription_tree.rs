@@ -12,12 +12,15 @@
 //! of the filter without wildcards, then those of filters with wildcards shape by shape, and for each filter the oldest
 //! subscription first.
 //!
+//! A long list can be made in several calls, one of them at a time (see `walk`).
+//!
 //! Deliberately not here: what a subscriber is, how many subscriptions it may have, and the syntax of filters (see
 //! `name`).
 
 mod pool;
 mod shapes;
 mod texts;
+mod walk;
 
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
@@ -26,11 +29,12 @@ use crate::codec::QoS;
 use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_bytes, seeded};
 
-use super::match_cache::{Detail, Details, List, MatchCache, Matches};
+use super::match_cache::{Detail, Details, List, MatchCache, Matches, first_grant, further_grant};
 use super::name::{TopicFilter, TopicName, filter_matches, has_wildcard};
 use pool::{NONE, Pool};
 use shapes::{Shapes, hash_with_wildcards};
 use texts::Texts;
+use walk::{Bounds, Walk};
 
 /// A list of this many subscriptions to one filter is indexed. Shorter ones, which most are, are searched.
 const INDEXED_MIN: u32 = 17;
@@ -61,7 +65,7 @@ impl From<QoS> for Grant {
 
 impl Grant {
     /// Whether nothing is lost if it is merged with others of its kind.
-    const fn is_plain(self) -> bool {
+    pub(super) const fn is_plain(self) -> bool {
         !self.no_local && self.subscription_id.is_none()
     }
 }
@@ -162,6 +166,8 @@ pub struct SubscriptionTree {
     found: Vec<u32>,
     /// The details of its subscribers, while it is resolved.
     details: Vec<Detail>,
+    /// The list that is being made in several calls.
+    walk: Option<Box<Walk>>,
 }
 
 /// What the table of filters takes for a hash: spread over all bits again.
@@ -200,6 +206,7 @@ impl SubscriptionTree {
             cache: MatchCache::new(),
             found: Vec::new(),
             details: Vec::new(),
+            walk: None,
         }
     }
 
@@ -260,7 +267,15 @@ impl SubscriptionTree {
             return None;
         };
         let previous = match self.find_subscription(subscriber.0, filter) {
-            Some(found) => Some(std::mem::replace(&mut self.subscriptions[found].grant, grant)),
+            Some(found) => {
+                let subscription = &mut self.subscriptions[found];
+                if let Some(walk) = &mut self.walk
+                    && subscription.grant != grant
+                {
+                    walk.changes(found, subscription);
+                }
+                Some(std::mem::replace(&mut subscription.grant, grant))
+            }
             None => {
                 self.add_further(subscriber.0, filter, grant);
                 None
@@ -311,6 +326,51 @@ impl SubscriptionTree {
         matches
     }
 
+    /// The same, if no more than `at_most` subscriptions have to be listed for it. Otherwise so many are listed now, what is
+    /// returned is not complete, and [`SubscriptionTree::list_further`] goes on: who is subscribed now will be listed, as it
+    /// is now. While one list is made in this way, all others are made at once.
+    // As above. That it is no option saves one move of the list for each message.
+    #[inline(always)]
+    pub fn matches_within(&mut self, topic: TopicName<'_>, at_most: usize) -> Matches {
+        let text = topic.as_str().as_bytes();
+        let hash = shorten(hash_bytes(&self.seed, text));
+        let (mut matches, is_filled) = self.cache.lend(hash, text);
+        if !is_filled {
+            self.resolve_within(hash, topic, &mut matches, at_most);
+        }
+        matches
+    }
+
+    /// Goes on with a list that [`SubscriptionTree::matches_within`] began, by so many subscriptions. The list, once it has
+    /// all of them.
+    ///
+    /// # Panics
+    ///
+    /// If there is none to go on with.
+    pub fn list_further(&mut self, at_most: usize) -> Option<Matches> {
+        let Self { filters, subscriptions, walk, .. } = self;
+        let is_done = walk.as_mut().expect("a list is being made").go_on(filters, subscriptions, at_most);
+        walk.take_if(|_| is_done).map(|walk| walk.finish())
+    }
+
+    /// Whether there is one to go on with.
+    pub const fn is_listing(&self) -> bool {
+        self.walk.is_some()
+    }
+
+    /// Whether more get a topic than these, or may: of those whose list is not known all subscriptions are counted.
+    pub fn may_exceed(&mut self, topic: TopicName<'_>, subscribers: usize) -> bool {
+        let text = topic.as_str().as_bytes();
+        let hash = shorten(hash_bytes(&self.seed, text));
+        if let Some(len) = self.cache.len_of(hash, text) {
+            return len > subscribers;
+        }
+        self.find_filters(hash, topic);
+        let count = self.found_count();
+        self.found.clear();
+        count > subscribers
+    }
+
     /// Takes back what [`SubscriptionTree::matches`] lent.
     // As above.
     #[inline(always)]
@@ -356,6 +416,45 @@ impl SubscriptionTree {
 
     fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut List) {
         self.find_filters(hash, topic);
+        self.list_found(matched);
+    }
+
+    /// The same, or a walk begins if that takes too long.
+    #[inline(never)]
+    fn resolve_within(&mut self, hash: u32, topic: TopicName<'_>, matches: &mut Matches, at_most: usize) {
+        self.find_filters(hash, topic);
+        if self.walk.is_none() && self.found_count() > at_most {
+            self.begin_walk(matches.take_to_make(), at_most);
+        } else {
+            self.list_found(&mut matches.list);
+        }
+    }
+
+    /// The subscriptions to all filters in `found`.
+    fn found_count(&self) -> usize {
+        self.found.iter().map(|filter| self.filters[*filter].count.get() as usize).sum()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn begin_walk(&mut self, mut matches: Matches, at_first: usize) {
+        let bounds = Bounds {
+            filters: self.filters.places(),
+            subscriptions: self.subscriptions.places(),
+            subscribers: self.rings.len(),
+        };
+        let count = self.found_count();
+        if let Some(too_small) = matches.reserve(count.min(bounds.subscribers)) {
+            self.cache.recycle(too_small);
+        }
+        let found = self.found.drain(..).collect();
+        let mut walk = Box::new(Walk::new(found, count, matches, bounds));
+        walk.go_on(&self.filters, &self.subscriptions, at_first);
+        self.walk = Some(walk);
+    }
+
+    /// Lists who subscribed to the filters in `found`, and empties it.
+    fn list_found(&mut self, matched: &mut List) {
         let mut found = std::mem::take(&mut self.found);
         if let [filter] = *found {
             self.list(filter, &mut matched.subscribers);
@@ -379,40 +478,8 @@ impl SubscriptionTree {
         for _ in 0..count.get() {
             at = self.subscriptions[at].in_filter.next;
             let Subscription { subscriber, grant, .. } = self.subscriptions[at];
-            matched.push(self.first_grant(subscriber, grant));
+            matched.push(first_grant(&mut self.details, subscriber, grant));
         }
-    }
-
-    /// A subscriber with one matching subscription.
-    fn first_grant(&mut self, subscriber: u32, grant: Grant) -> Subscriber {
-        let detail = if grant.is_plain() { NONE } else { self.add_detail(NONE, grant) };
-        let Grant { qos, retain_as_published, .. } = grant;
-        Subscriber { id: SubscriberId(subscriber), qos, retain_as_published, detail }
-    }
-
-    /// Another matching subscription of a subscriber that is listed already.
-    fn further_grant(&mut self, listed: &mut Subscriber, grant: Grant) {
-        if listed.is_detailed() || !grant.is_plain() {
-            if !listed.is_detailed() {
-                let Subscriber { qos, retain_as_published, .. } = *listed;
-                let merged = Grant { qos, retain_as_published, ..Grant::default() };
-                listed.detail = self.add_detail(NONE, merged);
-            }
-            listed.detail = self.add_detail(listed.detail, grant);
-        }
-        listed.qos = listed.qos.max(grant.qos);
-        listed.retain_as_published |= grant.retain_as_published;
-    }
-
-    /// Puts a detail behind the last one of its ring; returns the last one, which it is now.
-    fn add_detail(&mut self, last: u32, grant: Grant) -> u32 {
-        let at = self.details.len() as u32;
-        let next = match self.details.get_mut(last as usize) {
-            Some(last) => std::mem::replace(&mut last.next, at),
-            None => at,
-        };
-        self.details.push(Detail { grant, next });
-        at
     }
 
     /// Adds the subscribers of a filter; those who are listed already may rise in QoS.
@@ -425,10 +492,10 @@ impl SubscriptionTree {
             let stamp = &mut self.stamps[subscriber as usize];
             if stamp.epoch == self.epoch {
                 let position = stamp.position as usize;
-                self.further_grant(&mut matched[position], grant);
+                further_grant(&mut self.details, &mut matched[position], grant);
             } else {
                 *stamp = Stamp { epoch: self.epoch, position: matched.len() as u32 };
-                matched.push(self.first_grant(subscriber, grant));
+                matched.push(first_grant(&mut self.details, subscriber, grant));
             }
         }
     }
@@ -520,6 +587,9 @@ impl SubscriptionTree {
         let subscription =
             Subscription { subscriber, filter, in_filter: unlinked, in_subscriber: unlinked, grant };
         let subscription = self.subscriptions.insert(subscription);
+        if let Some(walk) = &mut self.walk {
+            walk.comes(subscription);
+        }
         let ring = &mut self.rings[subscriber as usize];
         ring.last = link(&mut self.subscriptions, in_subscriber, ring.last, subscription);
         ring.count += 1;
@@ -528,8 +598,13 @@ impl SubscriptionTree {
 
     /// Removes a subscription, and its filter with the last one.
     fn remove(&mut self, subscription: u32) {
+        if let Some(walk) = &mut self.walk {
+            walk.goes(subscription, &self.subscriptions);
+        }
         let Subscription { subscriber, filter: index, .. } = self.subscriptions[subscription];
-        let Self { filters, texts, by_hash, shapes, subscriptions, by_owner, rings, cache, seed, .. } = self;
+        let Self {
+            filters, texts, by_hash, shapes, subscriptions, by_owner, rings, cache, seed, walk, ..
+        } = self;
         let place = filters[index].text;
         let text = texts.text(place);
         let hash = hash_filter(seed, text);
@@ -569,6 +644,9 @@ impl SubscriptionTree {
             .remove(spread(hash), |hashed| hashed.filter == index)
             .expect("every filter is found by its hash");
         filters.remove(index);
+        if let Some(walk) = walk {
+            walk.filter_goes(index);
+        }
         texts.remove(place, |owner, place| filters[owner].text = place);
     }
 
@@ -629,6 +707,9 @@ impl SubscriptionTree {
         self.texts.check_invariants(self.filters.len(), |filter| self.filters[filter].text);
         let texts = self.filters.iter().map(|(_, filter)| self.texts.text(filter.text));
         self.shapes.check_invariants(&self.seed, texts.filter(|text| has_wildcard(text)));
+        if let Some(walk) = &self.walk {
+            walk.check_invariants(&self.filters, &self.subscriptions);
+        }
         self.cache.check_invariants(|topic| shorten(hash_bytes(&self.seed, topic)));
     }
 }

@@ -21,6 +21,12 @@ const RECEIVERS: usize = 10;
 
 const TURNS: usize = 2;
 
+/// Of receivers with many subscriptions.
+const FILTERS: [&str; 4] = ["all/+", "all/#", "+/1", "#"];
+
+/// A turn lists four times as many as it makes copies.
+const LISTING_TURNS: usize = (RECEIVERS * FILTERS.len()).div_ceil(4 * STEPS_PER_TURN) - 1;
+
 fn unsubscribe_bytes(filter: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &[filter]);
@@ -57,6 +63,23 @@ impl Crowd {
             assert_eq!(hear(&mut broker, *id).len(), 1);
         }
         Self { broker, receivers, publisher, other }
+    }
+
+    /// With so many subscriptions each that one turn has no time to list them all: that takes its own and `LISTING_TURNS`.
+    fn overlapping(options: Options) -> Self {
+        let mut crowd = Self::new(options);
+        for id in crowd.receivers.clone() {
+            crowd.subscribe(id, QoS::AtLeastOnce);
+        }
+        crowd
+    }
+
+    /// Subscribes to everything that the receivers are subscribed to then.
+    fn subscribe(&mut self, id: ConnectionId, qos: QoS) {
+        for filter in FILTERS {
+            say(&mut self.broker, id, &subscribe_bytes(PROTOCOL, filter, qos));
+            hear(&mut self.broker, id);
+        }
     }
 
     /// How many of its receivers have a message since they were asked last, which has this payload.
@@ -288,10 +311,8 @@ fn its_copies_are_stored_all_or_none() {
     }
 }
 
-/// What nobody wants any more is not copied any more [MQTT5-3.3.2-5].
-#[test]
-fn it_can_expire_before_its_last_copy() {
-    let mut crowd = Crowd::new(options());
+/// A client has published to all what is of use for a second.
+fn expiring(crowd: &mut Crowd) -> ConnectionId {
     let id = ConnectionId { slot: 100, generation: 1 };
     crowd.broker.handle_open(NOW, id);
     let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("five") };
@@ -308,6 +329,14 @@ fn it_can_expire_before_its_last_copy() {
         payload: b"short",
     });
     say_as(&mut crowd.broker, id, &bytes_of(&packet, Protocol::Mqtt5), Protocol::Mqtt5);
+    id
+}
+
+/// What nobody wants any more is not copied any more [MQTT5-3.3.2-5].
+#[test]
+fn it_can_expire_before_its_last_copy() {
+    let mut crowd = Crowd::new(options());
+    let id = expiring(&mut crowd);
     crowd.broker.handle_timeout(Instant(NOW.0 + 1_000));
     assert!(!crowd.broker.is_fanning_out() && crowd.broker.wants_input(id));
     assert_eq!(crowd.heard(b"short"), STEPS_PER_TURN);
@@ -486,4 +515,125 @@ fn what_waits_costs_nothing_when_its_sender_is_gone() {
     crowd.broker.handle_lost(NOW, late, false);
     assert_eq!(crowd.broker.status().message_bytes, before);
     assert_eq!(crowd.broker.metrics().dropped[DropReason::SessionEnded as usize], 1);
+}
+
+/// Who gets it is settled before it is known: whatever becomes of their subscriptions while they are listed.
+#[test]
+fn its_receivers_are_those_of_the_moment_it_was_taken_also_if_listing_them_takes_turns() {
+    for listing_turns in 0..=LISTING_TURNS {
+        let mut crowd = Crowd::overlapping(options());
+        let (publisher, other) = (crowd.publisher, crowd.other);
+        crowd.publish(publisher, "all/1", b"to all");
+        for _ in 0..listing_turns {
+            crowd.turn();
+        }
+        assert_eq!((crowd.heard(b"to all"), crowd.answers(publisher)), (0, 0));
+        assert!(!crowd.broker.wants_input(publisher) && crowd.broker.is_fanning_out());
+        crowd.publish(other, "$one", b"to none");
+        assert_eq!(crowd.answers(other), 1);
+        // Some are no more subscribed, or at another QoS, or end, the oldest and the newest of them; some come.
+        let [first, second, third, .., seventh, eighth, ninth, last] = crowd.receivers[..] else { panic!() };
+        for id in [first, last] {
+            let mut bytes = Vec::new();
+            encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &FILTERS);
+            say(&mut crowd.broker, id, &bytes);
+            crowd.broker.check_invariants();
+        }
+        for id in [second, ninth] {
+            crowd.subscribe(id, QoS::AtMostOnce);
+            crowd.broker.check_invariants();
+        }
+        for id in [third, eighth] {
+            crowd.broker.handle_lost(NOW, id, false);
+            assert_eq!(crowd.broker.poll_close(), Some(id));
+            crowd.broker.handle_closed(id);
+        }
+        let come: Vec<ConnectionId> = (0..4)
+            .map(|number| connected(&mut crowd.broker, 100 + number, connect311(&format!("c{number}"))))
+            .collect();
+        come.iter().for_each(|id| crowd.subscribe(*id, QoS::AtLeastOnce));
+        turns(&mut crowd.broker);
+        for id in [second, seventh, ninth] {
+            let heard = hear(&mut crowd.broker, id);
+            assert_eq!(heard.len(), 1);
+            assert_eq!(heard[0].publish().qos, QoS::AtLeastOnce, "as it was granted then");
+        }
+        assert_eq!((crowd.heard(b"to all"), crowd.answers(publisher)), (RECEIVERS - 2 - 3, 1));
+        assert!(come.iter().all(|id| hear(&mut crowd.broker, *id).is_empty()));
+        assert_eq!(crowd.broker.status().sessions, RECEIVERS + 4);
+    }
+}
+
+/// A turn lists receivers or makes copies, and the store gets nothing before the last of them.
+#[test]
+fn its_turns_are_counted_where_its_receivers_are_listed() {
+    let mut crowd = Crowd::overlapping(Options { durability: Durability::BeforeReply, ..options() });
+    let publisher = crowd.publisher;
+    for again in [false, true] {
+        crowd.publish(publisher, "all/1", b"to all");
+        // The second time it is known who they are.
+        let turns = if again { TURNS } else { LISTING_TURNS + TURNS + 1 };
+        for _ in 0..turns {
+            assert!(crowd.broker.is_fanning_out() && crowd.broker.poll_journal().is_none());
+            let before = crowd.broker.copies();
+            crowd.turn();
+            assert!(crowd.broker.copies() - before <= STEPS_PER_TURN as u64);
+        }
+        assert!(!crowd.broker.is_fanning_out());
+        assert_eq!((crowd.heard(b"to all"), crowd.answers(publisher)), (RECEIVERS, 1));
+    }
+}
+
+/// Whatever has it brought to its end before its turn.
+#[test]
+fn it_is_finished_also_while_its_receivers_are_listed() {
+    for listing_turns in 0..=LISTING_TURNS {
+        let begun = || {
+            let mut crowd = Crowd::overlapping(options());
+            let connect = Connect { will: will("all/1", b"will"), ..connect311("dying") };
+            let dying = connected(&mut crowd.broker, 100, connect);
+            let publisher = crowd.publisher;
+            crowd.publish(publisher, "all/1", b"live");
+            for _ in 0..listing_turns {
+                crowd.turn();
+            }
+            (crowd, dying)
+        };
+        let heard_both = |crowd: &mut Crowd| {
+            for id in crowd.receivers.clone() {
+                let heard = hear(&mut crowd.broker, id);
+                let payloads: Vec<&[u8]> = heard.iter().map(|heard| heard.publish().payload).collect();
+                assert_eq!(payloads, [b"live".as_slice(), b"will"]);
+            }
+        };
+        let (mut crowd, dying) = begun();
+        crowd.broker.handle_lost(NOW, dying, true);
+        crowd.broker.check_invariants();
+        turns(&mut crowd.broker);
+        heard_both(&mut crowd);
+        let (mut crowd, _) = begun();
+        crowd.broker.handle_shutdown(NOW);
+        heard_both(&mut crowd);
+        let (mut crowd, _) = begun();
+        let publisher = crowd.publisher;
+        crowd.broker.handle_lost(NOW, publisher, false);
+        crowd.broker.check_invariants();
+        turns(&mut crowd.broker);
+        assert_eq!(crowd.heard(b"live"), RECEIVERS, "it had been taken");
+    }
+}
+
+/// All who would have got it are counted [MQTT5-3.3.2-5].
+#[test]
+fn it_can_expire_while_its_receivers_are_listed() {
+    let mut crowd = Crowd::overlapping(options());
+    let id = expiring(&mut crowd);
+    while crowd.broker.is_fanning_out() {
+        crowd.broker.handle_timeout(Instant(NOW.0 + 1_000));
+        crowd.broker.check_invariants();
+    }
+    assert!(crowd.broker.wants_input(id));
+    assert_eq!(crowd.heard(b"short"), 0);
+    let expired = crowd.broker.metrics().dropped[DropReason::Expired as usize];
+    assert_eq!(expired as usize, RECEIVERS);
 }

@@ -462,6 +462,7 @@ impl World {
             self.publish_in_hand = bytes_of(packet, self.connections[&id].protocol);
         }
         let is_amid = self.broker.is_fanning_out();
+        let is_listing = self.broker.is_listing_receivers();
         self.packet_in_hand = true;
         self.broker.handle_packet(self.now, id, *packet);
         self.model.heard_from(id);
@@ -480,6 +481,8 @@ impl World {
             return; // Refused, or closed by this very packet: it has no effect.
         }
         self.model.coverage.see_if("a packet amid a message to many", is_amid);
+        let is_change = is_listing && is_request;
+        self.model.coverage.see_if("a subscription changes while receivers are listed", is_change);
         match packet {
             // The core will say when it takes it.
             Packet::Publish(_) if self.put_off.contains_key(&id) => {}

@@ -36,6 +36,11 @@ impl<T> Pool<T> {
         self.len
     }
 
+    /// All numbers given so far are below this one.
+    pub(super) const fn places(&self) -> usize {
+        self.places.len()
+    }
+
     pub(super) fn insert(&mut self, value: T) -> u32 {
         self.len += 1;
         match self.places.get_mut(self.free as usize) {

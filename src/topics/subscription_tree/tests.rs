@@ -118,14 +118,19 @@ fn grants(matches: &Matches, subscriber: Subscriber) -> Vec<Grant> {
 
 fn matched(tree: &mut SubscriptionTree, topic: &str) -> BTreeMap<u32, Found> {
     let matches = tree.matches(name(topic));
+    let all = found_in(&matches);
+    tree.put_back(matches);
+    all
+}
+
+fn found_in(matches: &Matches) -> BTreeMap<u32, Found> {
     let mut all = BTreeMap::new();
     for subscriber in matches.iter() {
-        let found = Found::of(grants(&matches, subscriber));
+        let found = Found::of(grants(matches, subscriber));
         assert_eq!(found.qos, subscriber.qos);
         assert_eq!(found.retain_as_published, subscriber.retain_as_published);
         assert!(all.insert(subscriber.id.0, found).is_none(), "each subscriber once");
     }
-    tree.put_back(matches);
     all
 }
 
@@ -648,4 +653,146 @@ fn stamps_survive_the_end_of_their_numbers() {
         assert_eq!(matched(&mut tree, "a/b").len(), 2);
     }
     assert_eq!(tree.epoch, 4);
+}
+
+/// The list of a topic, if it has no more subscriptions than these; otherwise it is begun.
+fn begin_list(tree: &mut SubscriptionTree, topic: &str, at_most: usize) -> Option<Matches> {
+    let matches = tree.matches_within(name(topic), at_most);
+    assert!(matches.is_complete() || matches.is_empty());
+    matches.is_complete().then_some(matches)
+}
+
+/// A random change of both.
+fn change(random: &mut Random, tree: &mut SubscriptionTree, model: &mut Model, filters: &[String]) {
+    let subscriber = random.below(30) as u32;
+    let id = SubscriberId(subscriber);
+    let text = random.pick(filters);
+    match random.below(20) {
+        0..=11 => {
+            let grant = random.grant();
+            let previous = tree.subscribe(id, filter(text), grant);
+            assert_eq!(previous, model.subscribe(subscriber, text, grant));
+        }
+        12..=16 => assert_eq!(tree.unsubscribe(id, text), model.unsubscribe(subscriber, text)),
+        17..=18 => {
+            let at_most = random.below(4);
+            assert_eq!(tree.remove_some(id, at_most), model.remove_some(subscriber, at_most));
+        }
+        _ => {
+            tree.remove_subscriber(id);
+            model.remove_some(subscriber, usize::MAX);
+        }
+    }
+}
+
+#[test]
+fn a_list_made_in_several_calls_is_that_of_the_moment_it_was_begun() {
+    let topics = texts(&["a", "b"], 2);
+    let filters = filters(&["a", "b", "+", "#"], 2);
+    let (mut walks, mut merged) = (0, 0);
+    for seed in 1..=40 {
+        let mut random = Random(seed);
+        let mut tree = SubscriptionTree::new(seed);
+        let mut model = Model::default();
+        // Few filters, each with many subscriptions, or many that come and go.
+        let filters: Vec<String> =
+            (0..2 + random.below(8)).map(|_| random.pick(&filters).to_owned()).collect();
+        for _ in 0..100 {
+            for _ in 0..random.below(30) {
+                change(&mut random, &mut tree, &mut model, &filters);
+            }
+            let topic = random.pick(&topics);
+            let begun = model.matched(topic);
+            let at_most = random.below(10);
+            let exceeds = tree.may_exceed(name(topic), at_most);
+            assert!(exceeds || begun.len() <= at_most);
+            let mut list = begin_list(&mut tree, topic, at_most);
+            while list.is_none() {
+                assert!(tree.is_listing() && exceeds);
+                for _ in 0..random.below(4) {
+                    change(&mut random, &mut tree, &mut model, &filters);
+                    tree.check_invariants();
+                }
+                // Others, or the same, at once.
+                let other = random.pick(&topics);
+                let matches = begin_list(&mut tree, other, 0).expect("there is one walk at a time");
+                assert_eq!(found_in(&matches), model.matched(other), "seed {seed}: {other}");
+                tree.put_back(matches);
+                list = tree.list_further(random.below(4));
+                if list.is_some() {
+                    walks += 1;
+                    merged += usize::from(begun.values().any(|found| found.others.len() > 1));
+                }
+            }
+            assert!(!tree.is_listing());
+            let list = list.expect("it is whole");
+            assert_eq!(found_in(&list), begun, "seed {seed}: {topic}");
+            tree.put_back(list);
+            assert_eq!(matched(&mut tree, topic), model.matched(topic), "seed {seed}: {topic}");
+            model.check(&tree);
+        }
+    }
+    assert!(walks > 1_000 && merged > 100, "{walks} walks, {merged} with details");
+}
+
+/// Where nothing changes, or only what does not match, nobody can tell how the list was made.
+#[test]
+fn the_order_of_a_list_does_not_depend_on_how_it_was_made() {
+    let mut random = Random(7);
+    let mut tree = SubscriptionTree::new(1);
+    for text in filters(&["a", "b", "+", "#"], 3) {
+        for _ in 0..3 {
+            tree.subscribe(SubscriberId(random.below(50) as u32), filter(&text), random.grant());
+        }
+    }
+    let listed = |matches: &Matches| -> Vec<(u32, Vec<Grant>)> {
+        matches.iter().map(|subscriber| (subscriber.id.0, grants(matches, subscriber))).collect()
+    };
+    let matches = tree.matches(name("a/b/a"));
+    let at_once = listed(&matches);
+    drop(matches);
+    for slice in 1..10 {
+        let mut calls = 1;
+        let mut list = begin_list(&mut tree, "a/b/a", slice);
+        while list.is_none() {
+            let other = ["b", "b/+", "a/b", "new"][calls % 4];
+            tree.unsubscribe(SubscriberId(0), other);
+            tree.subscribe(SubscriberId(0), filter(other), named(1));
+            list = tree.list_further(slice);
+            calls += 1;
+        }
+        let list = list.expect("it is whole");
+        assert!(calls > 40 / slice, "{calls} calls of {slice}");
+        assert_eq!(listed(&list), at_once);
+        // It was changed with wildcards meanwhile, and is not kept.
+        tree.put_back(list);
+    }
+}
+
+/// What was there at the beginning is listed as it was, however much of it is there at the end.
+#[test]
+fn a_walk_outlives_its_filters() {
+    for at_first in [0, 1, 50, 100, 150, 299] {
+        let mut tree = SubscriptionTree::new(1);
+        for subscriber in 0..100 {
+            for text in ["a/b", "a/+", "#"] {
+                tree.subscribe(SubscriberId(subscriber), filter(text), QoS::AtLeastOnce);
+            }
+        }
+        assert!(begin_list(&mut tree, "a/b", at_first).is_none());
+        (0..100).for_each(|subscriber| tree.remove_subscriber(SubscriberId(subscriber)));
+        tree.check_invariants();
+        // The numbers of filters and subscriptions are given again, and others for the first time.
+        for subscriber in 0..110 {
+            for text in ["c", "#", "a/+", "a/b", "+/b"] {
+                tree.subscribe(SubscriberId(subscriber), filter(text), QoS::ExactlyOnce);
+            }
+        }
+        tree.check_invariants();
+        let list = tree.list_further(usize::MAX).expect("it is whole");
+        assert_eq!(list.len(), 100);
+        assert!(list.iter().all(|subscriber| subscriber.qos == QoS::AtLeastOnce));
+        tree.put_back(list);
+        assert_eq!(matched(&mut tree, "a/b").len(), 110);
+    }
 }

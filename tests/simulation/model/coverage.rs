@@ -50,6 +50,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "will: published after it had waited",
     "a packet amid a message to many",
     "PUBLISH put off",
+    "a subscription changes while receivers are listed",
     "crash amid a message to many",
     "take-over",
     "session begun",

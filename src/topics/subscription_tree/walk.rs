@@ -1,0 +1,216 @@
+//! The list of a topic's subscribers, made in several calls.
+//!
+//! It becomes what it would have been when the walk began. A subscription that is made meanwhile is not listed. One that ends,
+//! or whose grant changes, before the walk has come to it is listed right before that, as it was. So the order is that of
+//! the filters, and for each filter the oldest subscription first, but for those who were listed early.
+//!
+//! No call of it takes long, however long the list is: its memory is asked for at once, and what is not touched yet costs
+//! nothing; nothing is ever moved.
+//!
+//! Invariants: every subscription to one of the filters that is not `done` was there when the walk began, and is in the
+//! ring of its filter between `next` and `last`, or the walk has yet to come to that filter; a filter that has ended is
+//! not `standing`, whoever has its number now.
+//!
+//! Deliberately not here: which filters match, and the lists of a few (see `subscription_tree`).
+
+use crate::topics::match_cache::{Detail, Details, Matches, first_grant, further_grant};
+
+use super::pool::Pool;
+use super::{Filter, Subscription};
+
+/// A set of small numbers.
+#[derive(Debug)]
+struct Bits(Box<[u64]>);
+
+impl Bits {
+    /// Of the numbers below `bound`, it has none yet.
+    fn new(bound: usize) -> Self {
+        Self(vec![0; bound.div_ceil(64)].into())
+    }
+
+    /// `None` for a number out of its bounds.
+    fn get(&self, number: u32) -> Option<bool> {
+        self.0.get(number as usize / 64).map(|word| word >> (number % 64) & 1 == 1)
+    }
+
+    /// A number out of its bounds stays out of it.
+    fn set(&mut self, number: u32, is_in: bool) {
+        if let Some(word) = self.0.get_mut(number as usize / 64) {
+            let bit = 1 << (number % 64);
+            *word = if is_in { *word | bit } else { *word & !bit };
+        }
+    }
+}
+
+/// Part of the ring of a filter, both ends included.
+#[derive(Clone, Copy, Debug)]
+struct Span {
+    next: u32,
+    last: u32,
+}
+
+/// What all numbers in a tree are below.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    pub(super) filters: usize,
+    pub(super) subscriptions: usize,
+    pub(super) subscribers: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Walk {
+    /// Those that matched, and how many of them the walk has come to.
+    filters: Vec<u32>,
+    reached: usize,
+    /// What is still to be looked at of the filter that it has come to last.
+    span: Option<Span>,
+    /// The filters that matched and have not ended since.
+    standing: Bits,
+    /// The subscriptions that are listed, or were made after the walk began. What is out of bounds was made then too.
+    done: Bits,
+    /// The list so far.
+    matches: Matches,
+    details: Vec<Detail>,
+    /// How many subscriptions are listed when it is done.
+    count: usize,
+    /// By subscriber: 0, or behind which place it is listed. Empty if nobody can be listed twice.
+    places: Vec<u32>,
+}
+
+impl Walk {
+    /// `count` subscriptions to these filters are to be listed, and `matches` has room for their subscribers.
+    pub(super) fn new(filters: Vec<u32>, count: usize, matches: Matches, bounds: Bounds) -> Self {
+        let mut standing = Bits::new(bounds.filters);
+        filters.iter().for_each(|filter| standing.set(*filter, true));
+        let places = if filters.len() > 1 { vec![0; bounds.subscribers] } else { Vec::new() };
+        Self {
+            filters,
+            reached: 0,
+            span: None,
+            standing,
+            done: Bits::new(bounds.subscriptions),
+            matches,
+            details: Vec::new(),
+            count,
+            places,
+        }
+    }
+
+    /// Looks at so many more subscriptions. True if none is left.
+    pub(super) fn go_on(
+        &mut self,
+        filters: &Pool<Filter>,
+        subscriptions: &Pool<Subscription>,
+        at_most: usize,
+    ) -> bool {
+        let mut left = at_most;
+        loop {
+            let Some(Span { next, last }) = self.span else {
+                let Some(filter) = self.filters.get(self.reached).copied() else { return true };
+                self.reached += 1;
+                if self.is_standing(filter) {
+                    let last = filters[filter].last;
+                    self.span = Some(Span { next: subscriptions[last].in_filter.next, last });
+                }
+                continue;
+            };
+            if left == 0 {
+                return false;
+            }
+            left -= 1;
+            let subscription = &subscriptions[next];
+            if self.done.get(next) == Some(false) {
+                self.list(next, subscription);
+            }
+            self.span = (next != last).then_some(Span { next: subscription.in_filter.next, last });
+        }
+    }
+
+    /// The list, of which nothing is left to be made.
+    pub(super) fn finish(self) -> Matches {
+        let Self { mut matches, details, .. } = self;
+        if !details.is_empty() {
+            matches.list.details = Some(Box::new(Details(details.into())));
+        }
+        matches
+    }
+
+    /// A subscription was made.
+    pub(super) fn comes(&mut self, index: u32) {
+        self.done.set(index, true);
+    }
+
+    /// A subscription is about to grant something else.
+    pub(super) fn changes(&mut self, index: u32, subscription: &Subscription) {
+        if self.is_standing(subscription.filter) && self.done.get(index) == Some(false) {
+            self.list(index, subscription);
+        }
+    }
+
+    /// A subscription is about to be removed.
+    pub(super) fn goes(&mut self, index: u32, subscriptions: &Pool<Subscription>) {
+        let subscription = &subscriptions[index];
+        self.changes(index, subscription);
+        let Some(Span { next, last }) = self.span else { return };
+        self.span = match index {
+            _ if next == last && index == next => None,
+            _ if index == next => Some(Span { next: subscription.in_filter.next, last }),
+            _ if index == last => Some(Span { next, last: subscription.in_filter.previous }),
+            _ => return,
+        };
+    }
+
+    /// A filter was removed, and all of its subscriptions before.
+    pub(super) fn filter_goes(&mut self, filter: u32) {
+        self.standing.set(filter, false);
+    }
+
+    fn is_standing(&self, filter: u32) -> bool {
+        self.standing.get(filter) == Some(true)
+    }
+
+    fn list(&mut self, index: u32, subscription: &Subscription) {
+        let &Subscription { subscriber, grant, .. } = subscription;
+        let Self { done, matches, details, count, places, .. } = self;
+        done.set(index, true);
+        if details.capacity() == 0 && !grant.is_plain() {
+            // One for each of them, and another one for each subscriber with several.
+            details.reserve_exact(*count + *count / 2);
+        }
+        let listed = &mut matches.list.subscribers;
+        if let Some(place) = places.get_mut(subscriber as usize) {
+            if let Some(at) = place.checked_sub(1) {
+                return further_grant(details, &mut listed[at as usize], grant);
+            }
+            *place = listed.len() as u32 + 1;
+        }
+        listed.push(first_grant(details, subscriber, grant));
+    }
+
+    /// Asserts that the list is consistent, and that what is left to be listed will be found.
+    pub(super) fn check_invariants(&self, filters: &Pool<Filter>, subscriptions: &Pool<Subscription>) {
+        let subscribers = &self.matches.list.subscribers;
+        assert!(subscribers.len() <= self.count && self.details.len() <= self.count + self.count / 2);
+        let listed = |(subscriber, place): (usize, &u32)| {
+            *place == 0 || subscribers[*place as usize - 1].id.0 as usize == subscriber
+        };
+        assert!(self.places.iter().enumerate().all(listed), "who is listed is found there");
+        if !self.places.is_empty() {
+            assert_eq!(self.places.iter().filter(|place| **place > 0).count(), subscribers.len());
+        }
+        for (at, filter) in self.filters.iter().enumerate().filter(|(_, filter)| self.is_standing(**filter)) {
+            let Filter { last, count, .. } = filters[*filter];
+            let span = self.span.filter(|_| at + 1 == self.reached);
+            let is_all_ahead = at >= self.reached;
+            let mut is_ahead = is_all_ahead;
+            let mut at = last;
+            for _ in 0..count.get() {
+                at = subscriptions[at].in_filter.next;
+                is_ahead |= span.is_some_and(|span| span.next == at);
+                assert!(is_ahead || self.done.get(at) != Some(false), "nobody is left behind");
+                is_ahead &= span.is_none_or(|span| span.last != at);
+            }
+            assert_eq!(is_ahead, is_all_ahead, "a span ends in its ring, behind its beginning");
+        }
+    }
+}
