@@ -96,7 +96,7 @@ pub struct Restored {
     pub orphans: u64,
 }
 
-/// What was left of a session or group that had ended.
+/// What was left of a session or group that had ended: its own record goes first, and the others little by little.
 #[derive(Debug)]
 enum Orphan {
     Record(Kind, Lsn),
@@ -275,6 +275,18 @@ impl Restore<'_> {
     }
 
     fn delivery(&mut self, lsn: Lsn, record: &DeliveryRecord<'_>) -> Result<(), RestoreError> {
+        let record = match (record.owner, record.origin) {
+            // It was about to go back to its group when the process ended: others may get it.
+            (Owner::Session(name), Some(origin)) if !self.sessions.contains_key(&name) => &DeliveryRecord {
+                owner: Owner::Group(origin.group),
+                qos: origin.qos,
+                retain: origin.retain,
+                subscription_ids: &[],
+                origin: None,
+                ..*record
+            },
+            _ => record,
+        };
         let DeliveryRecord { owner, message, qos, retain, packet_id, subscription_ids, origin } = *record;
         let is_orphan = match owner {
             // Its last member that is stored has left, and nobody else has outlived the process.

@@ -726,6 +726,35 @@ fn what_an_ended_member_did_not_acknowledge_goes_to_others_little_by_little_and_
     assert_eq!(broker.metrics().dropped[DropReason::SessionEnded as usize], 0);
 }
 
+/// Of a session that is stored: its record goes before its messages have gone back.
+#[test]
+fn what_an_ended_member_did_not_acknowledge_is_safe_while_it_goes_back() {
+    let (mut broker, mut disk, [many, _, other]) = group_with_unacknowledged(member());
+    // Nobody is there who could get it, so that it stays with its session first.
+    broker.handle_lost(NOW, other, false);
+    broker.handle_lost(NOW, many, false);
+    turns(&mut broker);
+    open(&mut broker, &mut disk, 4, connect311("many"));
+    for turns_before in 0..4 {
+        let (mut restarted, restored) = disk.restart();
+        assert_eq!((restored.sessions, restored.deliveries), (1, FILTERS as u64), "after {turns_before}");
+        let mut disk_again = Disk { records: disk.records.clone(), last: disk.last };
+        let other = Connect { client_id: "other", ..member() };
+        let other = open(&mut restarted, &mut disk_again, 5, other);
+        let mut heard = heard_payloads(&mut restarted, &mut disk_again, other);
+        turns(&mut restarted);
+        assert_eq!(heard.len(), FILTERS);
+        heard.sort_by_key(|number| number.parse::<usize>().ok());
+        assert_eq!(heard, numbers(0..FILTERS));
+        disk_again.store(&mut restarted);
+        assert_eq!(disk_again.records.len(), 2, "a session and its membership");
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        disk.store(&mut broker);
+    }
+    assert_eq!(broker.metrics().queued_messages, 4 * (STEPS_PER_TURN / 4) as u64);
+}
+
 #[test]
 fn a_member_that_comes_back_keeps_what_was_not_given_to_others_yet() {
     let (mut broker, mut disk, [many, _, other]) = group_with_unacknowledged(member());
