@@ -31,6 +31,11 @@ const LARGER_BLOCK_BYTES: usize = 2_048;
 /// A message that goes back to its group, and perhaps at once to another member, takes as long as so many other steps.
 pub(super) const RETURN_STEPS: usize = 4;
 
+/// Has the allocator merge what one slice has freed.
+pub(super) fn merge_freed() {
+    drop(black_box(Vec::<u8>::with_capacity(LARGER_BLOCK_BYTES)));
+}
+
 /// What one session or group has left.
 #[derive(Debug, Default)]
 pub(super) struct Remains {
@@ -110,7 +115,7 @@ impl Broker {
         while let Some(mut remains) = self.remains.pop_front() {
             if !self.take_away(&mut remains, &mut steps) {
                 self.remains.push_front(remains);
-                drop(black_box(Vec::<u8>::with_capacity(LARGER_BLOCK_BYTES)));
+                merge_freed();
                 return;
             }
         }

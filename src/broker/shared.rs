@@ -47,7 +47,7 @@ use super::Broker;
 use super::deliver::{QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
-use super::remains::{RETURN_STEPS, Remains};
+use super::remains::{RETURN_STEPS, Remains, merge_freed};
 use super::session::{Session, SessionId, Sessions};
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
@@ -293,6 +293,10 @@ impl SharedSubscriptions {
     /// Whether a group has a member whose session has not ended. Those who have are passed once.
     fn is_alive(&mut self, id: GroupId, sessions: &Sessions) -> bool {
         let Some(group) = self.group_mut(id) else { return false };
+        // It is connected, if anybody is.
+        if group.members.first().is_some_and(|member| sessions.find(member.session).is_some()) {
+            return true;
+        }
         while let Some(last) = group.alive.checked_sub(1) {
             if sessions.find(group.members[last].session).is_some() {
                 return true;
@@ -677,21 +681,32 @@ impl Broker {
     #[inline(never)]
     pub(super) fn continue_group_work(&mut self) {
         let mut steps = self.options.steps_per_turn;
+        if !self.has_done_group_work(&mut steps) {
+            merge_freed();
+        }
+    }
+
+    /// False if there are no steps left.
+    fn has_done_group_work(&mut self, steps: &mut usize) -> bool {
         while let Some(mut giving) = self.shared.returns.pop_front() {
-            if !self.go_on_returning(&mut giving, &mut steps) {
-                return self.shared.returns.push_front(giving);
+            if !self.go_on_returning(&mut giving, steps) {
+                self.shared.returns.push_front(giving);
+                return false;
             }
         }
         while let Some(mut movement) = self.shared.moves.pop_front() {
-            if !self.go_on_moving(&mut movement, &mut steps) {
-                return self.shared.moves.push_front(movement);
+            if !self.go_on_moving(&mut movement, steps) {
+                self.shared.moves.push_front(movement);
+                return false;
             }
         }
         while let Some(id) = self.shared.unsettled.pop_front() {
-            if !self.go_on_settling(id, &mut steps) {
-                return self.shared.unsettled.push_front(id);
+            if !self.go_on_settling(id, steps) {
+                self.shared.unsettled.push_front(id);
+                return false;
             }
         }
+        true
     }
 
     /// True if all are where they belong; otherwise there are no steps left.
