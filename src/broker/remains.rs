@@ -100,6 +100,9 @@ impl Broker {
 
     /// The same for what a session was sent and did not acknowledge: others wait for it, so it goes before what was left earlier.
     pub(super) fn leave_sent_behind(&mut self, sent: ThinList<Sent>) {
+        if sent.is_empty() {
+            return;
+        }
         let mut remains = Remains { sent, ..Remains::default() };
         if self.is_little(remains.sent.len()) {
             let mut steps = usize::MAX;
