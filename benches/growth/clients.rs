@@ -12,7 +12,10 @@ pub(crate) const PUBLISHER: u32 = 0;
 
 /// A core with a publisher.
 pub(crate) fn core_with_publisher() -> Core {
-    let mut core = Core::new(false);
+    with_publisher(Core::new(false))
+}
+
+pub(crate) fn with_publisher(mut core: Core) -> Core {
     core.open(PUBLISHER, &connect_bytes("publisher", false));
     core
 }
@@ -30,22 +33,26 @@ pub(crate) fn ping_bytes() -> Vec<u8> {
 }
 
 pub(crate) fn publish_bytes(topic: &str, qos: QoS, retain: bool) -> Vec<u8> {
-    message_bytes(topic, qos, retain, &[b'x'; PAYLOAD_BYTES])
+    // The identifier may be the same every time: all of them are answered at once.
+    publish_bytes_as(PacketId::FIRST, topic, qos, retain)
+}
+
+pub(crate) fn publish_bytes_as(packet_id: PacketId, topic: &str, qos: QoS, retain: bool) -> Vec<u8> {
+    message_bytes(packet_id, topic, qos, retain, &[b'x'; PAYLOAD_BYTES])
 }
 
 /// What removes the retained message of a topic.
 pub(crate) fn clear_bytes(topic: &str) -> Vec<u8> {
-    message_bytes(topic, QoS::AtMostOnce, true, &[])
+    message_bytes(PacketId::FIRST, topic, QoS::AtMostOnce, true, &[])
 }
 
-fn message_bytes(topic: &str, qos: QoS, retain: bool, payload: &[u8]) -> Vec<u8> {
+fn message_bytes(packet_id: PacketId, topic: &str, qos: QoS, retain: bool, payload: &[u8]) -> Vec<u8> {
     let publish = Publish {
         dup: false,
         qos,
         retain,
         topic,
-        // It may be the same every time: all of them are answered at once.
-        packet_id: (qos > QoS::AtMostOnce).then_some(PacketId::FIRST),
+        packet_id: (qos > QoS::AtMostOnce).then_some(packet_id),
         properties: Properties::NONE,
         payload,
     };

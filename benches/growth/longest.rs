@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use broker::broker::ConnectionId;
 use broker::clock::Duration;
-use broker::codec::QoS;
+use broker::codec::{PacketId, QoS, ReasonCode, encode};
 use broker::metrics::DropReason;
 
 use crate::chart::{size_text, time_text};
 use crate::clients::{
     PROTOCOL, PUBLISHER, connect_bytes, core_with_publisher, disconnect_bytes, ping_bytes, publish_bytes,
-    subscribe_bytes, topic, unsubscribe_bytes,
+    publish_bytes_as, subscribe_bytes, topic, unsubscribe_bytes, with_publisher,
 };
 use crate::core::{Core, connect};
 use crate::queue::{message_bytes, with_absent_subscriber};
@@ -36,7 +36,19 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 7] = [fan_out, absent, queues, filters, memberships, retained, sessions];
+const SCENARIOS: [Scenario; 11] = [
+    fan_out,
+    absent,
+    queues,
+    filters,
+    memberships,
+    retained,
+    sessions,
+    identifiers,
+    returns,
+    endings,
+    group_queues,
+];
 
 /// Messages that wait, or are retained, filters in all, and subscribers who are away.
 const MANY: u64 = 1_000_000;
@@ -47,6 +59,13 @@ const SESSIONS: u64 = 100_000;
 
 /// Clients who get the same message.
 const RECEIVERS: u32 = 100_000;
+
+/// Members of the same groups that end at once, each with so many groups that they are not left at once.
+const MEMBERS: u64 = 20_000;
+const GROUPS: u64 = 64;
+
+/// Messages to a group while its members that have ended are still being removed.
+const MESSAGES: u64 = 100;
 
 const FILTERS_PER_PACKET: usize = 1_000;
 
@@ -315,4 +334,123 @@ fn sessions() -> Vec<Calls> {
     expired.settle(&mut core);
     assert_eq!(core.broker.status().sessions, 1);
     vec![made, waiting, expired]
+}
+
+/// All packet identifiers there are.
+fn packet_ids() -> impl Iterator<Item = PacketId> {
+    (1..=u16::MAX).filter_map(PacketId::new)
+}
+
+/// A core with a store, whose clients may have as many messages under way as there are identifiers.
+fn stored_core() -> Core {
+    with_publisher(Core::with_in_flight_max(true, u16::MAX))
+}
+
+fn lose(core: &mut Core, calls: &mut Calls, slot: u32) {
+    calls.call(|| core.broker.handle_lost(core.now, ConnectionId { slot, generation: 1 }, true));
+    calls.settle(core);
+}
+
+fn identifiers() -> Vec<Calls> {
+    let mut core = stored_core();
+    core.open(CLIENT, &connect_bytes("client", true));
+    core.exchange(CLIENT, &subscribe_bytes(&[topic(0)], QoS::ExactlyOnce));
+    core.is_mute = true;
+    let (publish, mut pubrec) = (publish_bytes(&topic(0), QoS::ExactlyOnce, false), Vec::new());
+    for id in packet_ids() {
+        core.exchange(CLIENT, &publish_bytes_as(id, &topic(1), QoS::ExactlyOnce, false));
+        core.exchange(PUBLISHER, &publish);
+        let mut pubrel = Vec::new();
+        encode::pubrel(&mut pubrel, PacketId::FIRST, ReasonCode::Success);
+        core.exchange(PUBLISHER, &pubrel);
+        pubrec.clear();
+        encode::pubrec(&mut pubrec, id, ReasonCode::Success);
+        core.exchange(CLIENT, &pubrec);
+    }
+    assert_eq!(core.broker.metrics().in_flight_messages, u64::from(u16::MAX));
+    core.exchange(CLIENT, &disconnect_bytes());
+    core.is_mute = false;
+    let all = size_text(u16::MAX.into());
+    let mut ended =
+        Calls::new(format!("a stored session with {all} received and {all} released messages ends"));
+    core.broker.handle_open(core.now, CONNECTION);
+    ended.packet(&mut core, CLIENT, &connect_bytes("client", false));
+    vec![ended]
+}
+
+/// A member of a group that has as many messages under way as it can, and another member.
+fn member_with_unacknowledged(is_kept: bool) -> Core {
+    let mut core = stored_core();
+    let shared = subscribe_bytes(&[format!("$share/group/{}", topic(0))], QoS::AtLeastOnce);
+    core.open(CLIENT, &connect_bytes("client", is_kept));
+    core.exchange(CLIENT, &shared);
+    core.is_mute = true;
+    let publish = publish_bytes(&topic(0), QoS::AtLeastOnce, false);
+    packet_ids().for_each(|_| core.exchange(PUBLISHER, &publish));
+    assert_eq!(core.broker.metrics().in_flight_messages, u64::from(u16::MAX));
+    core.is_mute = false;
+    core.open(CLIENT + 1, &connect_bytes("other", is_kept));
+    core.exchange(CLIENT + 1, &shared);
+    core.deliveries = 0;
+    core
+}
+
+fn returns() -> Vec<Calls> {
+    let all = size_text(u16::MAX.into());
+    let mut parts = Vec::new();
+    for (is_kept, what) in [(false, "ends"), (true, "is lost, and kept")] {
+        let mut core = member_with_unacknowledged(is_kept);
+        let mut calls = Calls::new(format!("a session with {all} unacknowledged messages of a group {what}"));
+        lose(&mut core, &mut calls, CLIENT);
+        assert_eq!(core.deliveries, u64::from(u16::MAX), "somebody else gets them");
+        parts.push(calls);
+    }
+    parts
+}
+
+fn endings() -> Vec<Calls> {
+    let mut core = core_with_publisher();
+    let filters: Vec<String> = (0..GROUPS).map(|number| format!("$share/group/{}", topic(number))).collect();
+    let subscribe = subscribe_bytes(&filters, QoS::AtMostOnce);
+    for number in 0..MEMBERS {
+        core.open(CLIENT, &connect_bytes(&client_id(number), true));
+        core.exchange(CLIENT, &subscribe);
+        core.exchange(CLIENT, &disconnect_bytes());
+    }
+    core.open(CLIENT, &connect_bytes("client", false));
+    core.exchange(CLIENT, &subscribe_bytes(&filters[..1], QoS::AtMostOnce));
+    core.now = core.now + core.broker.options().session_expiry.expect("that is the default");
+    let all = size_text(MEMBERS);
+    let mut ending = Calls::new(format!("{all} members of {GROUPS} groups expire at the same instant"));
+    while core.broker.status().sessions > 2 {
+        ending.call(|| core.broker.handle_timeout(core.now));
+    }
+    core.deliveries = 0;
+    let mut sent = Calls::new(format!("a message to a group of which {all} members have just ended"));
+    let publish = publish_bytes(&topic(0), QoS::AtMostOnce, false);
+    (0..MESSAGES).for_each(|_| sent.call(|| core.input(PUBLISHER, &publish)));
+    let mut joined = Calls::new(format!("SUBSCRIBE to a group all of whose {all} members have just ended"));
+    joined.call(|| core.input(CLIENT, &subscribe_bytes(&filters[1..2], QoS::AtMostOnce)));
+    ending.settle(&mut core);
+    assert_eq!((core.deliveries, core.broker.status().subscriptions), (MESSAGES, 2));
+    vec![ending, sent, joined]
+}
+
+fn group_queues() -> Vec<Calls> {
+    let mut core = with_publisher(Core::new(true));
+    core.is_mute = true;
+    let filters = [format!("$share/group/{}", topic(0))];
+    let subscribe = subscribe_bytes(&filters, QoS::AtLeastOnce);
+    core.open(CLIENT, &connect_bytes("client", false));
+    core.exchange(CLIENT, &subscribe);
+    let publish = publish_bytes(&topic(0), QoS::AtLeastOnce, false);
+    (0..MANY).for_each(|_| core.exchange(PUBLISHER, &publish));
+    let all = size_text(MANY);
+    let mut joined =
+        Calls::new(format!("the first stored member joins a group in which {all} messages wait"));
+    core.open(CLIENT + 1, &connect_bytes("stored", true));
+    joined.packet(&mut core, CLIENT + 1, &subscribe);
+    let mut left = Calls::new("the last stored member leaves it");
+    left.packet(&mut core, CLIENT + 1, &unsubscribe_bytes(&filters));
+    vec![joined, left]
 }

@@ -62,11 +62,18 @@ pub(crate) struct Core {
     answers: Vec<u8>,
     /// Messages that came out.
     pub(crate) deliveries: u64,
+    /// Whether nobody answers.
+    pub(crate) is_mute: bool,
 }
 
 impl Core {
     /// A core without clients.
     pub(crate) fn new(has_store: bool) -> Self {
+        Self::with_in_flight_max(has_store, Options::default().in_flight_max)
+    }
+
+    /// The same where so many messages may be under way to a client.
+    pub(crate) fn with_in_flight_max(has_store: bool, in_flight_max: u16) -> Self {
         let durability = if has_store { Durability::BeforeReply } else { Durability::None };
         let options = Options {
             seed: 1,
@@ -80,11 +87,12 @@ impl Core {
             sessions_max: u32::MAX,
             sys_interval: None,
             durability,
+            in_flight_max,
             ..Options::default()
         };
         let now = Instant(1_000);
         let broker = Broker::new(options, now);
-        Self { broker, now, inboxes: Vec::new(), answers: Vec::new(), deliveries: 0 }
+        Self { broker, now, inboxes: Vec::new(), answers: Vec::new(), deliveries: 0, is_mute: false }
     }
 
     /// Opens a connection, whose client says this.
@@ -151,7 +159,7 @@ impl Core {
 
     /// Takes all that waits for one client and has it answer at once.
     fn flush(&mut self, id: ConnectionId) {
-        let Self { broker, answers, deliveries, now, .. } = self;
+        let Self { broker, answers, deliveries, now, is_mute, .. } = self;
         let Some(outbox) = broker.outbox(id) else { return };
         let mut slices = [IoSlice::new(&[]); SLICES_MAX];
         let filled = outbox.slices(&mut slices);
@@ -159,6 +167,9 @@ impl Core {
         answers.clear();
         if id.slot > 0 {
             *deliveries += answer(&slices[..filled], answers);
+        }
+        if *is_mute {
+            answers.clear();
         }
         broker.handle_written(*now, id, length, false);
         if !self.answers.is_empty() {

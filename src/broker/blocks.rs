@@ -76,16 +76,6 @@ impl<T> Blocks<T> {
         }
     }
 
-    pub(super) fn push_front(&mut self, entry: T) {
-        if self.first.len() == BLOCK_LEN {
-            let full = std::mem::replace(&mut self.first, VecDeque::with_capacity(BLOCK_LEN));
-            let Others { blocks, len } = &mut **self.others.get_or_insert_default();
-            *len += full.len();
-            blocks.push_front(full);
-        }
-        self.first.push_front(entry);
-    }
-
     #[inline]
     pub(super) fn pop_front(&mut self) -> Option<T> {
         let entry = self.first.pop_front()?;
@@ -106,14 +96,19 @@ impl<T> Blocks<T> {
         }
     }
 
+    pub(super) fn entry_mut(&mut self, at: usize) -> Option<&mut T> {
+        match at.checked_sub(self.first.len()) {
+            None => self.first.get_mut(at),
+            // All blocks between the first and the last one are full.
+            Some(behind) => {
+                self.others.as_mut()?.blocks.get_mut(behind / BLOCK_LEN)?.get_mut(behind % BLOCK_LEN)
+            }
+        }
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         let others = self.others.iter().flat_map(|others| others.blocks.iter().flatten());
         self.first.iter().chain(others)
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        let others = self.others.iter_mut().flat_map(|others| others.blocks.iter_mut().flatten());
-        self.first.iter_mut().chain(others)
     }
 }
 
@@ -150,14 +145,7 @@ mod tests {
                         list.push_back((number, step));
                         plain.push_back((number, step));
                     }),
-                    3 => (0..run).for_each(|step| {
-                        list.push_front((number, step));
-                        plain.push_front((number, step));
-                    }),
-                    4 => list.iter_mut().zip(&mut plain).for_each(|(left, right)| {
-                        left.1 += 1;
-                        right.1 += 1;
-                    }),
+                    3 => (0..=plain.len()).for_each(|at| assert_eq!(list.entry_mut(at), plain.get_mut(at))),
                     _ => (0..run).for_each(|_| assert_eq!(list.pop_front(), plain.pop_front())),
                 }
                 list.check_invariants();

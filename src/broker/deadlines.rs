@@ -57,8 +57,8 @@ impl Broker {
             self.continue_fan_out();
         }
         self.clear_remains();
-        if self.shared.has_moves() {
-            self.continue_moves();
+        if self.shared.has_work_left() {
+            self.continue_group_work();
         }
         // Only those that wait already: one that puts itself off again has its next turn later.
         for _ in 0..self.refills.len() {

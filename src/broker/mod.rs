@@ -389,7 +389,7 @@ impl Broker {
             || !self.long_requests.is_empty()
             || self.has_fan_out()
             || !self.remains.is_empty()
-            || self.shared.has_moves()
+            || self.shared.has_work_left()
             || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
     }
@@ -702,20 +702,30 @@ impl Broker {
     fn end_session(&mut self, id: SessionId) {
         let Some(mut session) = self.sessions.remove(id) else { return };
         assert!(session.connection.is_none(), "a session does not end under its connection");
-        self.remove_records(&session);
+        let name = session.name;
+        if name.is_some() {
+            self.outputs.journal.remove_session(&session.client_id, name, session.latest_record);
+        }
         if let Some(timer) = session.timer {
             self.wheel.cancel(timer);
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
-        self.leave_all_groups(&mut session);
-        let Session { outgoing: Outgoing { sent, queue, .. }, memberships, streams, .. } = session;
-        let (unacknowledged, queued) = (sent.len() as u64, queue.len() as u64);
-        let metrics = &mut self.outputs.metrics;
-        metrics.queued_messages -= queued;
-        metrics.drop_messages(DropReason::SessionEnded, queued + unacknowledged);
-        self.leave_behind(Remains { session: Some(id), memberships, streams, sent, queue });
-        if let Some(will) = session.will {
-            self.publish_will(id, session.name, will); // [MQTT5-3.1.2-8]
+        self.leave_few_groups(&mut session);
+        let Session { outgoing, mut receipts, memberships, streams, will, .. } = session;
+        let Outgoing { sent, mut released, queue, .. } = outgoing;
+        if !name.is_some() {
+            (released, receipts) = Default::default();
+        }
+        let queued = queue.len() as u64;
+        self.outputs.metrics.queued_messages -= queued;
+        self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
+        let session = Some(id);
+        let remains =
+            Remains { session, memberships, streams, queue, released, receipts, ..Remains::default() };
+        self.leave_behind(remains);
+        self.leave_sent_behind(sent);
+        if let Some(will) = will {
+            self.publish_will(id, name, will); // [MQTT5-3.1.2-8]
         }
     }
 }
@@ -731,21 +741,6 @@ impl Broker {
                 self.outputs.journal.record_session(session.name, session.latest_record, &record);
             (session.name, session.latest_record) = (name, latest);
         }
-    }
-
-    /// A session has ended, and so has all that is stored of it but its messages and subscriptions.
-    fn remove_records(&mut self, session: &Session) {
-        if !session.name.is_some() {
-            return;
-        }
-        let journal = &mut self.outputs.journal;
-        for released in session.outgoing.released.iter() {
-            journal.remove(Kind::Release, released.record);
-        }
-        for record in session.receipts.records() {
-            journal.remove(Kind::Receipt, record);
-        }
-        journal.remove_session(&session.client_id, session.name, session.latest_record);
     }
 }
 

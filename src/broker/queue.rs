@@ -1,8 +1,14 @@
 //! Messages that wait: for a client that is absent or busy, or for any member of a group.
 //!
-//! Invariants: `bytes` is the sum of the sizes in the list; nothing in it expires before `earliest_expiry`.
+//! A group whose messages begin to be stored, or are stored no more, goes through its queue in several turns: it notes here how
+//! far it is, so that messages may come and go meanwhile.
+//!
+//! Invariants: `bytes` is the sum of the sizes in the lists; nothing in them expires before `earliest_expiry`; what is still to be
+//! looked at stands in `unsettled`.
 //!
 //! Deliberately not here: the counters of the whole broker (see `Outputs`), and who takes from it.
+
+use std::ops::Range;
 
 use crate::clock::Instant;
 use crate::metrics::DropReason;
@@ -22,6 +28,10 @@ pub(super) struct Queue(Option<Box<Waiting>>);
 #[derive(Debug, Default)]
 struct Waiting {
     list: Blocks<Delivery>,
+    /// Before all in the list: what came back to a group.
+    returned: Option<Box<Blocks<Delivery>>>,
+    /// Which of all are still to be looked at. Others may be among them.
+    unsettled: Range<u32>,
     bytes: u64,
     earliest_expiry: Option<Instant>,
     /// Whether a full queue was logged since it was last empty.
@@ -29,6 +39,28 @@ struct Waiting {
 }
 
 impl Waiting {
+    fn returned_len(&self) -> usize {
+        self.returned.as_ref().map_or(0, |returned| returned.len())
+    }
+
+    fn len(&self) -> usize {
+        self.returned_len() + self.list.len()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Delivery> {
+        self.returned.iter().flat_map(|returned| returned.iter()).chain(self.list.iter())
+    }
+
+    #[inline(never)]
+    fn pop_returned(&mut self) -> Option<Delivery> {
+        let returned = self.returned.as_mut()?;
+        let delivery = returned.pop_front();
+        if returned.is_empty() {
+            self.returned = None;
+        }
+        delivery
+    }
+
     fn count_in(&mut self, delivery: &Delivery) {
         self.bytes += delivery.size();
         self.earliest_expiry = self.earliest_expiry.into_iter().chain(delivery.message.expires_at()).min();
@@ -37,7 +69,7 @@ impl Waiting {
 
 impl Queue {
     pub(super) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |waiting| waiting.list.len())
+        self.0.as_ref().map_or(0, |waiting| waiting.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -68,20 +100,47 @@ impl Queue {
         waiting.list.push_back(delivery);
     }
 
-    /// Puts deliveries before all others, in their order.
-    pub(super) fn push_front(&mut self, deliveries: Vec<Delivery>) {
+    /// Puts a delivery before all others but those that were put back before.
+    pub(super) fn put_back(&mut self, delivery: Delivery) {
         let waiting = self.0.get_or_insert_default();
-        for delivery in deliveries.into_iter().rev() {
-            waiting.count_in(&delivery);
-            waiting.list.push_front(delivery);
+        waiting.count_in(&delivery);
+        let returned_len = waiting.returned_len();
+        let Range { start, end } = &mut waiting.unsettled;
+        if start < end {
+            *start += u32::from(returned_len <= *start as usize);
+            *end += 1;
+        }
+        waiting.returned.get_or_insert_default().push_back(delivery);
+    }
+
+    /// All that wait are to be looked at, from the first one on. True if it is not known yet that some are.
+    pub(super) fn unsettle(&mut self) -> bool {
+        let Some(waiting) = &mut self.0 else { return false };
+        let is_new = waiting.unsettled.is_empty();
+        waiting.unsettled = 0..waiting.len() as u32;
+        is_new && !waiting.unsettled.is_empty()
+    }
+
+    /// The next one that is to be looked at.
+    pub(super) fn next_unsettled(&mut self) -> Option<&mut Delivery> {
+        let waiting = self.0.as_mut()?;
+        let at = waiting.unsettled.next()? as usize;
+        match at.checked_sub(waiting.returned_len()) {
+            None => waiting.returned.as_mut()?.entry_mut(at),
+            Some(at) => waiting.list.entry_mut(at),
         }
     }
 
     pub(super) fn pop(&mut self) -> Option<Delivery> {
         let waiting = self.0.as_mut()?;
-        let delivery = waiting.list.pop_front()?;
+        let delivery =
+            if waiting.returned.is_some() { waiting.pop_returned() } else { waiting.list.pop_front() }?;
         waiting.bytes -= delivery.size();
-        if waiting.list.is_empty() {
+        if waiting.unsettled.end > 0 {
+            let Range { start, end } = &mut waiting.unsettled;
+            (*start, *end) = (start.saturating_sub(1), *end - 1);
+        }
+        if waiting.list.is_empty() && waiting.returned.is_none() {
             if waiting.list.first_capacity() > KEPT_CAPACITY {
                 self.0 = None; // A long absence leaves a large buffer behind.
             } else {
@@ -98,13 +157,23 @@ impl Queue {
             && waiting.earliest_expiry.is_some_and(|earliest| earliest <= now)
         {
             (waiting.earliest_expiry, waiting.bytes) = (None, 0);
-            let mut all = std::mem::take(&mut waiting.list);
-            while let Some(delivery) = all.pop_front() {
-                if delivery.message.is_expired(now) {
-                    expired.push(delivery);
-                } else {
+            let returned = std::mem::take(&mut waiting.returned).map(|returned| *returned);
+            let mut lists = [returned.unwrap_or_default(), std::mem::take(&mut waiting.list)];
+            let (unsettled, mut at) = (waiting.unsettled.clone(), 0);
+            for (number, list) in lists.iter_mut().enumerate() {
+                while let Some(delivery) = list.pop_front() {
+                    at += 1;
+                    if delivery.message.is_expired(now) {
+                        waiting.unsettled.start -= u32::from(at <= unsettled.start);
+                        waiting.unsettled.end -= u32::from(at <= unsettled.end);
+                        expired.push(delivery);
+                        continue;
+                    }
                     waiting.count_in(&delivery);
-                    waiting.list.push_back(delivery);
+                    match number {
+                        0 => waiting.returned.get_or_insert_default().push_back(delivery),
+                        _ => waiting.list.push_back(delivery),
+                    }
                 }
             }
         }
@@ -112,19 +181,17 @@ impl Queue {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Delivery> {
-        self.0.iter().flat_map(|waiting| waiting.list.iter())
-    }
-
-    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Delivery> {
-        self.0.iter_mut().flat_map(|waiting| waiting.list.iter_mut())
+        self.0.iter().flat_map(|waiting| waiting.iter())
     }
 
     /// Asserts that the sum is right.
     pub(super) fn check_invariants(&self) {
         let Some(waiting) = &self.0 else { return };
-        let bytes: u64 = waiting.list.iter().map(Delivery::size).sum();
+        let bytes: u64 = waiting.iter().map(Delivery::size).sum();
         assert_eq!(waiting.bytes, bytes, "the queue's gauge of bytes");
-        let earliest = waiting.list.iter().filter_map(|delivery| delivery.message.expires_at()).min();
+        let earliest = waiting.iter().filter_map(|delivery| delivery.message.expires_at()).min();
         assert!(earliest.is_none() || waiting.earliest_expiry <= earliest);
+        assert!(waiting.returned.as_ref().is_none_or(|returned| !returned.is_empty()));
+        assert!(waiting.unsettled.end as usize <= waiting.len(), "there is what is to be looked at");
     }
 }

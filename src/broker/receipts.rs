@@ -79,6 +79,15 @@ impl Receipts {
         Some(receipt.record)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Forgets some identifier; returns its record.
+    pub(super) fn pop(&mut self) -> Option<Lsn> {
+        self.list.pop_back().map(|receipt| receipt.record)
+    }
+
     /// The records of all identifiers.
     pub(super) fn records(&self) -> impl Iterator<Item = Lsn> {
         self.list.iter().map(|receipt| receipt.record)

@@ -2,7 +2,7 @@
 //!
 //! A session may end with a million messages and a hundred thousand subscriptions. For everybody else it is gone at
 //! once: its client id is free, nothing is delivered to it, and its record is removed. What it held is let go by
-//! `steps_per_turn`, so that nobody waits for it. The slot of the session stays taken meanwhile, because its subscriptions
+//! `steps_per_turn`, so that nobody waits for it; what it had of groups goes back to them, before anything else. The slot of the session stays taken meanwhile, because its subscriptions
 //! and memberships name it.
 //!
 //! Records that are left over when the process ends are found at the next start: they belong to nobody (see `restore`).
@@ -10,11 +10,12 @@
 use std::hint::black_box;
 
 use super::queue::Queue;
+use super::receipts::Receipts;
 use super::retained::RetainedStreams;
-use super::session::{Sent, SessionId};
+use super::session::{Released, Sent, SessionId};
 use super::shared::GroupId;
 use super::thin_list::ThinList;
-use super::{Broker, Outputs};
+use super::{Broker, Kind, Outputs};
 
 /// Up to this share of a turn's steps is done at once: most sessions leave little.
 const AT_ONCE_SHARE: usize = 32;
@@ -27,30 +28,45 @@ const MEMBERSHIP_STEPS: usize = 4;
 /// 0.14 ms.
 const LARGER_BLOCK_BYTES: usize = 2_048;
 
+/// A message that goes back to its group, and perhaps at once to another member, takes as long as so many other steps.
+pub(super) const RETURN_STEPS: usize = 4;
+
+/// Has the allocator merge what one slice has freed.
+pub(super) fn merge_freed() {
+    drop(black_box(Vec::<u8>::with_capacity(LARGER_BLOCK_BYTES)));
+}
+
 /// What one session or group has left.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Remains {
     /// A session, whose subscriptions are still there.
     pub(super) session: Option<SessionId>,
     /// Those of them that are shared; a group may have ended before.
     pub(super) memberships: ThinList<GroupId>,
     pub(super) streams: RetainedStreams,
+    /// What came by a group goes back to it.
     pub(super) sent: ThinList<Sent>,
     pub(super) queue: Queue,
+    /// Those that are recorded.
+    pub(super) released: ThinList<Released>,
+    pub(super) receipts: Receipts,
 }
 
 impl Remains {
     pub(super) fn of_group(queue: Queue) -> Self {
-        let (memberships, streams) = (ThinList::default(), RetainedStreams::default());
-        Self { session: None, memberships, streams, sent: ThinList::default(), queue }
+        Self { queue, ..Self::default() }
     }
 
-    /// Lets go of messages, and of what retained ones were still to be sent, until none is left or there are no steps left. True if none is left.
-    fn forget_messages(&mut self, outputs: &mut Outputs, steps: &mut usize) -> bool {
+    /// Lets go of messages, of records, and of what retained ones were still to be sent, until none is left or there are no
+    /// steps left. True if none is left.
+    fn forget(&mut self, outputs: &mut Outputs, steps: &mut usize) -> bool {
         while *steps > 0 {
-            let sent = self.sent.remove(0).map(|sent| sent.delivery);
-            if let Some(delivery) = sent.or_else(|| self.queue.pop()) {
+            if let Some(delivery) = self.queue.pop() {
                 outputs.forget(&delivery);
+            } else if let Some(released) = self.released.pop_back() {
+                outputs.journal.remove(Kind::Release, released.record);
+            } else if let Some(record) = self.receipts.pop() {
+                outputs.journal.remove(Kind::Receipt, record);
             } else if self.streams.pop().is_none() {
                 return true;
             }
@@ -68,16 +84,31 @@ impl Broker {
 
     /// Takes over what a session or group has left, or does away with it at once if it is little.
     pub(super) fn leave_behind(&mut self, mut remains: Remains) {
-        let Remains { session, memberships, streams, sent, queue } = &remains;
+        let Remains { session, memberships, streams, sent, queue, released, receipts } = &remains;
         let subscriptions =
             session.map_or(0, |session| self.subscriptions.subscription_count(session.subscriber()));
         let messages = sent.len() + queue.len() + streams.len();
-        let count = memberships.len() + messages + subscriptions as usize;
+        let identifiers = released.len() + receipts.len();
+        let count = memberships.len() + messages + identifiers + subscriptions as usize;
         if self.is_little(count) {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
             self.remains.push_back(remains);
+        }
+    }
+
+    /// The same for what a session was sent and did not acknowledge: others wait for it, so it goes before what was left earlier.
+    pub(super) fn leave_sent_behind(&mut self, sent: ThinList<Sent>) {
+        if sent.is_empty() {
+            return;
+        }
+        let mut remains = Remains { sent, ..Remains::default() };
+        if self.is_little(remains.sent.len()) {
+            let mut steps = usize::MAX;
+            self.return_sent(&mut remains, &mut steps);
+        } else {
+            self.remains.push_front(remains);
         }
     }
 
@@ -87,7 +118,7 @@ impl Broker {
         while let Some(mut remains) = self.remains.pop_front() {
             if !self.take_away(&mut remains, &mut steps) {
                 self.remains.push_front(remains);
-                drop(black_box(Vec::<u8>::with_capacity(LARGER_BLOCK_BYTES)));
+                merge_freed();
                 return;
             }
         }
@@ -107,13 +138,26 @@ impl Broker {
         true
     }
 
+    /// True if nothing that was sent is left; otherwise there are no steps left.
+    fn return_sent(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
+        while !remains.sent.is_empty() {
+            if *steps == 0 {
+                return false;
+            }
+            *steps = steps.saturating_sub(RETURN_STEPS);
+            if let Some(sent) = remains.sent.remove(0) {
+                self.return_or_drop(sent.delivery);
+            }
+        }
+        true
+    }
+
     /// True if nothing is left; otherwise there are no steps left.
     fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
-        // First, because with the last of its members a group ends.
-        if !self.end_memberships(remains, steps) {
-            return false;
-        }
-        if !remains.forget_messages(&mut self.outputs, steps) {
+        let is_done = self.return_sent(remains, steps)
+            && self.end_memberships(remains, steps)
+            && remains.forget(&mut self.outputs, steps);
+        if !is_done {
             return false;
         }
         let Some(session) = remains.session else { return true };

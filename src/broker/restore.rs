@@ -97,10 +97,10 @@ pub struct Restored {
     pub orphans: u64,
 }
 
-/// What was left of a session or group that had ended.
+/// What was left of a session or group that had ended: its own record goes first, and the others little by little.
 #[derive(Debug)]
 enum Orphan {
-    Delivery(Lsn),
+    Record(Kind, Lsn),
     /// A subscription of the session with this name.
     Subscription(Lsn, Box<str>),
 }
@@ -178,13 +178,21 @@ impl Restore<'_> {
             }
             (_, Record::Delivery(record)) => self.delivery(lsn, &record),
             (_, Record::Release(record)) => {
-                let session = self.find_session(record.session)?;
-                session.outgoing.released.push_back(Released { packet_id: record.packet_id, record: lsn });
-                self.broker.outputs.metrics.in_flight_messages += 1;
+                match self.find_session(record.session) {
+                    Some(session) => {
+                        let released = Released { packet_id: record.packet_id, record: lsn };
+                        session.outgoing.released.push_back(released);
+                        self.broker.outputs.metrics.in_flight_messages += 1;
+                    }
+                    None => self.orphans.push(Orphan::Record(Kind::Release, lsn)),
+                }
                 Ok(())
             }
             (_, Record::Receipt(record)) => {
-                self.find_session(record.session)?.receipts.restore(record.packet_id, lsn);
+                match self.find_session(record.session) {
+                    Some(session) => session.receipts.restore(record.packet_id, lsn),
+                    None => self.orphans.push(Orphan::Record(Kind::Receipt, lsn)),
+                }
                 Ok(())
             }
             (_, Record::DueWill(DueWillRecord { session, will })) => {
@@ -269,12 +277,24 @@ impl Restore<'_> {
         Ok(message.clone())
     }
 
-    fn find_session(&mut self, name: Lsn) -> Result<&mut Session, RestoreError> {
-        let id = self.sessions.get(&name).copied();
-        id.and_then(|id| self.broker.sessions.find_mut(id)).ok_or(RestoreError::Missing(name))
+    fn find_session(&mut self, name: Lsn) -> Option<&mut Session> {
+        let id = self.sessions.get(&name).copied()?;
+        self.broker.sessions.find_mut(id)
     }
 
     fn delivery(&mut self, lsn: Lsn, record: &DeliveryRecord<'_>) -> Result<(), RestoreError> {
+        let record = match (record.owner, record.origin) {
+            // It was about to go back to its group when the process ended: others may get it.
+            (Owner::Session(name), Some(origin)) if !self.sessions.contains_key(&name) => &DeliveryRecord {
+                owner: Owner::Group(origin.group),
+                qos: origin.qos,
+                retain: origin.retain,
+                subscription_ids: &[],
+                origin: None,
+                ..*record
+            },
+            _ => record,
+        };
         let DeliveryRecord { owner, message, qos, retain, packet_id, subscription_ids, origin } = *record;
         let is_orphan = match owner {
             // Its last member that is stored has left, and nobody else has outlived the process.
@@ -282,7 +302,7 @@ impl Restore<'_> {
             Owner::Session(name) => !self.sessions.contains_key(&name),
         };
         if is_orphan {
-            self.orphans.push(Orphan::Delivery(lsn));
+            self.orphans.push(Orphan::Record(Kind::Delivery, lsn));
             return Ok(());
         }
         let message = self.message(message)?;
@@ -347,7 +367,7 @@ impl Restore<'_> {
         broker.outputs.journal.resume_after(last);
         for orphan in orphans {
             match orphan {
-                Orphan::Delivery(record) => broker.outputs.journal.remove(Kind::Delivery, record),
+                Orphan::Record(kind, record) => broker.outputs.journal.remove(kind, record),
                 Orphan::Subscription(name, filter) => {
                     broker.outputs.journal.remove_subscription(name, &filter);
                 }
@@ -420,6 +440,8 @@ impl Broker {
                 add(Key::Delivery(delivery.record));
                 hold(&delivery.message);
             }
+            remains.released.iter().for_each(|released| add(Key::Release(released.record)));
+            remains.receipts.records().for_each(|record| add(Key::Receipt(record)));
             let Some(session) = remains.session else { continue };
             let name = self.sessions.name_of_ended(session);
             if name.is_some() {

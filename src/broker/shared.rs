@@ -4,7 +4,19 @@
 //! and its members pull: a message goes at once to the connected member with the least work that has room, and
 //! otherwise waits in the group until a member has room, be it busy now or away. So a member holds nothing that it was not
 //! sent. What it was sent at QoS 1 and did not acknowledge goes back to the group when it leaves others behind, or its
-//! session ends. What it was sent at QoS 2 stays with it [MQTT5-4.8.2-4] [MQTT5-4.8.2-5].
+//! session ends: a little in each turn if it is much, and what is left stays with it if it comes back meanwhile. What it was
+//! sent at QoS 2 stays with it [MQTT5-4.8.2-4] [MQTT5-4.8.2-5].
+//!
+//! As long as a member's session is stored, so is what waits in the group. When the first such member joins, what waits already
+//! is recorded a little in each turn, the oldest first, and what comes is recorded as it comes; when the last one leaves, records are
+//! removed a little in each turn. The SUBACK of the former promises that the subscription and what comes from then on
+//! are stored. It does not promise that what waited before is stored by then: that was acknowledged when nothing of the group was
+//! stored, and after a crash the oldest of it may be there and the rest not, as after a crash before the SUBSCRIBE none
+//! would be. What came meanwhile comes before what was recorded after it when the process begins again. A message whose record has yet to be removed when the process ends belongs to nobody, or to the group again if another
+//! stored member has joined.
+//!
+//! What an ended session was sent keeps its record until it is back in its group: a process that finds such a record without its
+//! session puts the message into the group, if there is one of that text.
 //!
 //! A client may be a member of a hundred thousand groups. When it comes or goes, its memberships are moved a little in each
 //! turn, and when its session ends they are removed a little in each turn (see `remains`). To everybody else it has come, gone
@@ -12,7 +24,8 @@
 //! as none.
 //!
 //! Invariants: a group has a member; its connected members come first, but for memberships that have yet to be moved, or
-//! whose session has ended; a group has something in its queue only if no connected member has room for it, or one is about
+//! whose session has ended; who has ended and is known to comes last; what waits in a group is recorded if and only if a
+//! member is stored, but for groups in `unsettled`; a group has something in its queue only if no connected member has room for it, or one is about
 //! to be asked; every membership stands in its group, in its session or in what that has left, and in the index, which knows
 //! both places.
 
@@ -34,14 +47,17 @@ use super::Broker;
 use super::deliver::{QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
-use super::remains::Remains;
-use super::session::{Outgoing, Sent, Session, SessionId, Sessions};
+use super::remains::{RETURN_STEPS, Remains, merge_freed};
+use super::session::{Session, SessionId, Sessions};
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
 
 /// Memberships without work for a member that one turn looks at.
 const IDLE_LOOKS_MAX: usize = 64;
+
+/// A message of a group that is recorded takes as long as so many other steps.
+const SETTLE_STEPS: usize = 4;
 
 /// The name of a group: a slot and a generation that makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -79,6 +95,12 @@ struct Group {
     /// The first `present` of them count as connected.
     members: Vec<Member>,
     present: usize,
+    /// Those behind the first `alive` of them have ended, and so may have others.
+    alive: usize,
+    /// It was known of moves with smaller numbers that none of them brings a member.
+    moves_seen: u64,
+    /// Nobody finds it any more: all its members have ended, and there may be another one of the same text.
+    is_retired: bool,
     /// Whose turn it is among equals.
     turn: usize,
     queue: Queue,
@@ -97,6 +119,16 @@ struct Move {
     session: SessionId,
     /// So many, from the first one on: those behind them are where they belong, whatever comes and goes meanwhile.
     left: usize,
+    /// Later ones have larger numbers.
+    number: u64,
+}
+
+/// A session whose client has gone, and that has been sent more than one turn has time to give to others.
+#[derive(Clone, Copy, Debug)]
+struct Return {
+    session: SessionId,
+    /// So many of what was sent, from the first one on, have yet to be looked at. What was kept has gone behind them.
+    left: usize,
 }
 
 /// All groups.
@@ -112,8 +144,13 @@ pub(super) struct SharedSubscriptions {
     generation: u32,
     /// Groups with something in their queue.
     waiting: usize,
-    /// Each session once.
+    /// Each session once, in the order of their numbers.
     moves: VecDeque<Move>,
+    moves_begun: u64,
+    /// Each session once.
+    returns: VecDeque<Return>,
+    /// Groups whose queue holds messages that are recorded and should not be, or the other way round.
+    unsettled: VecDeque<GroupId>,
 }
 
 impl SharedSubscriptions {
@@ -127,6 +164,9 @@ impl SharedSubscriptions {
             generation: 0,
             waiting: 0,
             moves: VecDeque::new(),
+            moves_begun: 0,
+            returns: VecDeque::new(),
+            unsettled: VecDeque::new(),
         }
     }
 
@@ -211,6 +251,9 @@ impl SharedSubscriptions {
             stored_members: 0,
             members: Vec::new(),
             present: 0,
+            alive: 0,
+            moves_seen: 0,
+            is_retired: false,
             turn: 0,
             queue: Queue::default(),
         });
@@ -222,40 +265,100 @@ impl SharedSubscriptions {
         id
     }
 
-    fn remove_group(&mut self, id: GroupId) -> Group {
-        self.tree.remove_subscriber(SubscriberId(id.slot));
-        let group = self.groups.remove(id.slot as usize);
-        self.waiting -= usize::from(!group.queue.is_empty());
+    /// Nobody finds the group any more. What waited in it.
+    fn retire_group(&mut self, id: GroupId) -> Queue {
+        let group = &mut self.groups[id.slot as usize];
+        if std::mem::replace(&mut group.is_retired, true) {
+            return Queue::default();
+        }
+        let queue = std::mem::take(&mut group.queue);
         let hash = hash_text(&self.seed, &group.text);
+        self.waiting -= usize::from(!queue.is_empty());
+        self.tree.remove_subscriber(SubscriberId(id.slot));
         self.by_text.remove(hash, |slot| *slot == id.slot).expect("every group is indexed by its text");
-        group
+        queue
     }
 
-    /// Whether memberships have yet to be moved.
-    pub(super) fn has_moves(&self) -> bool {
-        !self.moves.is_empty()
+    fn remove_group(&mut self, id: GroupId) -> Queue {
+        let queue = self.retire_group(id);
+        self.groups.remove(id.slot as usize);
+        queue
     }
 
-    /// Whether a group has a member whose session has not ended.
-    fn is_alive(&self, id: GroupId, sessions: &Sessions) -> bool {
-        let mut members = self.group(id).into_iter().flat_map(|group| &group.members);
-        members.any(|member| sessions.find(member.session).is_some())
+    /// Whether there is work for later turns.
+    pub(super) fn has_work_left(&self) -> bool {
+        // One comparison: it is asked in every turn.
+        self.moves.len() | self.returns.len() | self.unsettled.len() != 0
     }
 
-    /// Whether a group has a connected member.
-    fn is_attended(&self, id: GroupId, sessions: &Sessions) -> bool {
-        let Some(group) = self.group(id) else { return false };
-        let mut present = group.members[..group.present].iter();
-        present.any(|member| sessions.is_connected(member.session)) || self.entering(id, sessions).is_some()
+    /// Whether a group has a member whose session has not ended. Those who have are passed once.
+    fn is_alive(&mut self, id: GroupId, sessions: &Sessions) -> bool {
+        let Some(group) = self.group_mut(id) else { return false };
+        // It is connected, if anybody is.
+        if group.members.first().is_some_and(|member| sessions.find(member.session).is_some()) {
+            return true;
+        }
+        while let Some(last) = group.alive.checked_sub(1) {
+            if sessions.find(group.members[last].session).is_some() {
+                return true;
+            }
+            (group.alive, group.present) = (last, group.present.min(last));
+        }
+        false
     }
 
-    /// A connected member that has yet to be moved among those who count as connected.
-    fn entering(&self, id: GroupId, sessions: &Sessions) -> Option<SessionId> {
-        let present = self.group(id)?.present;
-        self.moves.iter().map(|movement| movement.session).find(|session| {
+    /// Whether a group has a connected member. Those who have gone are passed once.
+    fn is_attended(&mut self, id: GroupId, sessions: &Sessions) -> bool {
+        let Some(group) = self.group_mut(id) else { return false };
+        while let Some(last) = group.present.checked_sub(1) {
+            if sessions.is_connected(group.members[last].session) {
+                return true;
+            }
+            group.present = last;
+        }
+        self.entering(id, sessions).is_some()
+    }
+
+    /// A connected member that has yet to be moved among those who count as connected. Moves that do not bring one are
+    /// passed once.
+    fn entering(&mut self, id: GroupId, sessions: &Sessions) -> Option<SessionId> {
+        let Group { present, moves_seen, members, .. } = self.group(id)?;
+        if *present == members.len() {
+            return None;
+        }
+        let first = self.moves.partition_point(|movement| movement.number <= *moves_seen);
+        let found = self.moves.range(first..).map(|movement| movement.session).find(|session| {
             sessions.is_connected(*session)
-                && self.place(id, *session).is_some_and(|place| place.member as usize >= present)
-        })
+                && self.place(id, *session).is_some_and(|place| place.member as usize >= *present)
+        });
+        if found.is_none() {
+            let moves_begun = self.moves_begun;
+            self.groups[id.slot as usize].moves_seen = moves_begun;
+        }
+        found
+    }
+
+    /// Ends the return of what a session was sent: what is left stays with it, in its old order.
+    pub(super) fn stop_return(&mut self, session: &mut Session) {
+        if self.returns.is_empty() {
+            return;
+        }
+        let found = self.returns.iter().position(|other| other.session == session.id);
+        if let Some(Return { left, .. }) = found.and_then(|at| self.returns.remove(at)) {
+            session.outgoing.sent.rotate_left(left);
+        }
+    }
+
+    fn swap_members(&mut self, id: GroupId, one: usize, other: usize) {
+        if one == other {
+            return;
+        }
+        let members = &mut self.groups[id.slot as usize].members;
+        members.swap(one, other);
+        let sessions = [(one, members[one].session), (other, members[other].session)];
+        for (at, session) in sessions {
+            self.place_mut(id, session).member = at as u32;
+        }
     }
 
     /// Moves a member among those who count as connected, or away from them.
@@ -272,10 +375,7 @@ impl SharedSubscriptions {
         } else {
             return;
         };
-        group.members.swap(at, other);
-        let moved = group.members[at].session;
-        self.place_mut(id, moved).member = at as u32;
-        self.place_mut(id, session).member = other as u32;
+        self.swap_members(id, at, other);
     }
 
     /// Nobody is connected any more, as far as the groups are concerned: everybody is about to be closed.
@@ -293,7 +393,15 @@ impl SharedSubscriptions {
         }
         let moving: BTreeSet<SessionId> = self.moves.iter().map(|movement| movement.session).collect();
         assert_eq!(moving.len(), self.moves.len(), "a session is moved once at a time");
-        let (mut queued, mut memberships, mut waiting) = (0, 0, 0);
+        let numbers = self.moves.iter().map(|movement| movement.number);
+        assert!(numbers.is_sorted_by(|one, other| one < other), "moves stand in the order of their numbers");
+        let returning: BTreeSet<SessionId> = self.returns.iter().map(|giving| giving.session).collect();
+        assert_eq!(returning.len(), self.returns.len(), "a session returns what it was sent once at a time");
+        for Return { session, left } in &self.returns {
+            let session = sessions.find(*session).expect("with its end it is done");
+            assert!(session.connection.is_none() && *left <= session.outgoing.sent.len());
+        }
+        let (mut queued, mut memberships, mut waiting, mut retired) = (0, 0, 0, 0);
         for (_, group) in &self.groups {
             assert!(!group.members.is_empty(), "a group has a member");
             for (at, member) in group.members.iter().enumerate() {
@@ -304,20 +412,33 @@ impl SharedSubscriptions {
                     assert!(is_left, "the membership of an ended session is about to be removed");
                     continue;
                 };
+                assert!(at < group.alive && !group.is_retired, "it has not ended");
                 assert_eq!(session.memberships[place.membership as usize], group.id);
                 let movement = self.moves.iter().find(|movement| movement.session == member.session);
                 let is_moved = movement.is_none_or(|movement| place.membership as usize >= movement.left);
                 let is_right = session.connection.is_some() == (at < group.present);
                 assert!(is_right || !is_moved, "the connected ones come first");
             }
-            assert_eq!(self.find(&group.text), Some(group.id));
+            assert!(group.present <= group.alive && group.alive <= group.members.len());
+            assert!((self.find(&group.text) == Some(group.id)) != group.is_retired);
+            retired += usize::from(group.is_retired);
+            let is_recorded = |delivery: &Delivery| delivery.record.is_some();
+            assert!(
+                self.unsettled.contains(&group.id)
+                    || group
+                        .queue
+                        .iter()
+                        .all(|delivery| is_recorded(delivery) == group.stored_as().is_some()),
+                "what waits is recorded if a member is stored"
+            );
             group.queue.check_invariants();
             waiting += usize::from(!group.queue.is_empty());
             queued += group.queue.len() as u64;
             memberships += group.members.len();
         }
         assert_eq!((self.places.len(), self.waiting), (memberships, waiting));
-        assert_eq!((self.tree.len(), self.by_text.len()), (self.groups.len(), self.groups.len()));
+        let found = self.groups.len() - retired;
+        assert_eq!((self.tree.len(), self.by_text.len()), (found, found));
         queued
     }
 }
@@ -341,21 +462,20 @@ impl Broker {
         }
         let member = group.members.len() as u32;
         let is_stored = self.sessions.find(session_id).is_some_and(|session| session.name.is_some());
-        if is_stored {
-            group.stored_members += 1;
-            if group.stored_members == 1 {
-                let owner = Owner::Group(&group.text);
-                for delivery in group.queue.iter_mut() {
-                    delivery.record = self.outputs.record(owner, delivery, None);
-                }
-            }
-        }
+        group.stored_members += usize::from(is_stored);
+        let begins_to_be_stored = is_stored && group.stored_members == 1;
+        let alive = group.alive;
+        group.alive += 1;
         group.members.push(Member { session: session_id, grant });
         let memberships = &mut self.session_mut(session_id).memberships;
         let membership = memberships.len() as u32;
         memberships.push_back(id);
         self.shared.add_place(id, session_id, Place { member, membership });
+        self.shared.swap_members(id, member as usize, alive);
         self.shared.set_present(id, session_id, true);
+        if begins_to_be_stored {
+            self.settle(id);
+        }
     }
 
     /// Whether the session is a member of this group.
@@ -398,103 +518,196 @@ impl Broker {
         let Some(id) = self.shared.find(text).filter(|id| !self.shared.is_alive(*id, &self.sessions)) else {
             return;
         };
-        while let Some(member) = self.shared.group(id).and_then(|group| group.members.last()) {
-            self.end_membership(id, member.session);
-        }
+        let queue = self.shared.retire_group(id);
+        self.leave_queue_behind(queue);
+    }
+
+    /// A group has ended.
+    fn leave_queue_behind(&mut self, queue: Queue) {
+        let queued = queue.len() as u64;
+        self.outputs.metrics.queued_messages -= queued;
+        self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
+        self.leave_behind(Remains::of_group(queue));
     }
 
     /// `is_stored` says whether the session is.
     fn remove_member(&mut self, id: GroupId, session: SessionId, is_stored: bool) {
         self.shared.set_present(id, session, false);
-        let Some(Place { member, .. }) = self.shared.remove_place(id, session) else { return };
+        let Some(Place { member, .. }) = self.shared.place(id, session) else { return };
         let Some(group) = self.shared.group_mut(id) else { return };
-        group.members.swap_remove(member as usize);
+        let mut at = member as usize;
+        if at < group.alive {
+            group.alive -= 1;
+            let last = group.alive;
+            self.shared.swap_members(id, at, last);
+            at = last;
+        }
+        self.shared.remove_place(id, session);
+        let group = &mut self.shared.groups[id.slot as usize];
+        group.members.swap_remove(at);
         group.stored_members -= usize::from(is_stored);
         if group.members.is_empty() {
-            let group = self.shared.remove_group(id);
-            let queued = group.queue.len() as u64;
-            self.outputs.metrics.queued_messages -= queued;
-            self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
-            return self.leave_behind(Remains::of_group(group.queue));
+            let queue = self.shared.remove_group(id);
+            return self.leave_queue_behind(queue);
         }
-        if is_stored && group.stored_members == 0 {
-            for delivery in group.queue.iter_mut() {
-                self.outputs.forget(delivery);
+        let is_stored_no_more = is_stored && group.stored_members == 0;
+        if let Some(moved) = group.members.get(at).map(|member| member.session) {
+            self.shared.place_mut(id, moved).member = at as u32;
+        }
+        if is_stored_no_more {
+            self.settle(id);
+        }
+    }
+
+    /// What waits in a group is to be stored from now on, or no more: at once if it is little, and otherwise in later turns.
+    fn settle(&mut self, id: GroupId) {
+        let Some(group) = self.shared.group_mut(id) else { return };
+        let (is_new, len) = (group.queue.unsettle(), group.queue.len());
+        if self.is_little(len) {
+            let mut steps = usize::MAX;
+            self.go_on_settling(id, &mut steps);
+        } else if is_new {
+            self.shared.unsettled.push_back(id);
+        }
+    }
+
+    /// Records what waits in a group, the oldest first, or has it recorded no more. True if all is as it should be;
+    /// otherwise there are no steps left.
+    fn go_on_settling(&mut self, id: GroupId, steps: &mut usize) -> bool {
+        let Self { shared, outputs, .. } = self;
+        let Some(Group { text, stored_members, queue, .. }) = shared.group_mut(id) else { return true };
+        let is_stored = *stored_members > 0;
+        while *steps > 0 {
+            let Some(delivery) = queue.next_unsettled() else { return true };
+            *steps = steps.saturating_sub(SETTLE_STEPS);
+            if is_stored && !delivery.record.is_some() {
+                delivery.record = outputs.record(Owner::Group(text), delivery, None);
+            } else if !is_stored && delivery.record.is_some() {
+                outputs.forget(delivery);
                 delivery.record = Lsn::NONE;
             }
         }
-        if let Some(moved) = group.members.get(member as usize).map(|member| member.session) {
-            self.shared.place_mut(id, moved).member = member;
-        }
+        false
     }
 
     /// A member's connection has ended: what it was sent at QoS 1 and did not acknowledge goes to others who are
     /// there.
     pub(super) fn absent_from_groups(&mut self, session_id: SessionId) {
         self.move_memberships(session_id);
-        let Self { shared, sessions, .. } = self;
-        let Some(session) = sessions.find(session_id) else { return };
-        let mut groups = groups_of(&session.outgoing);
-        groups.retain(|id| shared.place(*id, session_id).is_some() && shared.is_attended(*id, sessions));
-        if groups.is_empty() {
+        let Some(session) = self.sessions.find_mut(session_id) else { return };
+        let left = session.outgoing.sent.len();
+        if left == 0 || session.memberships.is_empty() {
             return;
         }
-        let outgoing = &mut self.session_mut(session_id).outgoing;
-        let unacknowledged = take_unacknowledged(outgoing, &groups);
-        outgoing.sent_here = 0;
-        for (id, deliveries) in unacknowledged {
-            self.outputs.metrics.in_flight_messages -= deliveries.len() as u64;
-            self.return_to_group(id, deliveries);
+        session.outgoing.sent_here = 0;
+        let mut giving = Return { session: session_id, left };
+        let mut steps = self.options.steps_per_turn;
+        if !self.go_on_returning(&mut giving, &mut steps) {
+            self.shared.returns.push_back(giving);
         }
     }
 
-    /// A session has ended: what it was sent at QoS 1 and did not acknowledge goes back to the groups that it came from,
-    /// as far as they have other members, and is taken out of `sent`. Many memberships are left for `remains`.
-    pub(super) fn leave_all_groups(&mut self, session: &mut Session) {
-        if session.memberships.is_empty() && session.outgoing.sent.is_empty() {
-            return;
+    /// Gives what a session was sent to others. True if all of it was looked at; otherwise there are no steps left.
+    fn go_on_returning(&mut self, giving: &mut Return, steps: &mut usize) -> bool {
+        while giving.left > 0 {
+            if *steps == 0 {
+                return false;
+            }
+            let Self { shared, sessions, outputs, .. } = self;
+            let Some(session) = sessions.find_mut(giving.session) else { return true };
+            let Some(sent) = session.outgoing.sent.remove(0) else { return true };
+            giving.left -= 1;
+            let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giving.session).is_some());
+            let Some(id) = group.filter(|id| shared.is_attended(*id, sessions)) else {
+                *steps -= 1;
+                self.session_mut(giving.session).outgoing.sent.push_back(sent);
+                continue;
+            };
+            *steps = steps.saturating_sub(RETURN_STEPS);
+            outputs.metrics.in_flight_messages -= 1;
+            self.session_mut(giving.session).outgoing.free_packet_id(sent.packet_id);
+            self.return_to_group(id, sent.delivery);
         }
+        true
+    }
+
+    /// A session has ended. Many memberships are left for `remains`.
+    pub(super) fn leave_few_groups(&mut self, session: &mut Session) {
+        self.shared.stop_return(session);
         if self.is_little(session.memberships.len()) {
-            session.memberships.take().into_iter().for_each(|id| self.end_membership(id, session.id));
+            while let Some(id) = session.memberships.remove(0) {
+                self.end_membership(id, session.id);
+            }
         }
-        // Also to those that it had left before.
-        let mut groups = groups_of(&session.outgoing);
-        groups.retain(|id| self.shared.is_alive(*id, &self.sessions));
-        for (id, deliveries) in take_unacknowledged(&mut session.outgoing, &groups) {
-            self.return_to_group(id, deliveries);
+    }
+
+    /// What a session that has ended was sent and did not acknowledge goes back to the group that it came from, if that has
+    /// other members, even if the session had left it before.
+    pub(super) fn return_or_drop(&mut self, delivery: Delivery) {
+        match group_of(&delivery).filter(|id| self.shared.is_alive(*id, &self.sessions)) {
+            Some(id) => self.return_to_group(id, delivery),
+            None => {
+                self.outputs.forget(&delivery);
+                self.outputs.metrics.drop_message(DropReason::SessionEnded);
+            }
         }
     }
 
     /// The client of a session has come or gone: it counts among those who are there, or no more. Many memberships are
     /// moved in later turns.
     pub(super) fn move_memberships(&mut self, session: SessionId) {
-        let left = self.session(session).memberships.len();
+        let Some(found) = self.sessions.find_mut(session) else { return };
+        self.shared.stop_return(found);
+        let left = found.memberships.len();
         if left == 0 {
             return;
         }
-        let mut movement = Move { session, left };
+        let shared = &mut self.shared;
+        shared.moves_begun += 1;
+        let mut movement = Move { session, left, number: shared.moves_begun };
         if self.is_little(left) {
             let mut steps = left;
             self.go_on_moving(&mut movement, &mut steps);
             return;
         }
         let moves = &mut self.shared.moves;
-        match moves.iter_mut().find(|movement| movement.session == session) {
-            Some(found) => *found = movement,
-            None => moves.push_back(movement),
+        if let Some(at) = moves.iter().position(|movement| movement.session == session) {
+            moves.remove(at);
+        }
+        moves.push_back(movement);
+    }
+
+    /// Does as much as one turn has time for. Who waits for a message comes first.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn continue_group_work(&mut self) {
+        let mut steps = self.options.steps_per_turn;
+        if !self.has_done_group_work(&mut steps) {
+            merge_freed();
         }
     }
 
-    /// Moves as many memberships as one turn has time for.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn continue_moves(&mut self) {
-        let mut steps = self.options.steps_per_turn;
-        while let Some(mut movement) = self.shared.moves.pop_front() {
-            if !self.go_on_moving(&mut movement, &mut steps) {
-                return self.shared.moves.push_front(movement);
+    /// False if there are no steps left.
+    fn has_done_group_work(&mut self, steps: &mut usize) -> bool {
+        while let Some(mut giving) = self.shared.returns.pop_front() {
+            if !self.go_on_returning(&mut giving, steps) {
+                self.shared.returns.push_front(giving);
+                return false;
             }
         }
+        while let Some(mut movement) = self.shared.moves.pop_front() {
+            if !self.go_on_moving(&mut movement, steps) {
+                self.shared.moves.push_front(movement);
+                return false;
+            }
+        }
+        while let Some(id) = self.shared.unsettled.pop_front() {
+            if !self.go_on_settling(id, steps) {
+                self.shared.unsettled.push_front(id);
+                return false;
+            }
+        }
+        true
     }
 
     /// True if all are where they belong; otherwise there are no steps left.
@@ -512,24 +725,24 @@ impl Broker {
         movement.left == 0
     }
 
-    /// Puts messages back before all others, and gives them to whoever has room.
-    fn return_to_group(&mut self, id: GroupId, mut deliveries: Vec<Delivery>) {
-        let Some(group) = self.shared.groups.get_mut(id.slot as usize).filter(|group| group.id == id) else {
-            return;
-        };
-        for delivery in &mut deliveries {
-            let record = match group.stored_as() {
-                Some(owner) => self.outputs.record(owner, delivery, None),
-                None => Lsn::NONE,
-            };
-            self.outputs.forget(delivery);
-            delivery.record = record;
+    /// Puts a message, as it was published, back before all others, but for those that were put back before; and gives it to whoever has
+    /// room. Nobody has where others wait already.
+    fn return_to_group(&mut self, id: GroupId, delivery: Delivery) {
+        let Self { shared, outputs, .. } = self;
+        let Delivery { message, via, .. } = &delivery;
+        let origin = via.as_ref().and_then(|via| via.origin.as_ref()).expect("it came by a group");
+        let (qos, retain) = (origin.qos, origin.retain);
+        let group = &mut shared.groups[id.slot as usize];
+        let mut returned = Delivery { message: message.clone(), qos, retain, via: None, record: Lsn::NONE };
+        if let Some(owner) = group.stored_as() {
+            returned.record = outputs.record(owner, &returned, None);
         }
-        self.shared.waiting += usize::from(group.queue.is_empty() && !deliveries.is_empty());
-        self.outputs.metrics.queued_messages += deliveries.len() as u64;
-        group.queue.push_front(deliveries);
-        while self.shared.group(id).is_some_and(|group| !group.queue.is_empty()) {
-            let Some(member) = self.choose_member(id, true) else { return };
+        outputs.forget(&delivery);
+        outputs.metrics.queued_messages += 1;
+        let was_empty = group.queue.is_empty();
+        group.queue.put_back(returned);
+        shared.waiting += usize::from(was_empty);
+        if was_empty && let Some(member) = self.choose_member(id, true) {
             self.pull_from_group(id, member);
         }
     }
@@ -604,14 +817,32 @@ impl Broker {
 
     /// Among those who count as connected.
     fn choose_present_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
+        loop {
+            match self.look_for_member(id, counted) {
+                Ok(chosen) => return chosen,
+                // It is not passed again, and those before it only after all others.
+                Err(gone) => self.shared.set_present(id, gone, false),
+            }
+        }
+    }
+
+    /// One who counts as connected and is not ends the search.
+    fn look_for_member(&mut self, id: GroupId, counted: bool) -> Result<Option<Member>, SessionId> {
         let Self { shared, sessions, links, options, .. } = self;
-        let group = shared.group_mut(id)?;
+        let Some(group) = shared.group_mut(id) else { return Ok(None) };
         let mut best: Option<(usize, usize)> = None;
         let mut compared = 0;
         for step in 0..group.present {
             let at = (group.turn + step) % group.present;
-            let Some(session) = sessions.find(group.members[at].session) else { continue };
-            let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { continue };
+            let member = group.members[at].session;
+            let session = sessions.find(member);
+            let Some((session, connection)) =
+                session.and_then(|session| Some((session, session.connection?)))
+            else {
+                group.turn = at;
+                return Err(member);
+            };
+            let Some(link) = links.find_mut(connection) else { continue };
             let outbox_has_room = link.outbox.pending() <= options.outbox_soft_mark();
             if !outbox_has_room || (counted && !has_room(session, link, options)) {
                 link.wants_refill |= counted && !outbox_has_room;
@@ -626,9 +857,9 @@ impl Broker {
                 break;
             }
         }
-        let (at, _) = best?;
+        let Some((at, _)) = best else { return Ok(None) };
         group.turn = at + 1;
-        Some(group.members[at])
+        Ok(Some(group.members[at]))
     }
 
     /// Sends the first message of a group's queue to a member that has room for it.
@@ -696,38 +927,6 @@ impl Broker {
 }
 
 /// The group that may give a message to somebody else.
-fn group_of(sent: &Sent) -> Option<GroupId> {
-    Some(sent.delivery.via.as_ref()?.origin.as_ref()?.group)
-}
-
-/// The groups that may give what was sent to somebody else, each once and in order.
-fn groups_of(outgoing: &Outgoing) -> Vec<GroupId> {
-    let mut groups: Vec<GroupId> = outgoing.sent.iter().filter_map(group_of).collect();
-    groups.sort_unstable();
-    groups.dedup();
-    groups
-}
-
-/// Takes out of what was sent at QoS 1 what came by some groups, which are in order: by group, in the order of sending and as
-/// it was published.
-fn take_unacknowledged(outgoing: &mut Outgoing, groups: &[GroupId]) -> Vec<(GroupId, Vec<Delivery>)> {
-    let mut given_back: Vec<(GroupId, Vec<Delivery>)> = groups.iter().map(|id| (*id, Vec::new())).collect();
-    if groups.is_empty() {
-        return given_back;
-    }
-    let mut kept = VecDeque::new();
-    for sent in outgoing.sent.take() {
-        let found = group_of(&sent).and_then(|id| groups.binary_search(&id).ok());
-        let Some(at) = found else {
-            kept.push_back(sent);
-            continue;
-        };
-        outgoing.free_packet_id(sent.packet_id);
-        let Delivery { message, via, record, .. } = sent.delivery;
-        let origin = via.as_ref().and_then(|via| via.origin.as_ref()).expect("it came by a group");
-        let (qos, retain) = (origin.qos, origin.retain);
-        given_back[at].1.push(Delivery { message, qos, retain, via: None, record });
-    }
-    outgoing.sent = kept.into();
-    given_back
+fn group_of(delivery: &Delivery) -> Option<GroupId> {
+    Some(delivery.via.as_ref()?.origin.as_ref()?.group)
 }

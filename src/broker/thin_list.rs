@@ -57,6 +57,13 @@ impl<T: 'static> ThinList<T> {
         entry
     }
 
+    /// Puts the first `count` entries behind all others.
+    pub(super) fn rotate_left(&mut self, count: usize) {
+        if let Some(list) = &mut self.0 {
+            list.rotate_left(count);
+        }
+    }
+
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
         self.0.iter_mut().flat_map(|list| list.iter_mut())
     }

@@ -2,13 +2,16 @@
 //! deadlines at once.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use broker::broker::options::Durability;
-use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, StoreState};
+use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, Restored, StoreState};
 use broker::clock::Duration;
-use broker::codec::packet::{Ack, Connect, Packet, Protocol, QoS, RetainHandling, SubscriptionOptions};
+use broker::codec::packet::{
+    Ack, Connect, Packet, Protocol, Publish, QoS, RetainHandling, SubscriptionOptions,
+};
 use broker::codec::property::PropertyList;
-use broker::codec::{PacketId, Properties, Property, encode};
+use broker::codec::{PacketId, Properties, Property, ReasonCode, encode};
 use broker::journal::Lsn;
 use broker::metrics::DropReason;
 use broker::topics::TopicError;
@@ -50,7 +53,11 @@ fn subscribe_bytes() -> Vec<u8> {
 }
 
 fn subscribe_to(filters: &[String]) -> Vec<u8> {
-    let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), QoS::AtLeastOnce.into())).collect();
+    subscribe_to_at(filters, QoS::AtLeastOnce)
+}
+
+fn subscribe_to_at(filters: &[String], qos: QoS) -> Vec<u8> {
+    let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), qos.into())).collect();
     let mut bytes = Vec::new();
     encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
     bytes
@@ -290,7 +297,7 @@ fn a_member_of_many_groups_has_come_or_gone_at_once() {
     // What it left goes to others at once, and so does what comes next.
     broker.handle_lost(NOW, many, false);
     publish_from(&mut broker, other, "f/7", QoS::AtLeastOnce, "6");
-    assert_eq!(payloads(&hear(&mut broker, other)), ["2", "1", "3", "5", "6"]);
+    assert_eq!(payloads(&hear(&mut broker, other)), ["1", "2", "3", "5", "6"]);
     let absent = |broker: &Broker| broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize];
     publish_from(&mut broker, other, "f/9", QoS::AtMostOnce, "nobody");
     assert_eq!((absent(&broker), broker.metrics().queued_messages), (1, 0));
@@ -565,4 +572,364 @@ fn retained_messages_of_many_filters_are_overtaken_by_none() {
     broker.handle_lost(NOW, client, false);
     assert!(turns(&mut broker) > 1);
     assert_eq!(broker.status().subscriptions, 0);
+}
+
+/// What was stored up to some number, and the processes that stored it.
+#[derive(Default)]
+struct Disk {
+    records: BTreeMap<Vec<u8>, Vec<u8>>,
+    last: Lsn,
+}
+
+impl Disk {
+    fn store(&mut self, broker: &mut Broker) {
+        while let Some(batch) = broker.poll_journal() {
+            batch.apply(&mut self.records);
+            self.last = batch.last();
+            broker.handle_stored(NOW, self.last);
+        }
+        assert_eq!(self.records.keys().cloned().collect::<Vec<_>>(), broker.keys_to_be_stored());
+    }
+
+    fn restart(&self) -> (Broker, Restored) {
+        let mut broker = Broker::new(stored_options(), NOW);
+        let mut restore = broker.restore(self.last);
+        self.records
+            .iter()
+            .for_each(|(key, value)| restore.record(key, value).expect("the store makes sense"));
+        let restored = restore.finish().expect("the store makes sense");
+        broker.check_invariants();
+        (broker, restored)
+    }
+}
+
+/// Many messages may be under way.
+fn stored_options() -> Options {
+    Options { durability: Durability::BeforeReply, in_flight_max: FILTERS as u16, ..options() }
+}
+
+fn open(broker: &mut Broker, disk: &mut Disk, number: u32, connect: Connect<'static>) -> ConnectionId {
+    let id = ConnectionId { slot: number, generation: number };
+    broker.handle_open(NOW, id);
+    say(broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
+    disk.store(broker);
+    id
+}
+
+/// Everything that waits for a client when all is stored.
+fn hear_stored(broker: &mut Broker, disk: &mut Disk, id: ConnectionId) -> Vec<Received> {
+    disk.store(broker);
+    hear(broker, id)
+}
+
+fn heard_payloads(broker: &mut Broker, disk: &mut Disk, id: ConnectionId) -> Vec<String> {
+    let heard = hear_stored(broker, disk, id);
+    heard.iter().for_each(|heard| {
+        if let Packet::Publish(Publish { packet_id: Some(packet_id), .. }) = heard.packet() {
+            let mut bytes = Vec::new();
+            encode::puback(&mut bytes, packet_id, ReasonCode::Success);
+            say(broker, id, &bytes);
+        }
+    });
+    payloads(&heard)
+}
+
+fn ids() -> impl Iterator<Item = PacketId> {
+    (1..=FILTERS as u16).filter_map(PacketId::new)
+}
+
+/// The records of identifiers go little by little; if the process ends meanwhile, those that are left belong to nobody.
+#[test]
+fn the_identifiers_of_an_ended_session_are_forgotten_little_by_little() {
+    let (mut broker, mut disk) = (Broker::new(stored_options(), NOW), Disk::default());
+    let many = open(&mut broker, &mut disk, 1, member());
+    say(&mut broker, many, &subscribe_to_at(&["f/0".to_owned()], QoS::ExactlyOnce));
+    for id in ids() {
+        let mut publish = publish("f/0", QoS::ExactlyOnce, b"x");
+        if let Packet::Publish(publish) = &mut publish {
+            publish.packet_id = Some(id);
+        }
+        say(&mut broker, many, &bytes_of(&publish, PROTOCOL));
+        let mut bytes = Vec::new();
+        encode::pubrec(&mut bytes, id, ReasonCode::Success);
+        disk.store(&mut broker);
+        say(&mut broker, many, &bytes);
+        hear_stored(&mut broker, &mut disk, many);
+    }
+    broker.handle_lost(NOW, many, false);
+    disk.store(&mut broker);
+    assert_eq!(disk.records.len(), 2 + 2 * FILTERS, "a session, a subscription, and identifiers");
+    let (mut broker, restored) = disk.restart();
+    assert_eq!((restored.sessions, restored.orphans, broker.metrics().in_flight_messages), (1, 0, 200));
+
+    open(&mut broker, &mut disk, 2, connect311("many"));
+    assert_eq!(broker.metrics().in_flight_messages, 0);
+    assert_eq!(disk.records.len(), 1 + 2 * FILTERS, "the session itself is gone at once");
+    for gone in 1..4 {
+        broker.handle_timeout(NOW);
+        disk.store(&mut broker);
+        assert_eq!(disk.records.len(), 1 + 2 * FILTERS - gone * STEPS_PER_TURN);
+    }
+    let orphans = disk.records.len() as u64;
+    let (mut broker_again, restored) = disk.restart();
+    assert_eq!((restored.sessions, restored.orphans), (0, orphans));
+    let mut disk_again = Disk { records: disk.records.clone(), last: disk.last };
+    disk_again.store(&mut broker_again);
+    assert_eq!(disk_again.records.len(), 0);
+    turns(&mut broker);
+    disk.store(&mut broker);
+    assert_eq!(disk.records.len(), 0);
+}
+
+/// A member and another one of a group; the former has not acknowledged any of many messages.
+fn group_with_unacknowledged(first: Connect<'static>) -> (Broker, Disk, [ConnectionId; 3]) {
+    let (mut broker, mut disk) = (Broker::new(stored_options(), NOW), Disk::default());
+    let shared = subscribe_to(&["$share/g/f/0".to_owned()]);
+    let member = open(&mut broker, &mut disk, 1, first);
+    say(&mut broker, member, &shared);
+    let publisher = open(&mut broker, &mut disk, 2, connect311("publisher"));
+    for number in 0..FILTERS {
+        publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, &number.to_string());
+    }
+    disk.store(&mut broker);
+    assert_eq!(payloads(&hear_stored(&mut broker, &mut disk, member)), numbers(0..FILTERS));
+    let other = open(&mut broker, &mut disk, 3, Connect { client_id: "other", ..self::member() });
+    say(&mut broker, other, &shared);
+    hear_stored(&mut broker, &mut disk, other);
+    (broker, disk, [member, publisher, other])
+}
+
+fn numbers(range: Range<usize>) -> Vec<String> {
+    range.map(|number| number.to_string()).collect()
+}
+
+#[test]
+fn what_an_ended_member_did_not_acknowledge_goes_to_others_little_by_little_and_in_order() {
+    let (mut broker, mut disk, [member, publisher, other]) = group_with_unacknowledged(connect311("many"));
+    broker.handle_lost(NOW, member, false);
+    disk.store(&mut broker);
+    assert_eq!((heard_payloads(&mut broker, &mut disk, other).len(), broker.status().sessions), (0, 2));
+    // What comes meanwhile may come before what is older, as if it had come before that was given back.
+    publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, "new");
+    let mut heard = heard_payloads(&mut broker, &mut disk, other);
+    assert_eq!(heard, ["new"]);
+    while broker.poll_timeout().is_some_and(|due| due <= NOW) {
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        while broker.poll_flush().is_some() {}
+        let more = heard_payloads(&mut broker, &mut disk, other);
+        assert!(more.len() <= STEPS_PER_TURN, "{}", more.len());
+        heard.extend(more);
+    }
+    assert_eq!(heard[1..], numbers(0..FILTERS));
+    assert_eq!((broker.metrics().queued_messages, broker.metrics().in_flight_messages), (0, 0));
+    assert_eq!(broker.metrics().dropped[DropReason::SessionEnded as usize], 0);
+}
+
+/// Of a session that is stored: its record goes before its messages have gone back.
+#[test]
+fn what_an_ended_member_did_not_acknowledge_is_safe_while_it_goes_back() {
+    let (mut broker, mut disk, [many, _, other]) = group_with_unacknowledged(member());
+    // Nobody is there who could get it, so that it stays with its session first.
+    broker.handle_lost(NOW, other, false);
+    broker.handle_lost(NOW, many, false);
+    turns(&mut broker);
+    open(&mut broker, &mut disk, 4, connect311("many"));
+    for turns_before in 0..4 {
+        let (mut restarted, restored) = disk.restart();
+        assert_eq!((restored.sessions, restored.deliveries), (1, FILTERS as u64), "after {turns_before}");
+        let mut disk_again = Disk { records: disk.records.clone(), last: disk.last };
+        let other = Connect { client_id: "other", ..member() };
+        let other = open(&mut restarted, &mut disk_again, 5, other);
+        let mut heard = heard_payloads(&mut restarted, &mut disk_again, other);
+        turns(&mut restarted);
+        assert_eq!(heard.len(), FILTERS);
+        heard.sort_by_key(|number| number.parse::<usize>().ok());
+        assert_eq!(heard, numbers(0..FILTERS));
+        disk_again.store(&mut restarted);
+        assert_eq!(disk_again.records.len(), 2, "a session and its membership");
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        disk.store(&mut broker);
+    }
+    assert_eq!(broker.metrics().queued_messages, 4 * (STEPS_PER_TURN / 4) as u64);
+}
+
+/// Beside what it had of its own subscriptions, in the order in which both were sent.
+#[test]
+fn a_member_that_comes_back_finds_what_it_kept_in_its_old_order() {
+    let (mut broker, mut disk) = (Broker::new(stored_options(), NOW), Disk::default());
+    let shared = ["$share/g/f/0".to_owned()];
+    let many = open(&mut broker, &mut disk, 1, member());
+    say(&mut broker, many, &subscribe_to(&[&shared[..], &["f/1".to_owned()]].concat()));
+    let publisher = open(&mut broker, &mut disk, 2, connect311("publisher"));
+    for number in 0..FILTERS {
+        let topic = if number % 3 == 0 { "f/0" } else { "f/1" };
+        publish_from(&mut broker, publisher, topic, QoS::AtLeastOnce, &number.to_string());
+    }
+    assert_eq!(payloads(&hear_stored(&mut broker, &mut disk, many)), numbers(0..FILTERS));
+    let other = open(&mut broker, &mut disk, 3, Connect { client_id: "other", ..member() });
+    say(&mut broker, other, &subscribe_to(&shared));
+    for turns_before in 0..3 {
+        let many = ConnectionId { slot: 1 + 3 * turns_before, generation: 1 + 3 * turns_before };
+        broker.handle_lost(NOW, many, false);
+        (0..turns_before).for_each(|_| broker.handle_timeout(NOW));
+        broker.check_invariants();
+        let given = payloads(&hear_stored(&mut broker, &mut disk, other));
+        assert!(!given.is_empty());
+        let again = open(&mut broker, &mut disk, 4 + 3 * turns_before, member());
+        let kept = payloads(&hear_stored(&mut broker, &mut disk, again));
+        assert!(kept.is_sorted_by_key(|number| number.parse::<usize>().ok()), "{kept:?}");
+        assert!(kept.len() > 2 * FILTERS / 3 && given.iter().all(|number| !kept.contains(number)));
+    }
+}
+
+#[test]
+fn a_member_that_comes_back_keeps_what_was_not_given_to_others_yet() {
+    let (mut broker, mut disk, [many, _, other]) = group_with_unacknowledged(member());
+    broker.handle_lost(NOW, many, false);
+    broker.check_invariants();
+    let mut given = heard_payloads(&mut broker, &mut disk, other);
+    broker.handle_timeout(NOW);
+    given.extend(heard_payloads(&mut broker, &mut disk, other));
+    broker.check_invariants();
+    assert!(given.len() > 1 && given.len() < STEPS_PER_TURN, "{}", given.len());
+    assert_eq!(given, numbers(0..given.len()));
+    let again = open(&mut broker, &mut disk, 4, member());
+    assert_eq!(
+        payloads(&hear_stored(&mut broker, &mut disk, again)),
+        numbers(given.len()..FILTERS),
+        "in their old order"
+    );
+    turns(&mut broker);
+    assert_eq!(heard_payloads(&mut broker, &mut disk, other), Vec::<String>::new());
+    // Its session ends in the midst of it.
+    broker.handle_lost(NOW, again, false);
+    let once_more = open(&mut broker, &mut disk, 5, connect311("many"));
+    turns(&mut broker);
+    given.extend(heard_payloads(&mut broker, &mut disk, other));
+    assert_eq!(given, numbers(0..FILTERS));
+    assert_eq!(payloads(&hear_stored(&mut broker, &mut disk, once_more)), Vec::<String>::new());
+}
+
+/// A group whose first stored member has joined is recorded little by little, the oldest message first, and what comes at
+/// once. Then the last one leaves, and comes back before all of it is forgotten.
+#[test]
+fn what_waits_in_a_group_begins_to_be_stored_little_by_little() {
+    let (mut broker, mut disk) = (Broker::new(stored_options(), NOW), Disk::default());
+    let shared = ["$share/g/f/0".to_owned()];
+    let busy = open(&mut broker, &mut disk, 1, connect311("busy"));
+    say(&mut broker, busy, &subscribe_to(&shared));
+    let publisher = open(&mut broker, &mut disk, 2, connect311("publisher"));
+    for number in 0..2 * FILTERS {
+        publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, &number.to_string());
+    }
+    assert_eq!(broker.metrics().queued_messages, FILTERS as u64);
+    disk.store(&mut broker);
+    assert_eq!(disk.records.len(), 0);
+    let stored = open(&mut broker, &mut disk, 3, member());
+    // It has no room either.
+    say(&mut broker, stored, &subscribe_to(&["f/1".to_owned()]));
+    for number in 0..FILTERS {
+        publish_from(&mut broker, publisher, "f/1", QoS::AtLeastOnce, &number.to_string());
+    }
+    disk.store(&mut broker);
+    let before = disk.records.len();
+    say(&mut broker, stored, &subscribe_to(&shared));
+    broker.check_invariants();
+    publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, "late");
+    disk.store(&mut broker);
+    assert_eq!(disk.records.len(), before + 1 + 2, "the subscription, and what came since");
+    broker.handle_timeout(NOW);
+    broker.check_invariants();
+    disk.store(&mut broker);
+    let recorded = (disk.records.len() - before - 3) / 2;
+    assert!(recorded > 0 && recorded < FILTERS / 2, "{recorded}");
+    // The process may end here.
+    let (mut restarted, _) = disk.restart();
+    assert_eq!(restarted.metrics().queued_messages, recorded as u64 + 1);
+    let mut disk_again = Disk { records: disk.records.clone(), last: disk.last };
+    let reader = open(&mut restarted, &mut disk_again, 4, connect311("reader"));
+    say(&mut restarted, reader, &subscribe_to(&shared));
+    // In the order of recording: what came meanwhile was promised to its publisher, and did not wait for what came before.
+    let mut expected = numbers(FILTERS..FILTERS + recorded);
+    expected.insert(0, "late".to_owned());
+    assert_eq!(heard_payloads(&mut restarted, &mut disk_again, reader), expected);
+
+    // Some are taken out meanwhile; they keep their records until they are acknowledged.
+    for id in ids().take(10) {
+        let mut bytes = Vec::new();
+        encode::puback(&mut bytes, id, ReasonCode::Success);
+        say(&mut broker, busy, &bytes);
+    }
+    broker.check_invariants();
+    turns(&mut broker);
+    disk.store(&mut broker);
+    assert_eq!(broker.metrics().queued_messages, FILTERS as u64 - 10 + 1);
+    assert_eq!(disk.records.len(), before + 1 + 2 * (FILTERS + 1));
+
+    say(&mut broker, stored, &unsubscribe_from(&shared));
+    broker.handle_timeout(NOW);
+    broker.check_invariants();
+    disk.store(&mut broker);
+    let left = disk.records.len() - before;
+    assert!(left > FILTERS && left < 2 * FILTERS, "{left}");
+    let (_, restored) = disk.restart();
+    assert_eq!(restored.orphans as usize, left / 2, "nobody has them after a crash");
+    // It comes back in the midst of it, and a message is taken out before it has been looked at.
+    say(&mut broker, stored, &subscribe_to(&shared));
+    let reader = open(&mut broker, &mut disk, 5, connect311("reader"));
+    say(&mut broker, reader, &subscribe_to(&shared));
+    broker.check_invariants();
+    assert_eq!(hear_stored(&mut broker, &mut disk, reader).len(), 2 + FILTERS - 10 + 1);
+    turns(&mut broker);
+    disk.store(&mut broker);
+    assert_eq!(broker.metrics().queued_messages, 0);
+}
+
+/// Whose sessions have ended, and all who were members with them, does not count, nor does it have to be removed before others
+/// make a group of the same text.
+#[test]
+fn a_group_of_many_who_have_ended_is_none() {
+    let mut broker = broker();
+    let clients: Vec<String> = (0..8).map(|number| format!("many{number}")).collect();
+    for (number, client_id) in (1..).zip(&clients) {
+        let many = connected(&mut broker, number, Connect { client_id, ..member() });
+        say(&mut broker, many, &subscribe_to(&shared_filters()));
+        turns(&mut broker);
+        broker.handle_lost(NOW, many, false);
+        turns(&mut broker);
+    }
+    let publisher = connected(&mut broker, 20, connect311("publisher"));
+    publish_from(&mut broker, publisher, "f/7", QoS::AtLeastOnce, "old");
+    publish_from(&mut broker, publisher, "f/8", QoS::AtLeastOnce, "kept");
+    for (number, client_id) in (21..).zip(&clients[..7]) {
+        connected(&mut broker, number, Connect { client_id, ..connect311("") });
+        broker.check_invariants();
+    }
+    assert_eq!(broker.metrics().queued_messages, 2, "one is left");
+    let last = ConnectionId { slot: 30, generation: 30 };
+    broker.handle_open(NOW, last);
+    let connect = Connect { client_id: "many7", ..member() };
+    say(&mut broker, last, &bytes_of(&Packet::Connect(connect), PROTOCOL));
+    // It looks at some of its groups in each turn.
+    (0..4).for_each(|_| broker.handle_timeout(NOW));
+    publish_from(&mut broker, publisher, "f/9", QoS::AtMostOnce, "here");
+    assert_eq!(payloads(&hear(&mut broker, last)), ["old", "kept", "here"]);
+    broker.handle_lost(NOW, last, false);
+    publish_from(&mut broker, publisher, "f/9", QoS::AtMostOnce, "nobody");
+    publish_from(&mut broker, publisher, "f/10", QoS::AtLeastOnce, "dropped");
+    let newcomer = connected(&mut broker, 31, connect311("many7"));
+    let filters = [9, 10, 11].map(|number| format!("$share/g/f/{number}"));
+    say(&mut broker, newcomer, &subscribe_to(&filters));
+    broker.check_invariants();
+    assert!(payloads(&hear(&mut broker, newcomer)).is_empty());
+    publish_from(&mut broker, publisher, "f/10", QoS::AtLeastOnce, "new");
+    broker.handle_timeout(NOW);
+    publish_from(&mut broker, publisher, "f/9", QoS::AtLeastOnce, "new as well");
+    assert_eq!(payloads(&hear(&mut broker, newcomer)), ["new", "new as well"]);
+    assert!(turns(&mut broker) > 8);
+    assert_eq!(broker.status().subscriptions, 3);
+    publish_from(&mut broker, publisher, "f/10", QoS::AtMostOnce, "newest");
+    assert_eq!(payloads(&hear(&mut broker, newcomer)), ["newest"]);
 }
