@@ -27,6 +27,7 @@ use super::event::{Event, FanOutStep};
 use super::link::ConnectionId;
 use super::message::Message;
 use super::session::SessionId;
+use super::shared::Generation;
 
 /// A message with copies still to be made.
 #[derive(Debug)]
@@ -35,12 +36,27 @@ pub(super) struct FanOut {
     qos: QoS,
     retain: bool,
     publisher: Option<SubscriberId>,
-    /// `None` while they are listed.
-    receivers: Option<Matches>,
-    /// Those before it have theirs.
-    next: usize,
+    /// `None` once all of them have it. They come before the groups.
+    sessions: Option<Receivers>,
+    groups: Option<Receivers>,
+    /// The newest group when it was taken: a later one may have the slot of one that was meant.
+    newest_group: Generation,
     /// Who is answered after the last copy.
     sender: Option<Sender>,
+}
+
+#[derive(Debug)]
+struct Receivers {
+    /// `None` while they are listed.
+    matches: Option<Matches>,
+    /// Those before it have theirs.
+    next: usize,
+}
+
+impl Receivers {
+    fn new(matches: Matches, next: usize) -> Self {
+        Self { matches: matches.is_complete().then_some(matches), next }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -66,9 +82,24 @@ impl Broker {
         self.fan_out.is_some()
     }
 
-    /// Whether it has yet to be found out to which.
-    pub fn is_listing_receivers(&self) -> bool {
-        self.fan_out.as_deref().is_some_and(|fan_out| fan_out.receivers.is_none())
+    /// Whether it has yet to be found out to which sessions.
+    pub fn is_listing_sessions(&self) -> bool {
+        self.is_listing(|fan_out| &fan_out.sessions)
+    }
+
+    /// Whether all sessions have it, and groups have yet to get it.
+    pub fn is_fanning_out_to_groups(&self) -> bool {
+        self.fan_out.as_deref().is_some_and(|fan_out| fan_out.sessions.is_none())
+    }
+
+    /// Whether it has yet to be found out to which groups.
+    pub fn is_listing_groups(&self) -> bool {
+        self.is_listing(|fan_out| &fan_out.groups)
+    }
+
+    fn is_listing(&self, part: fn(&FanOut) -> &Option<Receivers>) -> bool {
+        let receivers = self.fan_out.as_deref().and_then(|fan_out| part(fan_out).as_ref());
+        receivers.is_some_and(|receivers| receivers.matches.is_none())
     }
 
     /// Whether it has something to go on with, or to take.
@@ -81,21 +112,41 @@ impl Broker {
     /// listed.
     #[cold]
     #[inline(never)]
-    pub(super) fn begin_fan_out(&mut self, routing: &mut Routing<'_>, receivers: Matches, next: usize) {
-        assert!(self.fan_out.is_none(), "there is one at a time");
-        (routing.is_matched, routing.goes_on) = (true, true);
-        let receivers = receivers.is_complete().then_some(receivers);
+    pub(super) fn begin_fan_out(&mut self, routing: &mut Routing<'_>, matches: Matches, next: usize) {
+        let receivers = Receivers::new(matches, next);
         // Who are more than can be listed in a turn are many.
-        self.outputs.fan_outs += u64::from(receivers.is_none());
-        self.fan_out = Some(Box::new(FanOut {
-            message: routing.message(&self.messages).clone(),
-            qos: routing.qos,
-            retain: routing.retain,
-            publisher: routing.publisher,
-            receivers,
-            next,
-            sender: None,
-        }));
+        self.outputs.fan_outs += u64::from(receivers.matches.is_none());
+        self.fan_out_of(routing).sessions = Some(receivers);
+    }
+
+    /// The same for groups, behind the sessions, if there are too many of those as well.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn begin_fan_out_to_groups(
+        &mut self,
+        routing: &mut Routing<'_>,
+        matches: Matches,
+        next: usize,
+    ) {
+        self.fan_out_of(routing).groups = Some(Receivers::new(matches, next));
+    }
+
+    fn fan_out_of(&mut self, routing: &mut Routing<'_>) -> &mut FanOut {
+        assert!(routing.goes_on == self.fan_out.is_some(), "there is one at a time");
+        (routing.is_matched, routing.goes_on) = (true, true);
+        let newest_group = self.shared.newest();
+        self.fan_out.get_or_insert_with(|| {
+            Box::new(FanOut {
+                message: routing.message(&self.messages).clone(),
+                qos: routing.qos,
+                retain: routing.retain,
+                publisher: routing.publisher,
+                sessions: None,
+                groups: None,
+                newest_group,
+                sender: None,
+            })
+        })
     }
 
     /// Has the sender of the message under way wait for its answer, and not be read.
@@ -135,7 +186,8 @@ impl Broker {
 
     /// Whether a message to this topic takes several turns, or may.
     pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
-        self.subscriptions.may_exceed(topic, self.options.steps_per_turn)
+        let steps = self.options.steps_per_turn;
+        self.subscriptions.may_exceed(topic, steps) || self.shared.may_exceed(topic, steps)
     }
 
     /// Brings the message under way to its end, the answer to its sender included.
@@ -173,20 +225,43 @@ impl Broker {
 
     /// Lists some of its receivers, or makes some of its copies. True if none are left to be made.
     fn go_on_with(&mut self, fan_out: &mut FanOut, steps: usize) -> bool {
-        let Some(receivers) = &fan_out.receivers else {
-            fan_out.receivers = self.subscriptions.list_further(steps.saturating_mul(LISTED_PER_STEP));
-            return false;
+        let is_to_groups = fan_out.sessions.is_none();
+        let part = if is_to_groups { &mut fan_out.groups } else { &mut fan_out.sessions };
+        let Some(Receivers { matches, next }) = part.take() else { return true };
+        let listed_max = steps.saturating_mul(LISTED_PER_STEP);
+        let receivers = match matches {
+            Some(matches) => {
+                let left = matches.len() - next;
+                let end = next + left.min(steps);
+                let is_expired = fan_out.message.is_expired(self.now);
+                if is_expired {
+                    self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
+                } else if is_to_groups {
+                    let newest = fan_out.newest_group;
+                    self.with_routing(fan_out, |broker, routing| {
+                        broker.give_to_groups(routing, &matches, next..end, newest);
+                    });
+                } else {
+                    self.with_routing(fan_out, |broker, routing| {
+                        broker.copy_to(routing, &matches, next..end)
+                    });
+                }
+                if left <= steps || is_expired {
+                    if is_to_groups {
+                        self.shared.put_back(matches);
+                    } else {
+                        self.subscriptions.put_back(matches);
+                    }
+                    return fan_out.sessions.is_none() && fan_out.groups.is_none();
+                }
+                Receivers { matches: Some(matches), next: end }
+            }
+            None if is_to_groups => Receivers { matches: self.shared.list_further(listed_max), next },
+            None => Receivers { matches: self.subscriptions.list_further(listed_max), next },
         };
-        let left = receivers.len() - fan_out.next;
-        if fan_out.message.is_expired(self.now) {
-            self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
-            fan_out.next += left;
-            return true;
-        }
-        let end = fan_out.next + left.min(steps);
-        self.copy_some(fan_out, receivers, end);
-        fan_out.next = end;
-        left <= steps
+        let part = if is_to_groups { &mut fan_out.groups } else { &mut fan_out.sessions };
+        *part = Some(receivers);
+        false
     }
 
     fn make_all_copies(&mut self, fan_out: &mut FanOut) {
@@ -195,10 +270,7 @@ impl Broker {
 
     /// All copies are made.
     fn end_fan_out(&mut self, fan_out: FanOut) {
-        let FanOut { receivers, qos, sender, .. } = fan_out;
-        if let Some(receivers) = receivers {
-            self.subscriptions.put_back(receivers);
-        }
+        let FanOut { qos, sender, .. } = fan_out;
         for session in std::mem::take(&mut self.slots_to_free) {
             self.sessions.free_slot(session);
         }
@@ -217,9 +289,9 @@ impl Broker {
         }
     }
 
-    /// Makes the copies of the next receivers, up to a place in their list.
-    fn copy_some(&mut self, fan_out: &FanOut, receivers: &Matches, end: usize) {
-        let &FanOut { ref message, qos, retain, publisher, next, .. } = fan_out;
+    /// Goes on with the message as it was taken.
+    fn with_routing(&mut self, fan_out: &FanOut, go_on: impl FnOnce(&mut Self, &mut Routing<'_>)) {
+        let &FanOut { ref message, qos, retain, publisher, .. } = fan_out;
         let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
             .expect("it was one when it was taken");
         let mut routing = Routing::new(topic, message.payload(), qos, retain);
@@ -227,7 +299,7 @@ impl Broker {
         routing.expires_at = message.expires_at();
         routing.publisher = publisher;
         routing.use_message(message.clone());
-        self.copy_to(&mut routing, receivers, next..end);
+        go_on(self, &mut routing);
     }
 
     /// Has a publisher read again. False if it is gone.

@@ -14,11 +14,9 @@ impl Broker {
     /// If one does not hold: the core has a bug.
     pub fn check_invariants(&self) {
         self.subscriptions.check_invariants();
-        assert_eq!(
-            self.subscriptions.is_listing(),
-            self.is_listing_receivers(),
-            "a list is made for a message"
-        );
+        let listing = (self.subscriptions.is_listing(), self.shared.is_listing());
+        let wanted = (self.is_listing_sessions(), self.is_listing_groups());
+        assert_eq!(listing, wanted, "a list is made for a message");
         self.check_links();
         self.check_sessions();
         let metrics = self.metrics();

@@ -32,6 +32,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
+use std::ops::Range;
 use std::rc::Rc;
 
 use slab::Slab;
@@ -41,10 +42,11 @@ use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_text, seeded};
 use crate::journal::{Lsn, Owner};
 use crate::metrics::DropReason;
-use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree};
+use crate::topics::match_cache::Matches;
+use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree, TopicName};
 
 use super::Broker;
-use super::deliver::{QueueOwner, Routing, has_room};
+use super::deliver::{LISTED_PER_STEP, QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
 use super::remains::{RETURN_STEPS, Remains, merge_freed};
@@ -65,6 +67,10 @@ pub(super) struct GroupId {
     slot: u32,
     generation: u32,
 }
+
+/// Grows with each group that is made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Generation(u32);
 
 #[derive(Clone, Copy, Debug)]
 struct Member {
@@ -201,6 +207,38 @@ impl SharedSubscriptions {
     /// The deliveries that wait in groups.
     pub(super) fn waiting(&self) -> impl Iterator<Item = &Delivery> {
         self.groups.iter().flat_map(|(_, group)| group.queue.iter())
+    }
+
+    /// The newest of all groups, be it there still or not.
+    pub(super) fn newest(&self) -> Generation {
+        Generation(self.generation)
+    }
+
+    /// The group with this slot, unless it has ended, or is newer than another one.
+    fn standing_group(&self, slot: SubscriberId, newest: Generation) -> Option<GroupId> {
+        let group = self.groups.get(slot.0 as usize).filter(|group| !group.is_retired)?;
+        let is_newer = group.id.generation.wrapping_sub(newest.0).cast_signed() > 0;
+        (!is_newer).then_some(group.id)
+    }
+
+    /// Whether a topic may match more groups than that.
+    pub(super) fn may_exceed(&mut self, topic: TopicName<'_>, groups: usize) -> bool {
+        !self.is_empty() && self.tree.may_exceed(topic, groups)
+    }
+
+    /// Goes on with a list of groups that was begun.
+    pub(super) fn list_further(&mut self, at_most: usize) -> Option<Matches> {
+        self.tree.list_further(at_most)
+    }
+
+    /// Whether there is such a list.
+    pub(super) fn is_listing(&self) -> bool {
+        self.tree.is_listing()
+    }
+
+    /// Takes back a list of groups.
+    pub(super) fn put_back(&mut self, matches: Matches) {
+        self.tree.put_back(matches);
     }
 
     fn group(&self, id: GroupId) -> Option<&Group> {
@@ -749,9 +787,33 @@ impl Broker {
 
     /// Gives a message to one member of each group that wants it.
     pub(super) fn route_to_groups(&mut self, routing: &mut Routing<'_>) {
-        let matches = self.shared.tree.matches(routing.topic);
-        for subscriber in matches.iter() {
-            let group = self.shared.groups[subscriber.id.0 as usize].id;
+        let steps = self.options.steps_per_turn;
+        let listed_max = steps.saturating_mul(LISTED_PER_STEP);
+        let matches = self.shared.tree.matches_within(routing.topic, listed_max);
+        let at_once = matches.len().min(steps);
+        self.give_to_groups(routing, &matches, 0..at_once, self.shared.newest());
+        if at_once < matches.len() || !matches.is_complete() {
+            self.begin_fan_out_to_groups(routing, matches, at_once);
+        } else {
+            self.shared.tree.put_back(matches);
+        }
+    }
+
+    /// Gives a message to some of the groups that get it. Those that have ended since it was taken, when another group was the
+    /// newest one, do not.
+    pub(super) fn give_to_groups(
+        &mut self,
+        routing: &mut Routing<'_>,
+        matches: &Matches,
+        places: Range<usize>,
+        newest: Generation,
+    ) {
+        self.outputs.copies += places.len() as u64;
+        for subscriber in matches.some(places) {
+            let Some(group) = self.shared.standing_group(subscriber.id, newest) else {
+                self.outputs.metrics.drop_message(DropReason::SessionEnded);
+                continue;
+            };
             if !self.remains.is_empty() && !self.shared.is_alive(group, &self.sessions) {
                 continue;
             }
@@ -762,7 +824,6 @@ impl Broker {
                 self.give(group, routing);
             }
         }
-        self.shared.tree.put_back(matches);
     }
 
     fn give_at_most_once(&mut self, id: GroupId, routing: &mut Routing<'_>) {

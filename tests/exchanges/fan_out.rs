@@ -637,3 +637,50 @@ fn it_can_expire_while_its_receivers_are_listed() {
     let expired = crowd.broker.metrics().dropped[DropReason::Expired as usize];
     assert_eq!(expired as usize, RECEIVERS);
 }
+
+/// A message to many groups takes turns too, whether they have to be listed or not. One that ends meanwhile has nothing of it,
+/// nor has another one that is made in its place.
+#[test]
+fn many_groups_take_turns_as_well() {
+    const GROUPS: usize = 6 * STEPS_PER_TURN;
+    for (is_known, qos) in [(false, QoS::AtLeastOnce), (true, QoS::AtLeastOnce), (true, QoS::AtMostOnce)] {
+        let mut crowd = Crowd::new(options());
+        let publisher = crowd.publisher;
+        let member = connected(&mut crowd.broker, 100, connect311("member"));
+        let filter = |number: usize| format!("$share/g{number}/groups");
+        for number in 0..GROUPS {
+            say(&mut crowd.broker, member, &subscribe_bytes(PROTOCOL, &filter(number), QoS::AtLeastOnce));
+        }
+        if is_known {
+            crowd.publish(publisher, "groups", b"first");
+            turns(&mut crowd.broker);
+            assert_eq!(crowd.answers(publisher), 1);
+        }
+        hear(&mut crowd.broker, member);
+        let before = crowd.broker.copies();
+        let packet = publish("groups", qos, b"to groups");
+        say(&mut crowd.broker, publisher, &bytes_of(&packet, PROTOCOL));
+        let at_once = if is_known { STEPS_PER_TURN as u64 } else { 0 };
+        assert_eq!(crowd.broker.copies() - before, at_once);
+        assert!(crowd.broker.is_fanning_out_to_groups() && !crowd.broker.wants_input(publisher));
+        assert_eq!(crowd.broker.is_listing_groups(), !is_known);
+        // Among the last ones, as the list has them; and another one takes the place of the first of both.
+        for number in [GROUPS - 2, GROUPS - 1] {
+            say(&mut crowd.broker, member, &unsubscribe_bytes(&filter(number)));
+        }
+        say(&mut crowd.broker, member, &subscribe_bytes(PROTOCOL, "$share/late/groups", QoS::AtLeastOnce));
+        let mut most = 0;
+        while crowd.broker.is_fanning_out() {
+            let before = crowd.broker.copies();
+            crowd.turn();
+            most = most.max(crowd.broker.copies() - before);
+        }
+        assert_eq!(most as usize, STEPS_PER_TURN);
+        let heard = hear(&mut crowd.broker, member);
+        let is_publish = |packet: Packet<'_>| matches!(packet, Packet::Publish(_));
+        assert_eq!(heard.iter().filter(|heard| is_publish(heard.packet())).count(), GROUPS - 2);
+        assert_eq!(crowd.broker.metrics().dropped[DropReason::SessionEnded as usize], 2);
+        assert_eq!(crowd.answers(publisher), usize::from(qos > QoS::AtMostOnce));
+        crowd.broker.check_invariants();
+    }
+}

@@ -462,7 +462,10 @@ impl World {
             self.publish_in_hand = bytes_of(packet, self.connections[&id].protocol);
         }
         let is_amid = self.broker.is_fanning_out();
-        let is_listing = self.broker.is_listing_receivers();
+        let is_listing = self.broker.is_listing_sessions();
+        self.model
+            .coverage
+            .see_if("a packet amid a message to groups", self.broker.is_fanning_out_to_groups());
         self.packet_in_hand = true;
         self.broker.handle_packet(self.now, id, *packet);
         self.model.heard_from(id);

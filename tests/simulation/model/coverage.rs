@@ -49,6 +49,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "will: put off, and a crash",
     "will: published after it had waited",
     "a packet amid a message to many",
+    "a packet amid a message to groups",
     "PUBLISH put off",
     "a subscription changes while receivers are listed",
     "crash amid a message to many",
