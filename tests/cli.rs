@@ -184,6 +184,22 @@ fn signals_log_clients_and_stop_in_order() {
 }
 
 #[test]
+fn clients_are_logged_once_each_however_many_they_are() {
+    const CLIENTS: usize = 150;
+    let broker = Broker::start("", "");
+    let client_id = |number: usize| format!("c{number:03}");
+    let clients: Vec<Client> =
+        (0..CLIENTS).map(|number| Client::connect(broker.address, connect(&client_id(number)))).collect();
+    broker.signal(rustix::process::Signal::USR2);
+    broker.line("150 clients connected");
+    for number in 0..CLIENTS {
+        let line = broker.line("client ");
+        assert!(line.contains(&format!("client {:?} at", client_id(number))), "{line}");
+    }
+    drop(clients);
+}
+
+#[test]
 fn verbose_logs_packets_and_quiet_logs_warnings_only() {
     let broker = Broker::start("", "-v");
     let mut client = Client::connect(broker.address, connect("talker"));

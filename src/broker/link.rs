@@ -195,6 +195,11 @@ impl Links {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.slots.iter().flatten()
+        self.iter_from(0)
+    }
+
+    /// Those whose slots are not before this one.
+    pub(super) fn iter_from(&self, slot: u32) -> impl Iterator<Item = &Link> {
+        self.slots.iter().skip(slot as usize).flatten()
     }
 }

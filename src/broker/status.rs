@@ -58,9 +58,9 @@ impl Broker {
         }
     }
 
-    /// Every connected client, in no particular order.
-    pub fn clients(&self) -> impl Iterator<Item = ClientStatus> {
-        self.links.iter().filter_map(|link| {
+    /// Every connected client, from a slot of connections on and in the order of slots.
+    pub fn clients(&self, from_slot: u32) -> impl Iterator<Item = ClientStatus> {
+        self.links.iter_from(from_slot).filter_map(|link| {
             let session = self.sessions.find(link.session()?)?;
             Some(ClientStatus {
                 connection: link.id,

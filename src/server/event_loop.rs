@@ -65,6 +65,9 @@ const LAST_READS_MAX: usize = 64;
 /// Sockets beyond the limit on clients, for those who have yet to hear that they are one too many.
 const CONNECTIONS_RESERVE: usize = 64;
 
+/// Clients that are logged in one turn.
+const LOGGED_CLIENTS_MAX: usize = 64;
+
 /// How long a server that is to stop waits for its store, so that what was taken is acknowledged.
 const SHUTDOWN_STORE: Duration = Duration(5_000);
 
@@ -103,6 +106,8 @@ pub(super) struct EventLoop {
     handle: Handle,
     status_interval: Option<Duration>,
     status_due: Option<Instant>,
+    /// The slot of the first client that was asked for and has yet to be logged.
+    unlogged_clients: Option<u32>,
     busiest_turn_micros: u64,
     #[cfg(feature = "persistence")]
     keeper: Option<Keeper>,
@@ -163,6 +168,7 @@ impl EventLoop {
             handle,
             status_interval,
             status_due: status_interval.map(|interval| now + interval),
+            unlogged_clients: None,
             busiest_turn_micros: 0,
             #[cfg(feature = "persistence")]
             keeper,
@@ -197,6 +203,7 @@ impl EventLoop {
             self.log_events();
             self.free_ended();
             self.log_status(now);
+            self.log_clients(now);
             let turn_micros = self.clock.now_micros() - turn_began;
             self.busiest_turn_micros = self.busiest_turn_micros.max(turn_micros);
             let is_done = self.connections.len() == 0 && self.broker.is_stored();
@@ -220,6 +227,7 @@ impl EventLoop {
             || self.is_holding()
             || !self.ready.is_empty()
             || !self.feeders.is_empty()
+            || self.unlogged_clients.is_some()
             || self.listeners.iter().any(|listener| listener.is_ready(now))
         {
             return Some(SystemDuration::ZERO);
@@ -240,7 +248,7 @@ impl EventLoop {
                     for request in self.signals.as_mut().map(SignalSource::pending).unwrap_or_default() {
                         match request {
                             Request::Stop => self.handle.stop.store(true, Ordering::Release),
-                            Request::LogClients => self.log_clients(now),
+                            Request::LogClients => self.begin_to_log_clients(),
                             Request::Drain => self.handle.drain.store(true, Ordering::Release),
                         }
                     }
@@ -608,12 +616,24 @@ impl EventLoop {
         }
     }
 
-    fn log_clients(&self, now: Instant) {
+    fn begin_to_log_clients(&mut self) {
         log::info!(target: LOG_TARGET, "{} clients connected:", self.broker.metrics().clients_connected);
-        for client in self.broker.clients() {
-            if let Some(connection) = self.connections.find(client.connection) {
-                log_lines::log_client(&client, connection.address, now);
-            }
-        }
+        self.unlogged_clients = Some(0);
+    }
+
+    /// Goes on with the lines about clients, as far as one turn has time.
+    fn log_clients(&mut self, now: Instant) {
+        let Some(from_slot) = self.unlogged_clients.take() else { return };
+        let mut next_slot = from_slot;
+        let logged = self.broker.clients(from_slot).take(LOGGED_CLIENTS_MAX);
+        let count = logged
+            .inspect(|client| {
+                next_slot = client.connection.slot + 1;
+                if let Some(connection) = self.connections.find(client.connection) {
+                    log_lines::log_client(client, connection.address, now);
+                }
+            })
+            .count();
+        self.unlogged_clients = (count == LOGGED_CLIENTS_MAX).then_some(next_slot);
     }
 }
