@@ -204,6 +204,9 @@ impl Broker {
     #[cold]
     #[inline(never)]
     pub(super) fn continue_fan_out(&mut self) {
+        if self.has_too_many_wills() {
+            return self.catch_up_with_wills();
+        }
         let steps = self.options.steps_per_turn;
         if let Some(mut fan_out) = self.fan_out.take() {
             if self.go_on_with(&mut fan_out, steps) {
@@ -292,8 +295,8 @@ impl Broker {
     /// Goes on with the message as it was taken.
     fn with_routing(&mut self, fan_out: &FanOut, go_on: impl FnOnce(&mut Self, &mut Routing<'_>)) {
         let &FanOut { ref message, qos, retain, publisher, .. } = fan_out;
-        let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
-            .expect("it was one when it was taken");
+        // Whatever the options say: those of the broker's own topics are not counted.
+        let topic = TopicName::parse(message.topic(), u32::MAX).expect("it was one when it was taken");
         let mut routing = Routing::new(topic, message.payload(), qos, retain);
         routing.properties = message.properties();
         routing.expires_at = message.expires_at();

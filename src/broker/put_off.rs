@@ -7,8 +7,10 @@
 //! To the sender of a PUBLISH it is as if that were still in the socket: it is not read meanwhile, and if it goes, the PUBLISH was
 //! never sent. A will is published whatever becomes of its client, so one that is stored has a record of its own until then.
 //!
-//! Invariants: the link of a publisher that waits is not read, so it has one PUBLISH here at most; `topics` counts exactly what
-//! waits.
+//! A publisher that waits sends no more, but clients with wills can come and go. If too many wills wait, whatever comes before
+//! them is brought to its end at once: that costs one long turn, and neither memory nor a will.
+//!
+//! Invariants: the link of a publisher that waits is not read; `topics` counts exactly what waits.
 //!
 //! Deliberately not here: how a PUBLISH is taken (see `receive`), and how a will is published (see `will`).
 
@@ -55,6 +57,10 @@ pub(super) enum PutOff {
 }
 
 impl PutOff {
+    const fn is_will(&self) -> bool {
+        matches!(self, Self::Will { .. })
+    }
+
     fn message(&self) -> &Message {
         match self {
             Self::Publish { message, .. } | Self::SysTopic(message) => message,
@@ -69,11 +75,17 @@ pub(super) struct PutOffs {
     queue: VecDeque<PutOff>,
     /// How many wait for a topic.
     topics: HashMap<Box<[u8]>, usize, HashSeed>,
+    /// How many are wills.
+    wills: usize,
 }
+
+/// If more wills wait than that, and not until then, one turn does more than its share. There are no more than these, and one for each
+/// connection that can end in a turn.
+const WAITING_WILLS_MAX: usize = 100;
 
 impl PutOffs {
     pub(super) fn new(seed: u64) -> Self {
-        Self { queue: VecDeque::new(), topics: HashMap::with_hasher(seeded(seed)) }
+        Self { queue: VecDeque::new(), topics: HashMap::with_hasher(seeded(seed)), wills: 0 }
     }
 
     #[inline]
@@ -91,22 +103,25 @@ impl PutOffs {
 
     pub(super) fn push(&mut self, put_off: PutOff) {
         *self.topics.entry(put_off.message().topic_bytes().into()).or_default() += 1;
+        self.wills += usize::from(put_off.is_will());
         self.queue.push_back(put_off);
     }
 
     pub(super) fn pop(&mut self) -> Option<PutOff> {
         let put_off = self.queue.pop_front()?;
         forget_topic(&mut self.topics, &put_off);
+        self.wills -= usize::from(put_off.is_will());
         Some(put_off)
     }
 
     /// Keeps those for which this says so.
     fn retain(&mut self, mut stays: impl FnMut(&PutOff) -> bool) {
-        let Self { queue, topics } = self;
+        let Self { queue, topics, wills } = self;
         queue.retain(|put_off| {
             let stays = stays(put_off);
             if !stays {
                 forget_topic(topics, put_off);
+                *wills -= usize::from(put_off.is_will());
             }
             stays
         });
@@ -119,6 +134,7 @@ impl PutOffs {
         let groups = waiting.chunk_by(|left, right| left == right);
         let counted = groups.map(|group| assert_eq!(self.topics.get(group[0]), Some(&group.len()))).count();
         assert_eq!(counted, self.topics.len());
+        assert_eq!(self.wills, self.iter().filter(|put_off| put_off.is_will()).count());
     }
 }
 
@@ -224,8 +240,7 @@ impl Broker {
             return;
         }
         let Some(session) = self.links.find(connection).and_then(Link::session) else { return };
-        let topic = TopicName::parse(message.topic(), self.options.topic_levels_max)
-            .expect("it was one when it was put off");
+        let topic = TopicName::parse(message.topic(), u32::MAX).expect("it was one when it was put off");
         let (properties, payload) = (message.properties(), message.payload());
         let publish =
             Publish { dup: false, qos, retain, topic: topic.as_str(), packet_id, properties, payload };
@@ -254,12 +269,29 @@ impl Broker {
         });
     }
 
+    /// Whether more wills wait than there should ever be.
+    pub(super) const fn has_too_many_wills(&self) -> bool {
+        self.put_off.wills > WAITING_WILLS_MAX
+    }
+
+    /// Brings what comes before wills to its end, until few enough wait. Nothing is under way then, so that the store gets its
+    /// batch.
+    pub(super) fn catch_up_with_wills(&mut self) {
+        self.finish_fan_out();
+        while self.has_too_many_wills()
+            && let Some(put_off) = self.put_off.pop()
+        {
+            self.take_put_off(put_off);
+            self.finish_fan_out();
+        }
+    }
+
     /// Publishes the wills that wait: nobody will be here to do so later.
     pub(super) fn publish_put_off_wills(&mut self) {
         self.finish_fan_out();
         let mut others = Vec::new();
         while let Some(put_off) = self.put_off.pop() {
-            if matches!(put_off, PutOff::Will { .. }) {
+            if put_off.is_will() {
                 self.take_put_off(put_off);
                 self.finish_fan_out();
             } else {

@@ -380,7 +380,9 @@ fn wills_of_a_server_that_stops_reach_all() {
 #[test]
 fn sys_topics_take_their_turns() {
     let interval = Duration(10);
-    let mut crowd = Crowd::new(Options { sys_interval: Some(interval), ..options() });
+    // Their own names have as many levels as they need.
+    let topic_levels_max = 3;
+    let mut crowd = Crowd::new(Options { sys_interval: Some(interval), topic_levels_max, ..options() });
     for id in crowd.receivers.clone() {
         say(&mut crowd.broker, id, &subscribe_bytes(PROTOCOL, "$SYS/#", QoS::AtMostOnce));
         turns(&mut crowd.broker);
@@ -403,6 +405,32 @@ fn sys_topics_take_their_turns() {
     assert!(uptimes >= 5 * RECEIVERS, "{uptimes}");
     let bytes = crowd.broker.status().message_bytes;
     assert!(bytes < 10_000, "{bytes} bytes wait");
+}
+
+/// Who comes and goes with a will leaves no more of them than there is room for, and all of them arrive.
+#[test]
+fn waiting_wills_do_not_pile_up() {
+    const WILLS: u32 = 300;
+    let mut crowd = Crowd::new(options());
+    let before = crowd.broker.status().message_bytes;
+    let payload = [7; 1_000];
+    let (mut most, mut heard) = (0, 0);
+    for number in 0..WILLS {
+        let connect = Connect { will: will("all/1", &payload), ..connect311("again") };
+        let id = connected(&mut crowd.broker, 100 + number, connect);
+        crowd.broker.handle_lost(NOW, id, true);
+        assert_eq!(crowd.broker.poll_close(), Some(id));
+        crowd.broker.handle_closed(id);
+        crowd.turn();
+        heard += crowd.heard(&payload);
+        most = most.max(crowd.broker.status().message_bytes - before);
+    }
+    assert!((50_000..110_000).contains(&most), "{most} bytes");
+    turns(&mut crowd.broker);
+    while let more @ 1.. = crowd.heard(&payload) {
+        heard += more;
+    }
+    assert_eq!(heard, WILLS as usize * RECEIVERS);
 }
 
 /// Wills that wait are records, for the process may end before they are published.

@@ -432,7 +432,7 @@ impl World {
     /// One packet to the core, and the same to the model.
     fn packet(&mut self, id: ConnectionId, packet: &Packet<'_>) {
         let is_request = matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_));
-        if is_request && !self.put_off.is_empty() {
+        if is_request && !(self.put_off.is_empty() && self.model.has_no_will_put_off()) {
             self.finish_request();
             if !self.connections.contains_key(&id) {
                 return;
@@ -647,7 +647,7 @@ impl World {
         }
         self.model.now = self.now;
         self.model.check_deadlines();
-        self.model.check_no_will_waits();
+        assert!(self.model.has_no_will_put_off(), "nothing is on its way that a will could wait for");
         let overdue: Vec<ConnectionId> = self.model.overdue().collect();
         for id in overdue {
             // [MQTT-3.1.2-24] [MQTT5-3.1.2-22]: unless it is us who do not read it.

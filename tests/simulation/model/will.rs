@@ -99,9 +99,9 @@ impl Model {
         self.due_wills.put_off.iter().any(|due| due.is_stored)
     }
 
-    /// Nothing is on its way any more that a will could wait for.
-    pub(crate) fn check_no_will_waits(&self) {
-        assert!(self.due_wills.put_off.is_empty(), "a will that was put off is published");
+    /// Whether no will waits.
+    pub(crate) fn has_no_will_put_off(&self) -> bool {
+        self.due_wills.put_off.is_empty()
     }
 
     /// Of what was put off before a crash only what was stored is still there.
