@@ -1045,6 +1045,7 @@ fn little_of_many_groups_is_not_forgotten_at_once() {
     while broker.poll_timeout().is_some_and(|due| due <= NOW) {
         broker.handle_timeout(NOW);
         broker.check_invariants();
+        while broker.poll_flush().is_some() {}
         disk.store(&mut broker);
         let forgotten = records - disk.records.len();
         // Each may be two records, that of the message as well.
