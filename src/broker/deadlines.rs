@@ -49,6 +49,7 @@ impl Broker {
     /// `poll_timeout` says so.
     pub fn handle_timeout(&mut self, now: Instant) {
         self.begin_input(now, None);
+        self.steps_at_once = self.options.steps_per_turn;
         if self.wheel.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.fire_deadlines(now);
         }
@@ -65,7 +66,10 @@ impl Broker {
             let Some(id) = self.refills.pop_front() else { break };
             if let Some(session) = self.sessions.find_mut(id) {
                 session.refill_scheduled = false;
-                self.refill(id);
+                match std::mem::take(&mut session.asked_in_vain) {
+                    0 => self.refill(id),
+                    asked_in_vain => self.ask_groups(id, asked_in_vain),
+                }
             }
         }
     }
@@ -77,8 +81,8 @@ impl Broker {
         }
         let copies_max = self.outputs.copies + self.options.steps_per_turn as u64;
         for _ in 0..DEADLINES_PER_TURN {
-            if self.outputs.copies >= copies_max {
-                break; // Wills have gone to many.
+            if self.outputs.copies >= copies_max || self.steps_at_once == 0 {
+                break; // Wills have gone to many, or much to others or away.
             }
             let Some(deadline) = self.wheel.pop(now) else { break };
             match deadline {

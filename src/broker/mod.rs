@@ -114,6 +114,8 @@ pub struct Broker {
     streams_behind: Vec<SessionId>,
     /// What ended sessions and groups have left, the longest ended first.
     remains: VecDeque<Remains>,
+    /// What is left of the steps of this turn for what is done at once, whoever asks for it (see `remains`).
+    steps_at_once: usize,
     /// Whether the limit on all message bytes was logged since it was last left.
     full_logged: bool,
     /// Whether the limit on connections was logged since it was last left.
@@ -176,6 +178,7 @@ impl Broker {
             slots_to_free: Vec::new(),
             streams_behind: Vec::new(),
             remains: VecDeque::new(),
+            steps_at_once: options.steps_per_turn,
             full_logged: false,
             connections_full_logged: false,
             is_draining: false,
@@ -690,11 +693,12 @@ impl Broker {
     }
 
     fn schedule_refill(&mut self, id: SessionId) {
-        if let Some(session) = self.sessions.find_mut(id)
-            && !session.refill_scheduled
-        {
-            session.refill_scheduled = true;
-            self.refills.push_back(id);
+        if let Some(session) = self.sessions.find_mut(id) {
+            session.asked_in_vain = 0;
+            if !session.refill_scheduled {
+                session.refill_scheduled = true;
+                self.refills.push_back(id);
+            }
         }
     }
 

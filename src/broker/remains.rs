@@ -20,8 +20,11 @@ use super::{Broker, Kind, Outputs};
 /// Up to this share of a turn's steps is done at once: most sessions leave little.
 const AT_ONCE_SHARE: usize = 32;
 
+/// So little costs no more than what asks for it.
+const FREE_AT_ONCE: usize = 2;
+
 /// With the last of its members a group ends, which takes as long as so many other steps.
-const MEMBERSHIP_STEPS: usize = 4;
+pub(super) const MEMBERSHIP_STEPS: usize = 4;
 
 /// An allocator may put small blocks aside as they are freed, and merge all of them once a larger one is asked for, as that of
 /// glibc does: after a million messages in one call of 40 ms. One is asked for after each slice, and no call takes longer than
@@ -82,6 +85,19 @@ impl Broker {
         steps <= self.options.steps_per_turn / AT_ONCE_SHARE
     }
 
+    /// Whether so many of anything are done with at once, which takes so many steps. Many who leave little each leave much, so
+    /// all that is done at once in a turn has the steps of one together.
+    pub(super) fn has_steps_at_once(&mut self, count: usize, steps: usize) -> bool {
+        if count <= FREE_AT_ONCE {
+            return self.is_little(count);
+        }
+        let has_steps = self.is_little(count) && steps <= self.steps_at_once;
+        if has_steps {
+            self.steps_at_once -= steps;
+        }
+        has_steps
+    }
+
     /// Takes over what a session or group has left, or does away with it at once if it is little.
     pub(super) fn leave_behind(&mut self, mut remains: Remains) {
         let Remains { session, memberships, streams, sent, queue, released, receipts } = &remains;
@@ -90,7 +106,8 @@ impl Broker {
         let messages = sent.len() + queue.len() + streams.len();
         let identifiers = released.len() + receipts.len();
         let count = memberships.len() + messages + identifiers + subscriptions as usize;
-        if self.is_little(count) {
+        let steps = count + memberships.len() * (MEMBERSHIP_STEPS - 1);
+        if self.has_steps_at_once(count, steps) {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
@@ -104,7 +121,8 @@ impl Broker {
             return;
         }
         let mut remains = Remains { sent, ..Remains::default() };
-        if self.is_little(remains.sent.len()) {
+        let count = remains.sent.len();
+        if self.has_steps_at_once(count, count * RETURN_STEPS) {
             let mut steps = usize::MAX;
             self.return_sent(&mut remains, &mut steps);
         } else {

@@ -156,6 +156,8 @@ pub(super) struct Session {
     /// The groups of its shared subscriptions, and which of them is asked next when there is room.
     pub(super) memberships: ThinList<GroupId>,
     pub(super) group_turn: u32,
+    /// How many of them were asked in vain, one after the other, before the round was put off to the next turn.
+    pub(super) asked_in_vain: u32,
     /// Who authenticated when the session was made; nobody else may go on with it.
     pub(super) user: Option<Box<str>>,
     /// The numbers of its first record, which is its name in the store, and of its latest one; none if it is not stored.
@@ -181,6 +183,7 @@ impl Session {
             streams: RetainedStreams::default(),
             memberships: ThinList::default(),
             group_turn: 0,
+            asked_in_vain: 0,
             user: None,
             name: Lsn::NONE,
             latest_record: Lsn::NONE,

@@ -49,14 +49,14 @@ use super::Broker;
 use super::deliver::{LISTED_PER_STEP, QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::queue::Queue;
-use super::remains::{RETURN_STEPS, Remains, merge_freed};
+use super::remains::{MEMBERSHIP_STEPS, RETURN_STEPS, Remains, merge_freed};
 use super::session::{Session, SessionId, Sessions};
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
 
-/// Memberships without work for a member that one turn looks at.
-const IDLE_LOOKS_MAX: usize = 64;
+/// So many groups one after the other that have nothing for a member are asked in one turn.
+const ASKED_IN_VAIN_MAX: u32 = 64;
 
 /// A message of a group that is recorded takes as long as so many other steps.
 const SETTLE_STEPS: usize = 4;
@@ -527,8 +527,10 @@ impl Broker {
         let Some(Place { membership, .. }) = self.shared.place(id, session_id) else { return false };
         let is_stored = self.session(session_id).name.is_some();
         self.remove_member(id, session_id, is_stored);
-        let memberships = &mut self.session_mut(session_id).memberships;
+        let Session { memberships, asked_in_vain, .. } = self.session_mut(session_id);
         memberships.swap_remove(membership as usize);
+        // One that was not asked may stand now where one was that was.
+        *asked_in_vain = 0;
         if let Some(moved) = memberships.get(membership as usize).copied() {
             self.shared.place_mut(moved, session_id).membership = membership;
         }
@@ -601,7 +603,7 @@ impl Broker {
     fn settle(&mut self, id: GroupId) {
         let Some(group) = self.shared.group_mut(id) else { return };
         let (is_new, len) = (group.queue.unsettle(), group.queue.len());
-        if self.is_little(len) {
+        if self.has_steps_at_once(len, len * SETTLE_STEPS) {
             let mut steps = usize::MAX;
             self.go_on_settling(id, &mut steps);
         } else if is_new {
@@ -639,10 +641,11 @@ impl Broker {
         }
         session.outgoing.sent_here = 0;
         let mut giving = Return { session: session_id, left };
-        let mut steps = self.options.steps_per_turn;
+        let mut steps = self.steps_at_once;
         if !self.go_on_returning(&mut giving, &mut steps) {
             self.shared.returns.push_back(giving);
         }
+        self.steps_at_once = steps;
     }
 
     /// Gives what a session was sent to others. True if all of it was looked at; otherwise there are no steps left.
@@ -672,7 +675,8 @@ impl Broker {
     /// A session has ended. Many memberships are left for `remains`.
     pub(super) fn leave_few_groups(&mut self, session: &mut Session) {
         self.shared.stop_return(session);
-        if self.is_little(session.memberships.len()) {
+        let memberships = session.memberships.len();
+        if self.has_steps_at_once(memberships, memberships * MEMBERSHIP_STEPS) {
             while let Some(id) = session.memberships.remove(0) {
                 self.end_membership(id, session.id);
             }
@@ -715,37 +719,59 @@ impl Broker {
         moves.push_back(movement);
     }
 
-    /// Does as much as one turn has time for. Who waits for a message comes first.
+    /// Does as much as one turn has time for.
     #[cold]
     #[inline(never)]
     pub(super) fn continue_group_work(&mut self) {
-        let mut steps = self.options.steps_per_turn;
-        if !self.has_done_group_work(&mut steps) {
+        let SharedSubscriptions { returns, moves, unsettled, .. } = &self.shared;
+        let kinds: [(bool, fn(&mut Self, &mut usize)); 3] = [
+            (!returns.is_empty(), Self::continue_returns),
+            (!moves.is_empty(), Self::continue_moves),
+            (!unsettled.is_empty(), Self::continue_settling),
+        ];
+        // Each has its share, and those behind it what it leaves of that: a client that comes and goes makes moves without end.
+        let mut left = self.options.steps_per_turn;
+        let mut kinds_left = kinds.iter().filter(|(has_work, _)| *has_work).count();
+        for (_, go_on) in kinds.iter().filter(|(has_work, _)| *has_work) {
+            let share = (left / kinds_left).max(1);
+            let mut steps = share;
+            go_on(self, &mut steps);
+            left = left.saturating_sub(share - steps);
+            kinds_left -= 1;
+        }
+        if self.shared.has_work_left() {
             merge_freed();
         }
     }
 
-    /// False if there are no steps left.
-    fn has_done_group_work(&mut self, steps: &mut usize) -> bool {
-        while let Some(mut giving) = self.shared.returns.pop_front() {
+    fn continue_returns(&mut self, steps: &mut usize) {
+        while *steps > 0
+            && let Some(mut giving) = self.shared.returns.pop_front()
+        {
             if !self.go_on_returning(&mut giving, steps) {
                 self.shared.returns.push_front(giving);
-                return false;
             }
         }
-        while let Some(mut movement) = self.shared.moves.pop_front() {
+    }
+
+    fn continue_moves(&mut self, steps: &mut usize) {
+        while *steps > 0
+            && let Some(mut movement) = self.shared.moves.pop_front()
+        {
             if !self.go_on_moving(&mut movement, steps) {
                 self.shared.moves.push_front(movement);
-                return false;
             }
         }
-        while let Some(id) = self.shared.unsettled.pop_front() {
+    }
+
+    fn continue_settling(&mut self, steps: &mut usize) {
+        while *steps > 0
+            && let Some(id) = self.shared.unsettled.pop_front()
+        {
             if !self.go_on_settling(id, steps) {
                 self.shared.unsettled.push_front(id);
-                return false;
             }
         }
-        true
     }
 
     /// True if all are where they belong; otherwise there are no steps left.
@@ -958,30 +984,38 @@ impl Broker {
 
     /// A member may have room: it takes from the queues of its groups, one message from each in turn.
     pub(super) fn drain_groups(&mut self, session_id: SessionId) {
-        let mut idle_looks = 0;
+        self.ask_groups(session_id, 0);
+    }
+
+    /// The same, where so many groups have been asked in vain in earlier turns. After one round without a message there is nothing
+    /// to do until there is another reason to ask: what comes to a group goes to its members itself if they have room.
+    pub(super) fn ask_groups(&mut self, session_id: SessionId, mut asked_in_vain: u32) {
+        let mut asked_max = asked_in_vain.saturating_add(ASKED_IN_VAIN_MAX);
         while self.shared.waiting > 0 {
             let Self { shared, sessions, links, options, .. } = self;
             let Some(session) = sessions.find_mut(session_id) else { return };
             let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
-            if idle_looks == session.memberships.len() {
+            if asked_in_vain as usize >= session.memberships.len() {
                 return;
             }
             if !session.outgoing.queue.is_empty() || !has_room(session, link, options) {
                 link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
                 return;
             }
-            if idle_looks == IDLE_LOOKS_MAX {
-                return self.schedule_refill(session_id);
+            if asked_in_vain == asked_max {
+                self.schedule_refill(session_id);
+                self.session_mut(session_id).asked_in_vain = asked_in_vain;
+                return;
             }
             session.group_turn = (session.group_turn + 1) % session.memberships.len() as u32;
             let id = session.memberships[session.group_turn as usize];
             match (shared.place(id, session_id), shared.group(id)) {
                 (Some(place), Some(group)) if !group.queue.is_empty() => {
-                    idle_looks = 0;
+                    (asked_in_vain, asked_max) = (0, ASKED_IN_VAIN_MAX);
                     let member = group.members[place.member as usize];
                     self.pull_from_group(id, member);
                 }
-                _ => idle_looks += 1,
+                _ => asked_in_vain += 1,
             }
         }
     }

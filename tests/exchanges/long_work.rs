@@ -933,3 +933,164 @@ fn a_group_of_many_who_have_ended_is_none() {
     publish_from(&mut broker, publisher, "f/10", QoS::AtMostOnce, "newest");
     assert_eq!(payloads(&hear(&mut broker, newcomer)), ["newest"]);
 }
+
+/// Something waits in a group of others meanwhile, which is nothing to it.
+#[test]
+fn a_member_of_many_groups_that_has_room_asks_each_of_them_once() {
+    let mut broker = Broker::new(Options { in_flight_max: 1, ..options() }, NOW);
+    let idle = connected(&mut broker, 1, member());
+    let busy = connected(&mut broker, 2, connect311("busy"));
+    say(&mut broker, busy, &subscribe_to(&["$share/g/a".to_owned(), "$share/g/f/7".to_owned()]));
+    let publisher = connected(&mut broker, 3, connect311("publisher"));
+    for topic in ["a", "a", "f/7"] {
+        publish_from(&mut broker, publisher, topic, QoS::AtLeastOnce, topic);
+    }
+    say(&mut broker, idle, &subscribe_to(&shared_filters()));
+    let in_turns = turns(&mut broker);
+    assert!(in_turns < 20, "{in_turns}");
+    assert_eq!(payloads(&hear(&mut broker, idle)), ["f/7"]);
+    // The next reason to ask is that it has room again: each once more, 64 of them at once and as many in each turn.
+    let mut bytes = Vec::new();
+    encode::puback(&mut bytes, PacketId::FIRST, ReasonCode::Success);
+    say(&mut broker, idle, &bytes);
+    assert_eq!(turns(&mut broker), FILTERS / 64);
+    assert_eq!(broker.metrics().queued_messages, 1);
+}
+
+/// A client that comes and goes faster than its memberships are moved does not keep what waits in a group from being stored.
+#[test]
+fn each_kind_of_work_for_groups_has_its_share() {
+    let options = Options { in_flight_max: 1, ..stored_options() };
+    let (mut broker, mut disk) = (Broker::new(options, NOW), Disk::default());
+    let mut restless = open(&mut broker, &mut disk, 1, member());
+    say(&mut broker, restless, &subscribe_to(&shared_filters()));
+    turns(&mut broker);
+    let shared = ["$share/g/a".to_owned()];
+    let busy = open(&mut broker, &mut disk, 2, connect311("busy"));
+    say(&mut broker, busy, &subscribe_to(&shared));
+    let publisher = open(&mut broker, &mut disk, 3, connect311("publisher"));
+    for number in 0..=100 {
+        publish_from(&mut broker, publisher, "a", QoS::AtLeastOnce, &number.to_string());
+    }
+    let stored = open(&mut broker, &mut disk, 4, Connect { client_id: "stored", ..member() });
+    disk.store(&mut broker);
+    let before = disk.records.len();
+    broker.handle_lost(NOW, restless, false);
+    say(&mut broker, stored, &subscribe_to(&shared));
+    for number in 10..40 {
+        restless = open(&mut broker, &mut disk, number, member());
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        broker.handle_lost(NOW, restless, false);
+    }
+    disk.store(&mut broker);
+    assert_eq!(disk.records.len(), before + 1 + 2 * 100, "the subscription, and what waits or was sent");
+}
+
+/// Groups in each of which a little waits, and their only member.
+fn groups_with_little(connect: Connect<'static>) -> (Broker, Disk, ConnectionId, Vec<String>) {
+    let options =
+        Options { in_flight_max: 1, steps_per_turn: Options::default().steps_per_turn, ..stored_options() };
+    let (mut broker, mut disk) = (Broker::new(options, NOW), Disk::default());
+    let filters: Vec<String> = (0..LITTLE_GROUPS).map(|number| format!("$share/g{number}/a")).collect();
+    let busy = open(&mut broker, &mut disk, 1, connect);
+    say(&mut broker, busy, &subscribe_to(&filters));
+    let publisher = open(&mut broker, &mut disk, 2, connect311("publisher"));
+    for _ in 0..LITTLE {
+        say(&mut broker, publisher, &bytes_of(&publish("a", QoS::AtLeastOnce, b""), PROTOCOL));
+        turns(&mut broker);
+        hear_stored(&mut broker, &mut disk, publisher);
+    }
+    (broker, disk, busy, filters)
+}
+
+const LITTLE_GROUPS: usize = 500;
+
+const LITTLE: usize = 20;
+
+#[test]
+fn little_of_many_groups_is_not_stored_at_once() {
+    let (mut broker, mut disk, _, filters) = groups_with_little(connect311("busy"));
+    let stored = open(&mut broker, &mut disk, 3, member());
+    disk.store(&mut broker);
+    let before = disk.records.len();
+    for ask in [subscribe_to(&filters), unsubscribe_from(&filters), subscribe_to(&filters)] {
+        turns(&mut broker);
+        disk.store(&mut broker);
+        let before = disk.records.len();
+        say(&mut broker, stored, &ask);
+        disk.store(&mut broker);
+        let changed = before.abs_diff(disk.records.len());
+        assert!(changed < LITTLE_GROUPS + 2 * Options::default().steps_per_turn, "{changed}");
+        assert!(changed > 0 && changed < LITTLE_GROUPS * LITTLE / 2, "{changed}");
+        broker.check_invariants();
+    }
+    turns(&mut broker);
+    disk.store(&mut broker);
+    let waiting = broker.metrics().queued_messages as usize;
+    let in_flight = broker.metrics().in_flight_messages as usize;
+    assert!(disk.records.len() > before + LITTLE_GROUPS + waiting && waiting > in_flight);
+}
+
+#[test]
+fn little_of_many_groups_is_not_forgotten_at_once() {
+    let (mut broker, mut disk, busy, _) = groups_with_little(member());
+    disk.store(&mut broker);
+    broker.handle_lost(NOW, busy, false);
+    turns(&mut broker);
+    disk.store(&mut broker);
+    let mut records = disk.records.len();
+    assert!(records > LITTLE_GROUPS * LITTLE, "{records}");
+    open(&mut broker, &mut disk, 3, connect311("many"));
+    while broker.poll_timeout().is_some_and(|due| due <= NOW) {
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        while broker.poll_flush().is_some() {}
+        disk.store(&mut broker);
+        let forgotten = records - disk.records.len();
+        // Each may be two records, that of the message as well.
+        assert!(forgotten <= 5 * Options::default().steps_per_turn, "{forgotten}");
+        records = disk.records.len();
+    }
+    assert_eq!((broker.status().subscriptions, disk.records.len()), (0, 0));
+}
+
+/// Members whose clients have fallen silent in the same moment give what they were sent to another one a turn's worth at a time.
+#[test]
+fn what_many_did_not_acknowledge_goes_to_others_little_by_little() {
+    const MEMBERS: u32 = 40;
+    let (mut broker, mut disk) = (Broker::new(stored_options(), NOW), Disk::default());
+    let shared = subscribe_to(&["$share/g/f/0".to_owned()]);
+    let names: Vec<String> = (0..MEMBERS).map(|number| format!("member{number}")).collect();
+    for (number, name) in (10..).zip(&names) {
+        let id = ConnectionId { slot: number, generation: number };
+        broker.handle_open(NOW, id);
+        let connect = Connect { client_id: name, keep_alive_secs: 10, ..member() };
+        say(&mut broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
+        say(&mut broker, id, &shared);
+        turns(&mut broker);
+    }
+    let publisher = open(&mut broker, &mut disk, 2, connect311("publisher"));
+    let messages = 16 * MEMBERS;
+    for number in 0..messages {
+        publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, &number.to_string());
+    }
+    assert_eq!(broker.metrics().in_flight_messages, u64::from(messages));
+    let stays = open(&mut broker, &mut disk, 3, Connect { keep_alive_secs: 0, ..connect311("stays") });
+    say(&mut broker, stays, &shared);
+    hear_stored(&mut broker, &mut disk, stays);
+    let due = NOW + Duration(60_000);
+    let (mut heard, mut silent) = (0, 0);
+    while broker.poll_timeout().is_some_and(|at| at <= due) {
+        broker.handle_timeout(due);
+        broker.check_invariants();
+        silent += std::iter::from_fn(|| broker.poll_close()).count();
+        while broker.poll_flush().is_some() {}
+        let more = heard_payloads(&mut broker, &mut disk, stays).len();
+        // At once, and what was put off.
+        assert!(more <= 2 * STEPS_PER_TURN / 4, "{more}");
+        heard += more;
+    }
+    assert_eq!((heard, silent), (messages as usize, names.len()));
+    assert_eq!((broker.metrics().queued_messages, broker.metrics().in_flight_messages), (0, 0));
+}
