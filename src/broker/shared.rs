@@ -924,14 +924,15 @@ impl Broker {
     }
 
     /// Sends the first message of a group's queue to a member that has room for it.
-    fn pull_from_group(&mut self, id: GroupId, member: Member) {
+    /// False if it has expired.
+    fn pull_from_group(&mut self, id: GroupId, member: Member) -> bool {
         let Self { shared, outputs, now, .. } = self;
-        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
+        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return false };
         let delivery = outputs.dequeue(&mut group.queue, *now);
         shared.waiting -= usize::from(group.queue.is_empty());
-        if let Some(delivery) = delivery {
-            self.send_to_member(id, member, delivery);
-        }
+        let Some(delivery) = delivery else { return false };
+        self.send_to_member(id, member, delivery);
+        true
     }
 
     /// Sends a message, with QoS and flags as published, to a member that has room for it.
@@ -958,9 +959,9 @@ impl Broker {
 
     /// A member may have room: it takes from the queues of its groups, one message from each in turn.
     pub(super) fn drain_groups(&mut self, session_id: SessionId) {
-        let mut idle_looks = 0;
+        let (mut idle_looks, mut has_passed) = (0, false);
         while self.shared.waiting > 0 {
-            let Self { shared, sessions, links, options, .. } = self;
+            let Self { shared, sessions, links, outputs, options, .. } = self;
             let Some(session) = sessions.find_mut(session_id) else { return };
             let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
             if idle_looks == session.memberships.len() {
@@ -970,7 +971,7 @@ impl Broker {
                 link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
                 return;
             }
-            if idle_looks == IDLE_LOOKS_MAX {
+            if idle_looks == IDLE_LOOKS_MAX || (has_passed && outputs.has_passed_enough(session)) {
                 return self.schedule_refill(session_id);
             }
             session.group_turn = (session.group_turn + 1) % session.memberships.len() as u32;
@@ -979,7 +980,7 @@ impl Broker {
                 (Some(place), Some(group)) if !group.queue.is_empty() => {
                     idle_looks = 0;
                     let member = group.members[place.member as usize];
-                    self.pull_from_group(id, member);
+                    has_passed |= !self.pull_from_group(id, member);
                 }
                 _ => idle_looks += 1,
             }
