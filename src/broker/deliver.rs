@@ -5,6 +5,9 @@
 //!              QoS 0: into the outbox, or dropped where that is full or nobody is there
 //!              QoS 1, 2: into the outbox while window and outbox have room and nothing is queued, else into the queue
 //! ```
+//!
+//! Messages that have expired while they waited take time and nobody gets them, so only a turn's steps of them are passed or
+//! looked for in one call (`looks_left`), and one more where something would never go on otherwise.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -33,6 +36,9 @@ const SHARED_PAYLOAD_MIN: usize = 512;
 
 /// So many subscriptions are listed in the time that one copy takes.
 pub(super) const LISTED_PER_STEP: usize = 4;
+
+/// This share of a turn's steps is spent on making room in a full queue.
+const FULL_QUEUE_SHARE: usize = 32;
 
 /// So many receivers are many: each of them is flushed in its turn.
 const FAN_OUT_MIN: usize = 16;
@@ -306,13 +312,18 @@ impl Broker {
         let Self { sessions, links, outputs, options, now, .. } = self;
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
+        let mut has_passed = false;
         while !session.outgoing.queue.is_empty() {
             if !has_room(session, link, options) {
                 link.wants_refill = true;
                 return;
             }
-            if let Some(delivery) = outputs.dequeue(&mut session.outgoing.queue, *now) {
-                outputs.send(session, link, delivery, *now);
+            if has_passed && outputs.has_passed_enough(session) {
+                return self.schedule_refill(id);
+            }
+            match outputs.dequeue(&mut session.outgoing.queue, *now) {
+                Some(delivery) => outputs.send(session, link, delivery, *now),
+                None => has_passed = true,
             }
         }
     }
@@ -424,7 +435,9 @@ impl Outputs {
         let size = delivery.size();
         if queue.limit_for(size, options).is_some() {
             // What has expired makes room for what has not.
-            let expired = queue.take_expired(now);
+            let looks = (options.steps_per_turn / FULL_QUEUE_SHARE).min(self.looks_left).max(1);
+            let (looked, expired) = queue.take_expired(looks, now);
+            self.looks_left = self.looks_left.saturating_sub(looked);
             expired.iter().for_each(|delivery| self.forget(delivery));
             self.metrics.queued_messages -= expired.len() as u64;
             self.metrics.drop_messages(DropReason::Expired, expired.len() as u64);
@@ -450,9 +463,16 @@ impl Outputs {
         if delivery.message.is_expired(now) {
             self.forget(&delivery);
             self.metrics.drop_message(DropReason::Expired);
+            self.looks_left = self.looks_left.saturating_sub(1);
             return None;
         }
         Some(delivery)
+    }
+
+    /// Whether a session that has passed a message is to pass the others in a later turn: that is so as well if it goes on then
+    /// already, so that many acknowledgements in one turn do not pass as many each.
+    pub(super) fn has_passed_enough(&self, session: &Session) -> bool {
+        self.looks_left == 0 || session.refill_scheduled
     }
 
     fn write_pubrel(&mut self, link: &mut Link, packet_id: PacketId, reason: ReasonCode) {

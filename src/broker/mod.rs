@@ -150,6 +150,8 @@ struct Outputs {
     is_fan_out_urgent: bool,
     /// Copies of messages handed to sessions so far.
     copies: u64,
+    /// How many messages that wait may still be looked at in this call only to find that they have expired.
+    looks_left: usize,
     closing: VecDeque<ConnectionId>,
     events: VecDeque<Event>,
     authentication: VecDeque<AuthenticationStep>,
@@ -257,6 +259,7 @@ impl Broker {
     #[inline]
     fn begin_input(&mut self, now: Instant, from: Option<ConnectionId>) {
         self.set_now(now);
+        self.outputs.looks_left = self.options.steps_per_turn;
         self.outputs.journal.begin_input(from);
     }
 
@@ -760,6 +763,7 @@ impl Outputs {
             fan_outs: 0,
             is_fan_out_urgent: false,
             copies: 0,
+            looks_left: 0,
             closing: VecDeque::new(),
             events: VecDeque::new(),
             authentication: VecDeque::new(),

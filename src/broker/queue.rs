@@ -3,8 +3,12 @@
 //! A group whose messages begin to be stored, or are stored no more, goes through its queue in several turns: it notes here how
 //! far it is, so that messages may come and go meanwhile.
 //!
+//! A full queue is looked through for messages that have expired in rounds, a few at a time, because it may be as long as
+//! memory allows and one PUBLISH must not pay for all of it: those that are kept move into a list that stands before the others
+//! until the round ends. So it may take several messages that are dropped until what has expired behind others makes room.
+//!
 //! Invariants: `bytes` is the sum of the sizes in the lists; nothing in them expires before `earliest_expiry`; what is still to be
-//! looked at stands in `unsettled`.
+//! looked at stands in `unsettled`. There is something in `ahead`, or it is not there.
 //!
 //! Deliberately not here: the counters of the whole broker (see `Outputs`), and who takes from it.
 
@@ -28,42 +32,100 @@ pub(super) struct Queue(Option<Box<Waiting>>);
 #[derive(Debug, Default)]
 struct Waiting {
     list: Blocks<Delivery>,
-    /// Before all in the list: what came back to a group.
-    returned: Option<Box<Blocks<Delivery>>>,
+    /// Before all in the list.
+    ahead: Option<Box<Ahead>>,
     /// Which of all are still to be looked at. Others may be among them.
     unsettled: Range<u32>,
     bytes: u64,
     earliest_expiry: Option<Instant>,
+    /// The same for those that the round so far has kept.
+    earliest_expiry_kept: Option<Instant>,
     /// Whether a full queue was logged since it was last empty.
     full_logged: bool,
 }
 
-impl Waiting {
-    fn returned_len(&self) -> usize {
-        self.returned.as_ref().map_or(0, |returned| returned.len())
+/// What stands before the list of a queue, in this order.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// What came back to a group, and was kept in this round.
+    returned_kept: Blocks<Delivery>,
+    /// What came back to a group.
+    returned: Blocks<Delivery>,
+    /// From the list, and kept in this round.
+    kept: Blocks<Delivery>,
+}
+
+impl Ahead {
+    fn parts(&self) -> [&Blocks<Delivery>; 3] {
+        [&self.returned_kept, &self.returned, &self.kept]
+    }
+
+    fn parts_mut(&mut self) -> [&mut Blocks<Delivery>; 3] {
+        [&mut self.returned_kept, &mut self.returned, &mut self.kept]
     }
 
     fn len(&self) -> usize {
-        self.returned_len() + self.list.len()
+        self.parts().iter().map(|part| part.len()).sum()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.parts().iter().all(|part| part.is_empty())
+    }
+}
+
+impl Waiting {
+    fn len(&self) -> usize {
+        self.ahead.as_ref().map_or(0, |ahead| ahead.len()) + self.list.len()
     }
 
     fn iter(&self) -> impl Iterator<Item = &Delivery> {
-        self.returned.iter().flat_map(|returned| returned.iter()).chain(self.list.iter())
+        let ahead = self.ahead.iter().flat_map(|ahead| ahead.parts()).flat_map(Blocks::iter);
+        ahead.chain(self.list.iter())
     }
 
     #[inline(never)]
-    fn pop_returned(&mut self) -> Option<Delivery> {
-        let returned = self.returned.as_mut()?;
-        let delivery = returned.pop_front();
-        if returned.is_empty() {
-            self.returned = None;
-        }
+    fn pop_ahead(&mut self) -> Option<Delivery> {
+        let ahead = self.ahead.as_mut()?;
+        let delivery = ahead.parts_mut().into_iter().find_map(Blocks::pop_front);
+        self.drop_empty_ahead();
         delivery
+    }
+
+    fn drop_empty_ahead(&mut self) {
+        if self.ahead.as_ref().is_some_and(|ahead| ahead.is_empty()) {
+            self.ahead = None;
+        }
     }
 
     fn count_in(&mut self, delivery: &Delivery) {
         self.bytes += delivery.size();
-        self.earliest_expiry = self.earliest_expiry.into_iter().chain(delivery.message.expires_at()).min();
+        let expires_at = delivery.message.expires_at();
+        self.earliest_expiry = self.earliest_expiry.into_iter().chain(expires_at).min();
+    }
+
+    /// Looks at the next one of the round: it is returned if it has expired. `Err` if the round was at its end, and ends.
+    fn look_at_next(&mut self, now: Instant) -> Result<Option<Delivery>, ()> {
+        let Self { list, ahead, unsettled, bytes, .. } = self;
+        let Ahead { returned_kept, returned, kept } = &mut **ahead.get_or_insert_default();
+        let (at, delivery, kept) = if let Some(delivery) = returned.pop_front() {
+            (returned_kept.len(), delivery, returned_kept)
+        } else if let Some(delivery) = list.pop_front() {
+            (returned_kept.len() + kept.len(), delivery, kept)
+        } else {
+            (*returned, *list) = (std::mem::take(returned_kept), std::mem::take(kept));
+            self.earliest_expiry = self.earliest_expiry_kept.take();
+            return Err(());
+        };
+        if delivery.message.is_expired(now) {
+            *bytes -= delivery.size();
+            unsettled.start -= u32::from(at < unsettled.start as usize);
+            unsettled.end -= u32::from(at < unsettled.end as usize);
+            return Ok(Some(delivery));
+        }
+        let expires_at = delivery.message.expires_at();
+        self.earliest_expiry_kept = self.earliest_expiry_kept.into_iter().chain(expires_at).min();
+        kept.push_back(delivery);
+        Ok(None)
     }
 }
 
@@ -104,13 +166,14 @@ impl Queue {
     pub(super) fn put_back(&mut self, delivery: Delivery) {
         let waiting = self.0.get_or_insert_default();
         waiting.count_in(&delivery);
-        let returned_len = waiting.returned_len();
+        let ahead = waiting.ahead.get_or_insert_default();
+        let returned_len = ahead.returned_kept.len() + ahead.returned.len();
         let Range { start, end } = &mut waiting.unsettled;
         if start < end {
             *start += u32::from(returned_len <= *start as usize);
             *end += 1;
         }
-        waiting.returned.get_or_insert_default().push_back(delivery);
+        ahead.returned.push_back(delivery);
     }
 
     /// All that wait are to be looked at, from the first one on. True if it is not known yet that some are.
@@ -124,60 +187,46 @@ impl Queue {
     /// The next one that is to be looked at.
     pub(super) fn next_unsettled(&mut self) -> Option<&mut Delivery> {
         let waiting = self.0.as_mut()?;
-        let at = waiting.unsettled.next()? as usize;
-        match at.checked_sub(waiting.returned_len()) {
-            None => waiting.returned.as_mut()?.entry_mut(at),
-            Some(at) => waiting.list.entry_mut(at),
+        let mut at = waiting.unsettled.next()? as usize;
+        for part in waiting.ahead.iter_mut().flat_map(|ahead| ahead.parts_mut()) {
+            match at.checked_sub(part.len()) {
+                None => return part.entry_mut(at),
+                Some(behind) => at = behind,
+            }
         }
+        waiting.list.entry_mut(at)
     }
 
     pub(super) fn pop(&mut self) -> Option<Delivery> {
         let waiting = self.0.as_mut()?;
-        let delivery =
-            if waiting.returned.is_some() { waiting.pop_returned() } else { waiting.list.pop_front() }?;
+        let delivery = if waiting.ahead.is_some() { waiting.pop_ahead() } else { waiting.list.pop_front() }?;
         waiting.bytes -= delivery.size();
         if waiting.unsettled.end > 0 {
             let Range { start, end } = &mut waiting.unsettled;
             (*start, *end) = (start.saturating_sub(1), *end - 1);
         }
-        if waiting.list.is_empty() && waiting.returned.is_none() {
+        if waiting.list.is_empty() && waiting.ahead.is_none() {
             if waiting.list.first_capacity() > KEPT_CAPACITY {
                 self.0 = None; // A long absence leaves a large buffer behind.
             } else {
-                (waiting.earliest_expiry, waiting.full_logged) = (None, false);
+                (waiting.earliest_expiry, waiting.earliest_expiry_kept) = (None, None);
+                waiting.full_logged = false;
             }
         }
         Some(delivery)
     }
 
-    /// Takes out what has expired.
-    pub(super) fn take_expired(&mut self, now: Instant) -> Vec<Delivery> {
-        let mut expired = Vec::new();
-        if let Some(waiting) = &mut self.0
-            && waiting.earliest_expiry.is_some_and(|earliest| earliest <= now)
-        {
-            (waiting.earliest_expiry, waiting.bytes) = (None, 0);
-            let returned = std::mem::take(&mut waiting.returned).map(|returned| *returned);
-            let mut lists = [returned.unwrap_or_default(), std::mem::take(&mut waiting.list)];
-            let (unsettled, mut at) = (waiting.unsettled.clone(), 0);
-            for (number, list) in lists.iter_mut().enumerate() {
-                while let Some(delivery) = list.pop_front() {
-                    at += 1;
-                    if delivery.message.is_expired(now) {
-                        waiting.unsettled.start -= u32::from(at <= unsettled.start);
-                        waiting.unsettled.end -= u32::from(at <= unsettled.end);
-                        expired.push(delivery);
-                        continue;
-                    }
-                    waiting.count_in(&delivery);
-                    match number {
-                        0 => waiting.returned.get_or_insert_default().push_back(delivery),
-                        _ => waiting.list.push_back(delivery),
-                    }
-                }
-            }
+    /// Looks at the next so many, if any may have expired, and takes out those that have. How many it looked at, and those.
+    pub(super) fn take_expired(&mut self, looks: usize, now: Instant) -> (usize, Vec<Delivery>) {
+        let (mut looked, mut expired) = (0, Vec::new());
+        let Some(waiting) = &mut self.0 else { return (looked, expired) };
+        while looked < looks && waiting.earliest_expiry.is_some_and(|earliest| earliest <= now) {
+            let Ok(found) = waiting.look_at_next(now) else { break };
+            expired.extend(found);
+            looked += 1;
         }
-        expired
+        waiting.drop_empty_ahead();
+        (looked, expired)
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Delivery> {
@@ -190,8 +239,12 @@ impl Queue {
         let bytes: u64 = waiting.iter().map(Delivery::size).sum();
         assert_eq!(waiting.bytes, bytes, "the queue's gauge of bytes");
         let earliest = waiting.iter().filter_map(|delivery| delivery.message.expires_at()).min();
-        assert!(earliest.is_none() || waiting.earliest_expiry <= earliest);
-        assert!(waiting.returned.as_ref().is_none_or(|returned| !returned.is_empty()));
+        let is_no_later = |bound: Option<Instant>, expiry| bound.is_some_and(|bound| bound <= expiry);
+        assert!(earliest.is_none_or(|earliest| is_no_later(waiting.earliest_expiry, earliest)));
+        let kept = waiting.ahead.iter().flat_map(|ahead| [&ahead.returned_kept, &ahead.kept]);
+        let mut kept = kept.flat_map(Blocks::iter).filter_map(|delivery| delivery.message.expires_at());
+        assert!(kept.all(|expiry| is_no_later(waiting.earliest_expiry_kept, expiry)));
+        assert!(waiting.ahead.as_ref().is_none_or(|ahead| !ahead.is_empty()));
         assert!(waiting.unsettled.end as usize <= waiting.len(), "there is what is to be looked at");
     }
 }

@@ -724,8 +724,8 @@ impl Broker {
     #[inline(never)]
     pub(super) fn continue_group_work(&mut self) {
         let SharedSubscriptions { returns, moves, unsettled, .. } = &self.shared;
-        let kinds: [(bool, fn(&mut Self, &mut usize)); 3] = [
-            (!returns.is_empty(), Self::continue_returns),
+        let kinds = [
+            (!returns.is_empty(), Self::continue_returns as fn(&mut Self, &mut usize)),
             (!moves.is_empty(), Self::continue_moves),
             (!unsettled.is_empty(), Self::continue_settling),
         ];
@@ -950,14 +950,15 @@ impl Broker {
     }
 
     /// Sends the first message of a group's queue to a member that has room for it.
-    fn pull_from_group(&mut self, id: GroupId, member: Member) {
+    /// False if it has expired.
+    fn pull_from_group(&mut self, id: GroupId, member: Member) -> bool {
         let Self { shared, outputs, now, .. } = self;
-        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
+        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return false };
         let delivery = outputs.dequeue(&mut group.queue, *now);
         shared.waiting -= usize::from(group.queue.is_empty());
-        if let Some(delivery) = delivery {
-            self.send_to_member(id, member, delivery);
-        }
+        let Some(delivery) = delivery else { return false };
+        self.send_to_member(id, member, delivery);
+        true
     }
 
     /// Sends a message, with QoS and flags as published, to a member that has room for it.
@@ -991,8 +992,9 @@ impl Broker {
     /// to do until there is another reason to ask: what comes to a group goes to its members itself if they have room.
     pub(super) fn ask_groups(&mut self, session_id: SessionId, mut asked_in_vain: u32) {
         let mut asked_max = asked_in_vain.saturating_add(ASKED_IN_VAIN_MAX);
+        let mut has_passed = false;
         while self.shared.waiting > 0 {
-            let Self { shared, sessions, links, options, .. } = self;
+            let Self { shared, sessions, links, outputs, options, .. } = self;
             let Some(session) = sessions.find_mut(session_id) else { return };
             let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
             if asked_in_vain as usize >= session.memberships.len() {
@@ -1002,7 +1004,7 @@ impl Broker {
                 link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
                 return;
             }
-            if asked_in_vain == asked_max {
+            if asked_in_vain == asked_max || (has_passed && outputs.has_passed_enough(session)) {
                 self.schedule_refill(session_id);
                 self.session_mut(session_id).asked_in_vain = asked_in_vain;
                 return;
@@ -1013,7 +1015,7 @@ impl Broker {
                 (Some(place), Some(group)) if !group.queue.is_empty() => {
                     (asked_in_vain, asked_max) = (0, ASKED_IN_VAIN_MAX);
                     let member = group.members[place.member as usize];
-                    self.pull_from_group(id, member);
+                    has_passed |= !self.pull_from_group(id, member);
                 }
                 _ => asked_in_vain += 1,
             }

@@ -1094,3 +1094,136 @@ fn what_many_did_not_acknowledge_goes_to_others_little_by_little() {
     assert_eq!((heard, silent), (messages as usize, names.len()));
     assert_eq!((broker.metrics().queued_messages, broker.metrics().in_flight_messages), (0, 0));
 }
+
+/// A QoS 1 PUBLISH to `a` that is of use for so many seconds.
+fn publish_expiring(broker: &mut Broker, id: ConnectionId, secs: u32, payload: &str) {
+    let expiry = PropertyList::from_iter([Property::MessageExpirySecs(secs)]);
+    let packet = Packet::Publish(Publish {
+        dup: false,
+        qos: QoS::AtLeastOnce,
+        retain: false,
+        topic: "a",
+        packet_id: Some(PacketId::FIRST),
+        properties: expiry.as_properties(),
+        payload: payload.as_bytes(),
+    });
+    say_as(broker, id, &bytes_of(&packet, Protocol::Mqtt5), Protocol::Mqtt5);
+    broker.check_invariants();
+}
+
+/// A client that is away, subscribed to `filter`, and a publisher of 5.0.
+fn away_and_publisher(options: Options, filter: &str) -> (Broker, ConnectionId) {
+    let mut broker = Broker::new(options, NOW);
+    let away = connected(&mut broker, 1, member());
+    say(&mut broker, away, &subscribe_to(&[filter.to_owned()]));
+    hear(&mut broker, away);
+    broker.handle_lost(NOW, away, false);
+    let publisher = ConnectionId { slot: 2, generation: 2 };
+    broker.handle_open(NOW, publisher);
+    let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("publisher") };
+    say_as(&mut broker, publisher, &bytes_of(&Packet::Connect(connect), Protocol::Mqtt5), Protocol::Mqtt5);
+    (broker, publisher)
+}
+
+fn expired(broker: &Broker) -> usize {
+    broker.metrics().dropped[DropReason::Expired as usize] as usize
+}
+
+/// Acknowledges what it hears, so that its window is no bound.
+fn hear_and_acknowledge(broker: &mut Broker, id: ConnectionId) -> Vec<String> {
+    let heard = hear(broker, id);
+    for heard in &heard {
+        if let Packet::Publish(Publish { packet_id: Some(packet_id), .. }) = heard.packet() {
+            let mut bytes = Vec::new();
+            encode::puback(&mut bytes, packet_id, ReasonCode::Success);
+            say(broker, id, &bytes);
+        }
+    }
+    payloads(&heard)
+}
+
+/// Those that have expired before a client comes back are passed in several turns, and nothing overtakes what waits behind them.
+#[test]
+fn messages_that_have_expired_are_passed_little_by_little() {
+    for filter in ["a", "$share/g/a"] {
+        let (mut broker, publisher) = away_and_publisher(options(), filter);
+        (0..2).for_each(|number| publish_expiring(&mut broker, publisher, 1_000, &number.to_string()));
+        (0..FILTERS).for_each(|_| publish_expiring(&mut broker, publisher, 1, "expired"));
+        (2..4).for_each(|number| publish_expiring(&mut broker, publisher, 1_000, &number.to_string()));
+        let mut now = NOW + Duration::from_secs(2);
+        broker.handle_timeout(now);
+        assert_eq!(expired(&broker), 0);
+        // Packets come at `NOW` in these tests, at which the clock of a core does not go back.
+        let id = ConnectionId { slot: 3, generation: 3 };
+        broker.handle_open(now, id);
+        say(&mut broker, id, &bytes_of(&Packet::Connect(member()), PROTOCOL));
+        broker.check_invariants();
+        assert_eq!(expired(&broker), STEPS_PER_TURN);
+        // A place in the window that becomes free does not make more of it.
+        let heard = hear_and_acknowledge(&mut broker, id);
+        assert_eq!((heard, expired(&broker)), (numbers(0..2), STEPS_PER_TURN + 2), "{filter}");
+        publish_expiring(&mut broker, publisher, 1_000, "4");
+        let mut turns = 0;
+        while expired(&broker) < FILTERS {
+            assert!(hear(&mut broker, id).is_empty(), "those before it are still to be passed");
+            let before = expired(&broker);
+            now = broker.poll_timeout().expect("it goes on").max(now);
+            broker.handle_timeout(now);
+            broker.check_invariants();
+            assert!(expired(&broker) - before <= STEPS_PER_TURN);
+            turns += 1;
+        }
+        assert_eq!(turns, (FILTERS - STEPS_PER_TURN - 2).div_ceil(STEPS_PER_TURN));
+        assert_eq!(hear_and_acknowledge(&mut broker, id), numbers(2..5), "{filter}");
+        assert_eq!((broker.metrics().queued_messages, expired(&broker)), (0, FILTERS));
+    }
+}
+
+/// A full queue looks at a few messages for each that comes, so what has expired makes room later, wherever it stands. Order stays.
+#[test]
+fn a_full_queue_looks_for_what_has_expired_little_by_little() {
+    /// Of 64 steps in a turn.
+    const LOOKS: usize = 2;
+    const LASTING: usize = 20;
+    let options = Options { queued_messages_max: FILTERS as u32, ..options() };
+    for filter in ["a", "$share/g/a"] {
+        let (mut broker, publisher) = away_and_publisher(options.clone(), filter);
+        let mut expected = numbers(0..LASTING);
+        (0..LASTING).for_each(|number| publish_expiring(&mut broker, publisher, 1_000, &number.to_string()));
+        // Every other one.
+        for number in LASTING..FILTERS {
+            let payload = number.to_string();
+            publish_expiring(&mut broker, publisher, if number % 2 == 0 { 1 } else { 1_000 }, &payload);
+            expected.extend((number % 2 == 1).then_some(payload));
+        }
+        broker.handle_timeout(NOW + Duration::from_secs(2));
+        let full =
+            |broker: &Broker| broker.metrics().dropped[DropReason::QueueMessagesFull as usize] as usize;
+        for number in FILTERS..2 * FILTERS {
+            let before = (expired(&broker), full(&broker));
+            publish_expiring(&mut broker, publisher, 1_000, &number.to_string());
+            assert!(expired(&broker) - before.0 <= LOOKS);
+            if full(&broker) == before.1 {
+                expected.push(number.to_string());
+            }
+            assert_eq!(
+                broker.metrics().queued_messages as usize,
+                expected.len() + (FILTERS - LASTING) / 2 - expired(&broker)
+            );
+        }
+        assert_eq!(expired(&broker), (FILTERS - LASTING) / 2, "all are found");
+        assert_eq!(expected.len(), FILTERS, "there was room for as many");
+        assert_eq!(full(&broker), FILTERS - expired(&broker));
+        let id = ConnectionId { slot: 3, generation: 3 };
+        broker.handle_open(NOW, id);
+        say(&mut broker, id, &bytes_of(&Packet::Connect(member()), PROTOCOL));
+        let mut heard = Vec::new();
+        while heard.len() < FILTERS {
+            let some = hear_and_acknowledge(&mut broker, id);
+            assert!(!some.is_empty());
+            heard.extend(some);
+            broker.check_invariants();
+        }
+        assert_eq!(heard, expected, "{filter}");
+    }
+}

@@ -273,6 +273,8 @@ fn nothing_is_left_of_ten_thousand_clients() {
         }
         while broker.poll_event().is_some() {}
         while broker.poll_flush().is_some() {}
+        // A turn, in which what has been left behind is let go.
+        broker.handle_timeout(now);
     }
     broker.check_invariants();
     let status = broker.status();
