@@ -11,6 +11,7 @@
 //! {"kind":"delivery","record":5,"session":1,"message":3,"qos":1,"retain":false,"packet_id":9,"origin":null}
 //! {"kind":"release","record":6,"session":1,"packet_id":7}
 //! {"kind":"receipt","record":7,"session":1,"packet_id":7}
+//! {"kind":"due_will","record":8,"session":1,"will":{"qos":1,"retain":false,"message_expiry_ms":null,"delay_ms":0,"due_at_ms":null,"topic":"a/b","payload":"gone","expires_at_ms":null}}
 //! ```
 //!
 //! * Every field survives exactly: times and spans are milliseconds (`_ms`), times by the wall clock since 1970. A
