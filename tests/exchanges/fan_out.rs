@@ -9,7 +9,7 @@ use broker::codec::{PacketId, Properties, Property, Protocol, encode};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes, will};
-use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, turns};
 
 const STEPS_PER_TURN: usize = 4;
 
@@ -222,7 +222,7 @@ fn wills_to_many_have_a_turn_each() {
             ..connect311(&client_id)
         };
         let bytes = bytes_of(&Packet::Connect(connect), Protocol::Mqtt5);
-        say_as(&mut crowd.broker, id, &bytes, Protocol::Mqtt5);
+        say(&mut crowd.broker, id, &bytes);
         crowd.broker.handle_lost(NOW, id, true);
     }
     let due = NOW + Duration::from_secs(10);
@@ -276,7 +276,7 @@ fn it_can_expire_before_its_last_copy() {
     crowd.broker.handle_open(NOW, id);
     let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("five") };
     let bytes = bytes_of(&Packet::Connect(connect), Protocol::Mqtt5);
-    say_as(&mut crowd.broker, id, &bytes, Protocol::Mqtt5);
+    say(&mut crowd.broker, id, &bytes);
     let expiry = PropertyList::from_iter([Property::MessageExpirySecs(1)]);
     let packet = Packet::Publish(Publish {
         dup: false,
@@ -287,7 +287,7 @@ fn it_can_expire_before_its_last_copy() {
         properties: expiry.as_properties(),
         payload: b"short",
     });
-    say_as(&mut crowd.broker, id, &bytes_of(&packet, Protocol::Mqtt5), Protocol::Mqtt5);
+    say(&mut crowd.broker, id, &bytes_of(&packet, Protocol::Mqtt5));
     crowd.broker.handle_timeout(Instant(NOW.0 + 1_000));
     assert!(!crowd.broker.is_fanning_out() && crowd.broker.wants_input(id));
     assert_eq!(crowd.heard(b"short"), STEPS_PER_TURN);
