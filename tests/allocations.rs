@@ -51,6 +51,13 @@ struct World {
     answers: Vec<u8>,
 }
 
+/// The core takes what came of a client.
+fn take(broker: &mut Broker, id: ConnectionId, mut bytes: &[u8]) {
+    let mut terms = broker.reading_terms(id);
+    while broker.handle_next(Instant(1), id, &mut terms, &mut Inbox::default(), &mut bytes) {}
+    assert!(bytes.is_empty(), "packets");
+}
+
 impl World {
     /// With these properties in CONNECT and SUBSCRIBE.
     fn new(protocol: Protocol, qos: QoS, connect: Properties<'_>, subscribe: Properties<'_>) -> Self {
@@ -82,12 +89,7 @@ impl World {
     }
 
     fn feed(&mut self, id: ConnectionId, bytes: &[u8]) {
-        let Self { broker, protocol, .. } = &mut *self;
-        let mut inbox = Inbox::default();
-        let mut input = bytes;
-        while let Some(frame) = inbox.next(&mut input, *protocol, u32::MAX).expect("packets") {
-            broker.handle_packet(Instant(1), id, decode::decode(frame, *protocol).expect("packets"));
-        }
+        take(&mut self.broker, id, bytes);
         while let Some(id) = self.broker.poll_flush() {
             self.flush(id);
         }
@@ -112,10 +114,7 @@ impl World {
                 encode::puback(answers, packet_id, ReasonCode::Success);
             }
         }
-        let mut input = answers.as_slice();
-        while let Some(frame) = inbox.next(&mut input, *protocol, u32::MAX).expect("packets") {
-            broker.handle_packet(Instant(1), id, decode::decode(frame, *protocol).expect("packets"));
-        }
+        take(broker, id, answers);
     }
 
     /// Asserts that messages with these properties allocate nothing once their way is known.

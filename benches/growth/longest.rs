@@ -1,6 +1,6 @@
 //! The longest single call into the core when much ends or comes at once: so long everybody else has to wait.
 //!
-//! A call takes one packet, or does what is due in one turn. The core does the same in every run, so the median over all
+//! A call takes what came in one read, a packet or a piece of one, or does what is due in one turn. The core does the same in every run, so the median over all
 //! runs is taken call by call, and then the longest of those: whatever else the machine did meanwhile is not in it. Each run
 //! is a process of its own, whose allocator is set as the program sets it: what a run before has left on the heap decides
 //! whether a list of many megabytes is moved by the system or copied.
@@ -69,6 +69,9 @@ const MESSAGES: u64 = 100;
 
 const FILTERS_PER_PACKET: usize = 1_000;
 
+/// What the server reads at once.
+const READ_BYTES: usize = 64 * 1024;
+
 /// Of a client that says something as often as it must, and how long: the wheel of timers goes round several times.
 const KEEP_ALIVE_SECS: u16 = 60;
 const WAIT: Duration = Duration(1_200_000);
@@ -97,7 +100,9 @@ impl Calls {
 
     /// One packet, and all that follows from it.
     fn packet(&mut self, core: &mut Core, slot: u32, bytes: &[u8]) {
-        self.call(|| core.input(slot, bytes));
+        for read in bytes.chunks(READ_BYTES) {
+            self.call(|| core.input(slot, read));
+        }
         self.settle(core);
     }
 

@@ -13,7 +13,7 @@ use broker::broker::{Broker, ConnectionId, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Connect, Disconnect};
 use broker::codec::property::PropertyList;
-use broker::codec::{Inbox, Packet, PacketId, Property, Protocol, ReasonCode, decode, encode};
+use broker::codec::{Inbox, Packet, PacketId, Property, Protocol, ReasonCode, encode};
 
 /// Pieces of an outbox that one write of the server can name.
 const SLICES_MAX: usize = 64;
@@ -116,15 +116,10 @@ impl Core {
         let inbox = &mut inboxes[slot as usize];
         let mut input = bytes;
         broker.metrics_mut().bytes_received += bytes.len() as u64;
-        let (mut protocol, mut packet_size_max) = broker.reading_terms(id(slot));
+        let mut terms = broker.reading_terms(id(slot));
         let mut wants_input = true;
-        while let Some(frame) = inbox.next(&mut input, protocol, packet_size_max).expect("packets") {
+        while broker.handle_next(*now, id(slot), &mut terms, inbox, &mut input) {
             assert!(wants_input, "nobody here is slow");
-            let packet = decode::decode(frame, protocol).expect("a packet");
-            broker.handle_packet(*now, id(slot), packet);
-            if matches!(packet, Packet::Connect(_)) {
-                (protocol, packet_size_max) = broker.reading_terms(id(slot));
-            }
             // What takes several turns is the last of its read.
             wants_input = broker.wants_input(id(slot));
         }

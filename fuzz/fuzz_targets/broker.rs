@@ -225,6 +225,7 @@ impl World {
             in_flight_max: 3,
             receive_max: 2,
             steps_per_turn: 3,
+            long_request_bytes_min: 8,
             topic_alias_max: 2,
             keep_alive_secs_max: if settings & 0x01 != 0 { 10 } else { 0 },
             check_payload_format: settings & 0x02 != 0,
@@ -319,31 +320,34 @@ impl World {
         self.receive(slot, bytes);
     }
 
+    /// A packet that does not come in one read may be decoded in several turns.
+    fn send_in_parts(&mut self, slot: usize, bytes: &[u8]) {
+        let (first, rest) = bytes.split_at(bytes.len() % 3);
+        self.send(slot, first);
+        self.send(slot, rest);
+    }
+
     /// Hands bytes to the core, behind those that had to wait.
     fn receive(&mut self, slot: usize, bytes: &[u8]) {
         let Self { broker, now, connections, .. } = self;
         let Some(Connection { id, inbox, peer }) = &mut connections[slot] else { return };
         let mut input = bytes;
+        let mut terms = broker.reading_terms(*id);
         while broker.wants_input(*id) {
-            let (protocol, packet_size_max) = broker.reading_terms(*id);
-            match inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(None) => break,
+            // The peer knows what it sends before the core does.
+            match inbox.clone().next(&mut { input }, terms.protocol, terms.packet_size_max) {
+                Ok(None) => {}
                 Ok(Some(frame)) => {
                     let is_first = peer.protocol.is_none();
-                    let claimed = frame.claimed_protocol();
-                    peer.begins(claimed);
-                    match decode::decode(frame, protocol) {
-                        Ok(packet) => {
-                            peer.sends(&packet, is_first);
-                            broker.handle_packet(*now, *id, packet);
-                        }
-                        Err(error) => broker.handle_malformed(*now, *id, error, claimed),
+                    peer.begins(frame.claimed_protocol());
+                    if let Ok(packet) = decode::decode(frame, terms.protocol) {
+                        peer.sends(&packet, is_first);
                     }
                 }
-                Err(error) => {
-                    peer.begins(None);
-                    broker.handle_malformed(*now, *id, error, None);
-                }
+                Err(_) => peer.begins(None),
+            }
+            if !broker.handle_next(*now, *id, &mut terms, inbox, &mut input) {
+                break;
             }
         }
         inbox.stash(input);
@@ -425,8 +429,8 @@ impl World {
                 self.send(slot, &connect(input));
             }
             3 | 4 => self.send(slot, &connect(input)),
-            5..=9 => self.send(slot, &subscribe(input, protocol)),
-            10 | 11 => self.send(slot, &unsubscribe(input, protocol)),
+            5..=9 => self.send_in_parts(slot, &subscribe(input, protocol)),
+            10 | 11 => self.send_in_parts(slot, &unsubscribe(input, protocol)),
             12..=29 => self.send(slot, &publish(input, protocol)),
             30..=35 => self.send(slot, &ack(input, protocol)),
             36 | 37 => self.send(slot, &disconnect(input, protocol)),

@@ -187,6 +187,11 @@ impl Event {
     }
 }
 
+/// The trace of a SUBSCRIBE or UNSUBSCRIBE received of which more is not known yet.
+pub(super) fn trace_request(connection: ConnectionId, kind: PacketKind, packet_id: PacketId) -> Event {
+    Event::Packet { connection, sent: false, kind, packet_id: Some(packet_id), publish: None }
+}
+
 /// The trace of a packet received.
 pub(super) fn trace_received(connection: ConnectionId, packet: &Packet<'_>) -> Event {
     let (kind, packet_id) = match packet {

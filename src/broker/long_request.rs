@@ -3,31 +3,39 @@
 //! Its filters are judged, and then take effect, a turn's worth at a time, and its answer follows the last of them. Its
 //! sender is not read meanwhile, so to it all of them come before whatever it asked for next. Nobody else waits for it.
 //!
+//! One that did not come in one read, and is large, is not even decoded in one turn, and not copied: it keeps the memory that
+//! it came in, and whether its filters are well-formed is looked at as they are judged.
+//!
 //! Invariants: a link with one is in the list of those to go on with, and is not read; no filter has taken effect while
-//! one has yet to be judged.
+//! one has yet to be judged; that a packet is malformed goes before any other fault, wherever in it that is found.
 //!
 //! Deliberately not here: what is wrong with a filter, and what becomes of it (see `subscribe`).
 
 use std::num::NonZeroU32;
 
-use crate::codec::packet::{SubscriptionRequests, TopicFilters};
-use crate::codec::{PacketId, ReasonCode};
+use crate::clock::Instant;
+use crate::codec::packet::{SubscriptionRequests, TopicFilters, UncheckedFilters, UncheckedRequests};
+use crate::codec::{OwnedFrame, PacketId, Protocol, ReasonCode, decode};
 
 use super::Broker;
 use super::close_reason::CloseReason;
-use super::event::PacketKind;
+use super::event::{PacketKind, trace_request};
 use super::link::ConnectionId;
 use super::session::SessionId;
+use super::subscribe::{judge_unchecked, subscription_id};
 
 /// What is left of one.
 #[derive(Debug)]
 pub(super) struct LongRequest {
     pub(super) packet_id: PacketId,
     pub(super) asks: Asks,
-    /// Its filters as in the packet. Those before `judged` are no violation, and those before `at` are done with.
-    pub(super) filters: Box<[u8]>,
-    pub(super) judged: usize,
-    pub(super) at: usize,
+    /// End with its filters as in the packet. Those before `judged` are well-formed and judged, and those before `at` are done
+    /// with.
+    bytes: Vec<u8>,
+    judged: usize,
+    at: usize,
+    /// What is wrong with the first bad one of those that were judged.
+    violation: Option<CloseReason>,
     /// The codes of those that are.
     pub(super) reasons: Vec<ReasonCode>,
 }
@@ -40,14 +48,50 @@ pub(super) enum Asks {
 }
 
 impl LongRequest {
-    /// `unjudged` is the end of `filters`.
+    /// One of which the first filters were judged, without finding fault: `unjudged` is the end of `filters`.
     pub(super) fn new(packet_id: PacketId, asks: Asks, filters: &[u8], unjudged: &[u8]) -> Self {
         let judged = filters.len() - unjudged.len();
-        Self { packet_id, asks, filters: filters.into(), judged, at: 0, reasons: Vec::new() }
+        Self { judged, at: 0, ..Self::unchecked(packet_id, asks, filters.to_vec(), 0) }
+    }
+
+    /// One of whose filters nothing is known. They stand at the end of `bytes`.
+    fn unchecked(packet_id: PacketId, asks: Asks, bytes: Vec<u8>, filters_at: usize) -> Self {
+        let (judged, at) = (filters_at, filters_at);
+        Self { packet_id, asks, bytes, judged, at, violation: None, reasons: Vec::new() }
     }
 }
 
 impl Broker {
+    /// A large SUBSCRIBE or UNSUBSCRIBE came.
+    pub(super) fn handle_long_request(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        frame: OwnedFrame,
+        protocol: Protocol,
+    ) {
+        if self.links.find(id).is_none_or(|link| link.session().is_none()) {
+            // There is nothing to put off, and strangers have no packets of megabytes.
+            self.handle_frame(now, id, frame.as_frame(), protocol);
+            return;
+        }
+        let before = match decode::decode_before_filters(frame.as_frame(), protocol) {
+            Ok(before) => before,
+            Err(error) => return self.handle_malformed(now, id, error, None),
+        };
+        let (packet_id, filters_length) = (before.packet_id, before.filters.len());
+        let (kind, asks) = if before.is_subscribe {
+            (PacketKind::Subscribe, Asks::Subscribe(subscription_id(before.properties)))
+        } else {
+            (PacketKind::Unsubscribe, Asks::Unsubscribe)
+        };
+        self.begin_packet(now, id, || trace_request(id, kind, packet_id));
+        let bytes = frame.into_bytes();
+        let filters_at = bytes.len() - filters_length;
+        self.put_off_request(id, LongRequest::unchecked(packet_id, asks, bytes, filters_at));
+        self.await_store_if_behind(id);
+    }
+
     /// Puts a request off that is no violation so far.
     pub(super) fn put_off_request(&mut self, id: ConnectionId, request: LongRequest) {
         if let Some(link) = self.links.find_mut(id) {
@@ -64,8 +108,9 @@ impl Broker {
         {
             let Some(link) = self.links.find_mut(id) else { continue };
             let Some(session_id) = link.session() else { continue };
+            let protocol = link.protocol;
             let Some(mut request) = link.extras_mut().long_request.take() else { continue };
-            if let Some(reason) = self.judge_long_request(id, &mut request, &mut steps) {
+            if let Some(reason) = self.judge_long_request(id, protocol, &mut request, &mut steps) {
                 self.close(id, reason);
             } else if self.continue_long_request(id, session_id, &mut request, &mut steps) {
                 self.finish_long_request(id, session_id, &request);
@@ -76,23 +121,33 @@ impl Broker {
         }
     }
 
-    /// Judges as many of its filters as there are steps. What is wrong with the first bad one, if there is one.
+    /// Checks and judges as many of its filters as there are steps. What is wrong with the packet, if that is known.
     fn judge_long_request(
         &self,
         id: ConnectionId,
+        protocol: Protocol,
         request: &mut LongRequest,
         steps: &mut usize,
     ) -> Option<CloseReason> {
-        let LongRequest { asks, filters, judged, .. } = request;
-        let unjudged = &filters[*judged..];
-        let (error, left) = match asks {
+        let LongRequest { asks, bytes, judged, violation, .. } = request;
+        let unjudged = &bytes[*judged..];
+        let (checked, left) = match asks {
             Asks::Subscribe(_) => {
-                self.judge_requests(id, SubscriptionRequests::checked_before(unjudged), steps)
+                let mut requests = UncheckedRequests::new(unjudged, protocol);
+                let judge = |request| self.fatal_request_error(id, &request);
+                (judge_unchecked(&mut requests, violation, steps, judge), requests.as_bytes().len())
             }
-            Asks::Unsubscribe => self.judge_filters(id, TopicFilters::checked_before(unjudged), steps),
+            Asks::Unsubscribe => {
+                let mut filters = UncheckedFilters::new(unjudged);
+                let judge = |filter| self.fatal_filter_error(id, filter);
+                (judge_unchecked(&mut filters, violation, steps, judge), filters.as_bytes().len())
+            }
         };
-        *judged = filters.len() - left.len();
-        error
+        *judged = bytes.len() - left;
+        match checked {
+            Err(error) => Some(CloseReason::Malformed(error)),
+            Ok(()) => violation.filter(|_| left == 0),
+        }
     }
 
     /// True if all of its filters are done with. If there is a step left, all of them have been judged.
@@ -103,10 +158,10 @@ impl Broker {
         request: &mut LongRequest,
         steps: &mut usize,
     ) -> bool {
-        let LongRequest { asks, filters, at, reasons, .. } = request;
+        let LongRequest { asks, bytes, at, reasons, .. } = request;
         let left = match *asks {
             Asks::Subscribe(subscription_id) => {
-                let mut requests = SubscriptionRequests::checked_before(&filters[*at..]);
+                let mut requests = SubscriptionRequests::checked_before(&bytes[*at..]);
                 while *steps > 0
                     && let Some(request) = requests.next()
                 {
@@ -116,7 +171,7 @@ impl Broker {
                 requests.as_bytes().len()
             }
             Asks::Unsubscribe => {
-                let mut rest = TopicFilters::checked_before(&filters[*at..]);
+                let mut rest = TopicFilters::checked_before(&bytes[*at..]);
                 while *steps > 0
                     && let Some(filter) = rest.next()
                 {
@@ -132,7 +187,7 @@ impl Broker {
                 rest.as_bytes().len()
             }
         };
-        *at = filters.len() - left;
+        *at = bytes.len() - left;
         left == 0
     }
 

@@ -9,7 +9,8 @@
 //!
 //! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
 //! `deliver` (PUBLISH to clients), `fan_out` (to very many) and `put_off` (what waits for that), `shared` (to one of many), `acknowledge` (their answers),
-//! `retained`, `will`, `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`.
+//! `retained`, `will`, `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`. Bytes
+//! become packets in `reading`.
 
 mod acknowledge;
 mod authenticate;
@@ -31,6 +32,7 @@ pub mod outbox;
 mod packet_ids;
 mod put_off;
 mod queue;
+mod reading;
 mod receipts;
 mod receive;
 mod remains;
@@ -62,6 +64,7 @@ pub use journal::StoreState;
 pub use link::ConnectionId;
 pub use options::Options;
 pub use outbox::Outbox;
+pub use reading::ReadingTerms;
 pub use restore::{Restore, RestoreError, Restored};
 pub use status::{BrokerStatus, ClientStatus};
 
@@ -215,19 +218,11 @@ impl Broker {
 
     /// A complete packet came.
     pub fn handle_packet(&mut self, now: Instant, id: ConnectionId, packet: Packet<'_>) {
-        self.begin_input(now, Some(id));
-        let Some(link) = self.links.find_mut(id) else { return };
-        if link.state == LinkState::Closing {
-            return;
-        }
-        link.last_received = now;
-        link.packets_received += 1;
-        self.outputs.metrics.packets_received += 1;
-        let (state, session) = (link.state, link.session());
-        if self.outputs.trace_packets {
-            self.outputs.events.push_back(event::trace_received(id, &packet));
-        }
-        let Some(session) = session else { return self.packet_before_connack(id, state, &packet) };
+        let trace = || event::trace_received(id, &packet);
+        let Some(state) = self.begin_packet(now, id, trace) else { return };
+        let LinkState::Connected(session) = state else {
+            return self.packet_before_connack(id, state, &packet);
+        };
         match &packet {
             Packet::Publish(publish) => self.publish(id, session, publish),
             Packet::Puback(ack) => self.puback(id, session, ack.packet_id),
@@ -246,6 +241,26 @@ impl Broker {
             }
         }
         self.await_store_if_behind(id);
+    }
+
+    /// What is noted of every packet. The state of its link, unless nothing is taken from it any more.
+    #[inline]
+    fn begin_packet(
+        &mut self,
+        now: Instant,
+        id: ConnectionId,
+        trace: impl FnOnce() -> Event,
+    ) -> Option<LinkState> {
+        self.begin_input(now, Some(id));
+        let link = self.links.find_mut(id).filter(|link| link.state != LinkState::Closing)?;
+        link.last_received = now;
+        link.packets_received += 1;
+        self.outputs.metrics.packets_received += 1;
+        let state = link.state;
+        if self.outputs.trace_packets {
+            self.outputs.events.push_back(trace());
+        }
+        Some(state)
     }
 
     /// Time does not go back. The server stamps what happens with the end of its millisecond, and asks for what was due at
@@ -584,17 +599,6 @@ impl Broker {
                     LinkState::AwaitingConnect | LinkState::Connected(_) => true,
                 }
         })
-    }
-
-    /// How to read this connection's bytes: its protocol, and the largest packet it may send, in bytes.
-    pub fn reading_terms(&self, id: ConnectionId) -> (Protocol, u32) {
-        match self.links.find(id) {
-            Some(link) if link.session().is_some() => (link.protocol, self.options.packet_size_max),
-            found => {
-                let protocol = found.map(|link| link.protocol).unwrap_or_default();
-                (protocol, options::CONNECT_PACKET_SIZE_MAX.min(self.options.packet_size_max))
-            }
-        }
     }
 
     /// Connections that are open, whatever their state.

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use crate::codec::packet::{
     RetainHandling, Subscribe, SubscriptionRequest, SubscriptionRequests, TopicFilters, Unsubscribe,
 };
-use crate::codec::{PacketId, Property, QoS, ReasonCode, encode};
+use crate::codec::{DecodeError, PacketId, Properties, Property, QoS, ReasonCode, encode};
 use crate::journal::Lsn;
 use crate::topics::{Grant, SubscriptionFilter, TopicError};
 
@@ -37,10 +37,7 @@ impl Broker {
         if let Some(reason) = error {
             return self.close(id, reason);
         }
-        let subscription_id = subscribe.properties.iter().find_map(|property| match property {
-            Property::SubscriptionId(number) => NonZeroU32::new(number),
-            _ => None,
-        });
+        let subscription_id = subscription_id(subscribe.properties);
         if !unjudged.is_empty() {
             let (asks, filters) = (Asks::Subscribe(subscription_id), subscribe.requests.as_bytes());
             let request = LongRequest::new(subscribe.packet_id, asks, filters, unjudged);
@@ -237,7 +234,7 @@ impl Broker {
 
     /// Judges as many requests of a SUBSCRIBE as there are steps. What is wrong with the first bad one, and what was not
     /// judged.
-    pub(super) fn judge_requests<'a>(
+    fn judge_requests<'a>(
         &self,
         id: ConnectionId,
         mut requests: SubscriptionRequests<'a>,
@@ -248,7 +245,7 @@ impl Broker {
     }
 
     /// The same for the filters of an UNSUBSCRIBE.
-    pub(super) fn judge_filters<'a>(
+    fn judge_filters<'a>(
         &self,
         id: ConnectionId,
         mut filters: TopicFilters<'a>,
@@ -259,7 +256,7 @@ impl Broker {
     }
 
     /// What is wrong with a request so that its sender is closed.
-    fn fatal_request_error(
+    pub(super) fn fatal_request_error(
         &self,
         id: ConnectionId,
         request: &SubscriptionRequest<'_>,
@@ -272,7 +269,7 @@ impl Broker {
 
     /// What is wrong with a filter so that its sender is closed, because it cannot be told. Too many levels is our limit and
     /// not its fault, and a shared subscription that is none is a filter like any other to those who do not know them.
-    fn fatal_filter_error(&self, id: ConnectionId, filter: &str) -> Option<CloseReason> {
+    pub(super) fn fatal_filter_error(&self, id: ConnectionId, filter: &str) -> Option<CloseReason> {
         if self.has_reasons(id) {
             return None;
         }
@@ -299,6 +296,33 @@ fn judge_some<T>(
         }
     }
     None
+}
+
+/// Checks as many as there are steps, and judges them until there is a violation.
+pub(super) fn judge_unchecked<T>(
+    all: &mut impl Iterator<Item = Result<T, DecodeError>>,
+    violation: &mut Option<CloseReason>,
+    steps: &mut usize,
+    judge: impl Fn(T) -> Option<CloseReason>,
+) -> Result<(), DecodeError> {
+    while *steps > 0
+        && let Some(next) = all.next()
+    {
+        *steps -= 1;
+        let next = next?;
+        if violation.is_none() {
+            *violation = judge(next);
+        }
+    }
+    Ok(())
+}
+
+/// The subscription identifier of a SUBSCRIBE.
+pub(super) fn subscription_id(properties: Properties<'_>) -> Option<NonZeroU32> {
+    properties.iter().find_map(|property| match property {
+        Property::SubscriptionId(number) => NonZeroU32::new(number),
+        _ => None,
+    })
 }
 
 fn grant_of(request: &SubscriptionRequest<'_>, subscription_id: Option<NonZeroU32>) -> Grant {

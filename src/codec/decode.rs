@@ -3,9 +3,9 @@
 use super::error::DecodeError;
 use super::frame::Frame;
 use super::packet::{
-    Ack, Auth, Connack, Connect, Disconnect, Packet, Protocol, Publish, QoS, RetainHandling, Suback,
-    Subscribe, SubscriptionOptions, SubscriptionRequest, SubscriptionRequests, TopicFilters, Unsuback,
-    Unsubscribe, Will,
+    Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, Protocol, Publish, QoS, RetainHandling,
+    Suback, Subscribe, SubscriptionOptions, SubscriptionRequest, SubscriptionRequests, TopicFilters,
+    UncheckedFilters, UncheckedRequests, Unsuback, Unsubscribe, Will,
 };
 use super::primitive::Reader;
 use super::property::{Place, Properties};
@@ -195,20 +195,67 @@ fn auth<'a>(reader: &mut Reader<'a>) -> Result<Auth<'a>, DecodeError> {
 }
 
 fn subscribe(mut reader: Reader<'_>, protocol: Protocol) -> Result<Subscribe<'_>, DecodeError> {
-    let packet_id = reader.packet_id()?;
-    let properties = properties(&mut reader, Place::Subscribe, protocol)?;
-    if reader.is_empty() {
-        return Err(DecodeError::NoTopicFilter); // [MQTT-3.8.3-3]
-    }
+    let (packet_id, properties) = before_filters(&mut reader, Place::Subscribe, protocol)?;
     let requests = SubscriptionRequests(reader.rest());
     while !reader.is_empty() {
-        reader.skip_text()?; // [MQTT-3.8.3-1]
-        let options = subscription_options(reader.byte()?)?;
-        if !protocol.has_properties() && options.byte() > 2 {
-            return Err(DecodeError::SubscriptionOptions); // [MQTT-3.8.3-4]
-        }
+        request(&mut reader, protocol, Reader::skip_text)?;
     }
     Ok(Subscribe { packet_id, properties, requests })
+}
+
+/// What a SUBSCRIBE or UNSUBSCRIBE says before its filters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BeforeFilters<'a> {
+    pub(crate) packet_id: PacketId,
+    pub(crate) properties: Properties<'a>,
+    /// The filters, of which nothing is checked yet but that there is something.
+    pub(crate) filters: &'a [u8],
+    pub(crate) is_subscribe: bool,
+}
+
+/// Decodes a SUBSCRIBE or UNSUBSCRIBE up to its filters, which are left for [`UncheckedRequests`] or
+/// [`UncheckedFilters`]: with those it comes to the same as [`decode`].
+pub(crate) fn decode_before_filters(
+    frame: Frame<'_>,
+    protocol: Protocol,
+) -> Result<BeforeFilters<'_>, DecodeError> {
+    let (is_subscribe, place) = match frame.header.packet_type() {
+        8 => (true, Place::Subscribe),
+        10 => (false, Place::Unsubscribe),
+        _ => return Err(DecodeError::ReservedPacketType),
+    };
+    let mut reader = Reader::new(frame.body);
+    let (packet_id, properties) = before_filters(&mut reader, place, protocol)?;
+    Ok(BeforeFilters { packet_id, properties, filters: reader.rest(), is_subscribe })
+}
+
+#[inline]
+fn before_filters<'a>(
+    reader: &mut Reader<'a>,
+    place: Place,
+    protocol: Protocol,
+) -> Result<(PacketId, Properties<'a>), DecodeError> {
+    let packet_id = reader.packet_id()?;
+    let properties = properties(reader, place, protocol)?;
+    if reader.is_empty() {
+        return Err(DecodeError::NoTopicFilter); // [MQTT-3.8.3-3] [MQTT-3.10.3-2]
+    }
+    Ok((packet_id, properties))
+}
+
+/// One filter of a SUBSCRIBE with its options. `text` reads a text, or only skips it.
+#[inline]
+fn request<'a, T>(
+    reader: &mut Reader<'a>,
+    protocol: Protocol,
+    text: impl FnOnce(&mut Reader<'a>) -> Result<T, DecodeError>,
+) -> Result<(T, SubscriptionOptions), DecodeError> {
+    let filter = text(reader)?; // [MQTT-3.8.3-1]
+    let options = subscription_options(reader.byte()?)?;
+    if !protocol.has_properties() && options.byte() > 2 {
+        return Err(DecodeError::SubscriptionOptions); // [MQTT-3.8.3-4]
+    }
+    Ok((filter, options))
 }
 
 fn subscription_options(byte: u8) -> Result<SubscriptionOptions, DecodeError> {
@@ -244,11 +291,7 @@ fn suback(mut reader: Reader<'_>, protocol: Protocol) -> Result<Suback<'_>, Deco
 }
 
 fn unsubscribe(mut reader: Reader<'_>, protocol: Protocol) -> Result<Unsubscribe<'_>, DecodeError> {
-    let packet_id = reader.packet_id()?;
-    let properties = properties(&mut reader, Place::Unsubscribe, protocol)?;
-    if reader.is_empty() {
-        return Err(DecodeError::NoTopicFilter); // [MQTT-3.10.3-2]
-    }
+    let (packet_id, properties) = before_filters(&mut reader, Place::Unsubscribe, protocol)?;
     let filters = TopicFilters(reader.rest());
     while !reader.is_empty() {
         reader.skip_text()?; // [MQTT-3.10.3-1]
@@ -293,6 +336,34 @@ impl<'a> Iterator for TopicFilters<'a> {
         let mut reader = Reader::new(self.0);
         let filter = reader.text().ok()?;
         self.0 = reader.rest();
+        Some(filter)
+    }
+}
+
+impl<'a> Iterator for UncheckedRequests<'a> {
+    type Item = Result<SubscriptionRequest<'a>, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut reader = Reader::new(self.rest);
+        if reader.is_empty() {
+            return None;
+        }
+        let request = request(&mut reader, self.protocol, Reader::text);
+        self.rest = reader.rest();
+        Some(request.map(|(filter, options)| SubscriptionRequest { filter, options }))
+    }
+}
+
+impl<'a> Iterator for UncheckedFilters<'a> {
+    type Item = Result<&'a str, DecodeError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut reader = Reader::new(self.rest);
+        if reader.is_empty() {
+            return None;
+        }
+        let filter = reader.text(); // [MQTT-3.10.3-1]
+        self.rest = reader.rest();
         Some(filter)
     }
 }

@@ -28,6 +28,11 @@ impl FixedHeader {
     pub const fn flags(self) -> u8 {
         self.first & 0x0F
     }
+
+    /// Whether it begins a SUBSCRIBE or an UNSUBSCRIBE.
+    pub const fn is_request(self) -> bool {
+        matches!(self.packet_type(), 8 | 10)
+    }
 }
 
 /// One packet, not yet decoded.
@@ -54,6 +59,33 @@ impl Frame<'_> {
             (Ok(b"MQIsdp"), Ok(3)) => Some(Protocol::Mqtt31),
             _ => None,
         }
+    }
+}
+
+/// One packet that has taken the memory along in which it came, not yet decoded.
+#[derive(Debug)]
+pub struct OwnedFrame {
+    header: FixedHeader,
+    /// The body is the end of these.
+    bytes: Vec<u8>,
+}
+
+impl OwnedFrame {
+    /// `bytes` end with the body.
+    pub(super) fn new(header: FixedHeader, bytes: Vec<u8>) -> Self {
+        debug_assert!(bytes.len() >= header.remaining_length as usize);
+        Self { header, bytes }
+    }
+
+    /// The packet.
+    pub fn as_frame(&self) -> Frame<'_> {
+        let body = &self.bytes[self.bytes.len() - self.header.remaining_length as usize..];
+        Frame { header: self.header, body }
+    }
+
+    /// The memory, which ends with the body.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
     }
 }
 

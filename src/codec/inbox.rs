@@ -1,7 +1,8 @@
 //! What came of a packet whose rest has not come yet, and packets that were put off.
 //!
 //! While packets come whole they are read in place and the inbox holds nothing. What it must keep it copies: of an
-//! unfinished packet exactly the bytes that it still needs, so that the packets behind it are read in place again.
+//! unfinished packet exactly the bytes that it still needs, so that the packets behind it are read in place again. So a
+//! packet that did not come in one read has memory of its own, which it can take along.
 //!
 //! * An inbox with nothing unread owns no memory once `next` or `stash` has been called again, for until then the last
 //!   packet is lent from here.
@@ -12,11 +13,11 @@
 //! stops reading.
 
 use super::error::DecodeError;
-use super::frame::{Frame, Split, split};
+use super::frame::{FixedHeader, Frame, OwnedFrame, Split, split};
 use super::packet::Protocol;
 
 /// The unread end of a stream of packets.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Inbox {
     /// Bytes kept, of which those before `start` belong to packets already handed out. Owns memory only while it is
     /// not empty.
@@ -96,6 +97,21 @@ impl Inbox {
         self.start = end;
         let body = &self.bytes[end - header.remaining_length as usize..end];
         Ok(Some(Frame { header, body }))
+    }
+
+    /// Gives the packet away that `next` has just lent from what was kept before. Only where others stand behind it is it
+    /// copied.
+    ///
+    /// # Panics
+    ///
+    /// If nothing with this header was lent from here.
+    pub fn give_away(&mut self, header: FixedHeader) -> OwnedFrame {
+        if self.is_empty() {
+            let Self { bytes, .. } = std::mem::take(self);
+            return OwnedFrame::new(header, bytes);
+        }
+        let body_at = self.start - header.remaining_length as usize;
+        OwnedFrame::new(header, self.bytes[body_at..self.start].to_vec())
     }
 
     /// Keeps bytes that are not to be handled yet: any number of packets, the last of which may be unfinished.
@@ -232,5 +248,32 @@ mod tests {
             assert_eq!(inbox.buffered(), 2 * (round + 1));
         }
         assert!(growths < 20, "{growths}");
+    }
+
+    #[test]
+    fn a_packet_takes_its_memory_along_unless_others_stand_behind_it() {
+        let packet: &[u8] = &[0x82, 0x06, 0, 1, 0, 1, b'a', 0];
+        let mut inbox = Inbox::default();
+        let (mut first, mut rest) = packet.split_at(3);
+        assert_eq!(inbox.next(&mut first, Protocol::Mqtt311, 1_000), Ok(None));
+        let frame = inbox.next(&mut rest, Protocol::Mqtt311, 1_000).unwrap().unwrap();
+        let (header, memory) = (frame.header, frame.body.as_ptr());
+        let owned = inbox.give_away(header);
+        assert_eq!((owned.as_frame().header, owned.as_frame().body), (header, &packet[2..]));
+        assert_eq!(owned.as_frame().body.as_ptr(), memory, "nothing was copied");
+        assert_eq!(inbox.bytes.capacity(), 0);
+
+        inbox.stash(&[0xC0, 0x00]);
+        inbox.stash(packet);
+        inbox.stash(&[0xC0, 0x00]);
+        let none: &mut &[u8] = &mut [].as_slice();
+        assert!(inbox.next(none, Protocol::Mqtt311, 1_000).unwrap().is_some());
+        let header = inbox.next(none, Protocol::Mqtt311, 1_000).unwrap().unwrap().header;
+        assert_eq!(inbox.give_away(header).as_frame().body, &packet[2..]);
+        assert_eq!(inbox.next(none, Protocol::Mqtt311, 1_000).unwrap().unwrap().header.packet_type(), 12);
+        inbox.stash(packet);
+        let header = inbox.next(none, Protocol::Mqtt311, 1_000).unwrap().unwrap().header;
+        assert_eq!(inbox.give_away(header).as_frame().body, &packet[2..]);
+        assert!(inbox.is_empty());
     }
 }

@@ -17,7 +17,7 @@ pub mod property;
 pub mod reason;
 
 pub use error::DecodeError;
-pub use frame::Frame;
+pub use frame::{Frame, OwnedFrame};
 pub use inbox::Inbox;
 pub use packet::{Packet, PacketId, Protocol, QoS};
 pub use property::{Properties, Property};

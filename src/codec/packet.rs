@@ -367,3 +367,38 @@ impl<'a> TopicFilters<'a> {
         self.0
     }
 }
+
+/// The filters of a SUBSCRIBE of which nothing is checked yet. What follows an error has no meaning.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UncheckedRequests<'a> {
+    pub(super) rest: &'a [u8],
+    pub(super) protocol: Protocol,
+}
+
+impl<'a> UncheckedRequests<'a> {
+    pub(crate) const fn new(bytes: &'a [u8], protocol: Protocol) -> Self {
+        Self { rest: bytes, protocol }
+    }
+
+    /// Those that are left.
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.rest
+    }
+}
+
+/// The same for the filters of an UNSUBSCRIBE.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UncheckedFilters<'a> {
+    pub(super) rest: &'a [u8],
+}
+
+impl<'a> UncheckedFilters<'a> {
+    pub(crate) const fn new(bytes: &'a [u8]) -> Self {
+        Self { rest: bytes }
+    }
+
+    /// Those that are left.
+    pub(crate) const fn as_bytes(self) -> &'a [u8] {
+        self.rest
+    }
+}

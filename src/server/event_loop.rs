@@ -26,7 +26,7 @@ use mio::{Events, Poll, Token};
 
 use crate::broker::{Broker, ConnectionId, Verdict};
 use crate::clock::{Clock, Duration, Instant};
-use crate::codec::{Inbox, Packet, ReasonCode, decode};
+use crate::codec::{Inbox, ReasonCode};
 use crate::transport::Transport;
 
 use super::authenticator::Authenticator;
@@ -377,7 +377,7 @@ impl EventLoop {
         }
     }
 
-    /// Splits, decodes and hands over what stands in the first `count` bytes of the read buffer, behind what the
+    /// Has the core take what stands in the first `count` bytes of the read buffer, behind what the
     /// connection's inbox holds.
     fn handle_input(&mut self, now: Instant, id: ConnectionId, count: usize) -> Input {
         let Self { connections, broker, read_buffer, copies_max, .. } = self;
@@ -387,27 +387,8 @@ impl EventLoop {
         broker.metrics_mut().bytes_received += count as u64;
         let mut input = &read_buffer[..count];
         let mut inbox = connection.inbox.take().map_or_else(Inbox::default, |inbox| *inbox);
-        let (mut protocol, mut packet_size_max) = broker.reading_terms(id);
-        loop {
-            match inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(None) => break,
-                Ok(Some(frame)) => match decode::decode(frame, protocol) {
-                    Ok(packet) => {
-                        broker.handle_packet(now, id, packet);
-                        if matches!(packet, Packet::Connect(_)) {
-                            (protocol, packet_size_max) = broker.reading_terms(id);
-                        }
-                    }
-                    Err(error) => {
-                        broker.handle_malformed(now, id, error, frame.claimed_protocol());
-                        return Input::Taken;
-                    }
-                },
-                Err(error) => {
-                    broker.handle_malformed(now, id, error, None);
-                    return Input::Taken;
-                }
-            }
+        let mut terms = broker.reading_terms(id);
+        while broker.handle_next(now, id, &mut terms, &mut inbox, &mut input) {
             let is_enough = broker.copies() >= *copies_max;
             if is_enough || !broker.wants_input(id) {
                 inbox.stash(input);

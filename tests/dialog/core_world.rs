@@ -7,7 +7,7 @@ use std::io::IoSlice;
 use broker::broker::options::{Durability, Options};
 use broker::broker::{Broker, ConnectionId, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::{Inbox, Packet, decode};
+use broker::codec::Inbox;
 use broker::config::{self, Command, Config};
 use broker::journal::{Batch, Lsn};
 
@@ -138,22 +138,8 @@ impl World for CoreWorld {
         let Self { broker, actors, .. } = self;
         let inbox = &mut actors.get_mut(name).expect("it exists").inbox;
         let mut input = bytes;
-        let (mut protocol, mut packet_size_max) = broker.reading_terms(id);
-        while broker.wants_input(id) {
-            match inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(None) => break,
-                Ok(Some(frame)) => match decode::decode(frame, protocol) {
-                    Ok(packet) => {
-                        broker.handle_packet(now, id, packet);
-                        if matches!(packet, Packet::Connect(_)) {
-                            (protocol, packet_size_max) = broker.reading_terms(id);
-                        }
-                    }
-                    Err(error) => broker.handle_malformed(now, id, error, frame.claimed_protocol()),
-                },
-                Err(error) => broker.handle_malformed(now, id, error, None),
-            }
-        }
+        let mut terms = broker.reading_terms(id);
+        while broker.wants_input(id) && broker.handle_next(now, id, &mut terms, inbox, &mut input) {}
         self.settle();
     }
 

@@ -12,7 +12,7 @@ use broker::journal::{Change, Key};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes, will};
-use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, turns};
 
 const STEPS_PER_TURN: usize = 4;
 
@@ -264,7 +264,7 @@ fn wills_to_many_have_a_turn_each() {
             ..connect311(&client_id)
         };
         let bytes = bytes_of(&Packet::Connect(connect), Protocol::Mqtt5);
-        say_as(&mut crowd.broker, id, &bytes, Protocol::Mqtt5);
+        say(&mut crowd.broker, id, &bytes);
         crowd.broker.handle_lost(NOW, id, true);
     }
     let due = NOW + Duration::from_secs(10);
@@ -317,7 +317,7 @@ fn expiring(crowd: &mut Crowd) -> ConnectionId {
     crowd.broker.handle_open(NOW, id);
     let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("five") };
     let bytes = bytes_of(&Packet::Connect(connect), Protocol::Mqtt5);
-    say_as(&mut crowd.broker, id, &bytes, Protocol::Mqtt5);
+    say(&mut crowd.broker, id, &bytes);
     let expiry = PropertyList::from_iter([Property::MessageExpirySecs(1)]);
     let packet = Packet::Publish(Publish {
         dup: false,
@@ -328,7 +328,7 @@ fn expiring(crowd: &mut Crowd) -> ConnectionId {
         properties: expiry.as_properties(),
         payload: b"short",
     });
-    say_as(&mut crowd.broker, id, &bytes_of(&packet, Protocol::Mqtt5), Protocol::Mqtt5);
+    say(&mut crowd.broker, id, &bytes_of(&packet, Protocol::Mqtt5));
     id
 }
 

@@ -8,7 +8,7 @@ use broker::broker::{AuthenticationStep, Broker, ConnectionId, Options, Verdict}
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Disconnect, Packet, Protocol};
 use broker::codec::property::PropertyList;
-use broker::codec::{DecodeError, Inbox, Property, QoS, ReasonCode, decode};
+use broker::codec::{DecodeError, Inbox, Property, QoS, ReasonCode};
 
 use crate::authentication::{auth, with_method};
 use crate::fixture::client::{Received, bytes_of, connect5, publish, subscribe_bytes, will};
@@ -145,20 +145,10 @@ impl World {
         for (id, peer) in &mut self.peers {
             let unread = std::mem::take(&mut peer.unread);
             let mut input = &unread[..];
-            while self.broker.wants_input(*id) {
-                let (protocol, packet_size_max) = self.broker.reading_terms(*id);
-                let error = match peer.inbox.next(&mut input, protocol, packet_size_max) {
-                    Ok(None) => break,
-                    Ok(Some(frame)) => match decode::decode(frame, protocol) {
-                        Ok(packet) => {
-                            self.broker.handle_packet(self.now, *id, packet);
-                            continue;
-                        }
-                        Err(error) => error,
-                    },
-                    Err(error) => error,
-                };
-                self.broker.handle_malformed(self.now, *id, error, None);
+            let mut terms = self.broker.reading_terms(*id);
+            while self.broker.wants_input(*id)
+                && self.broker.handle_next(self.now, *id, &mut terms, &mut peer.inbox, &mut input)
+            {
             }
             peer.unread = input.to_vec();
         }

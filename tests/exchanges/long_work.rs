@@ -11,13 +11,13 @@ use broker::codec::packet::{
     Ack, Connect, Packet, Protocol, Publish, QoS, RetainHandling, SubscriptionOptions,
 };
 use broker::codec::property::PropertyList;
-use broker::codec::{PacketId, Properties, Property, ReasonCode, encode};
+use broker::codec::{DecodeError, PacketId, Properties, Property, ReasonCode, encode};
 use broker::journal::Lsn;
 use broker::metrics::DropReason;
 use broker::topics::TopicError;
 
 use crate::fixture::client::{Received, bytes_of, connect311, publish};
-use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, say_as, turns};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, hear_as, say, say_bad, say_in, turns};
 
 const STEPS_PER_TURN: usize = 64;
 
@@ -111,6 +111,149 @@ fn a_request_of_many_filters_is_answered_at_its_end_and_holds_up_nobody_else() {
     turns(&mut broker);
     assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Unsuback(_)));
     assert_eq!(broker.status().subscriptions, 0);
+}
+
+/// One that did not come in one read, and is large, is not looked at in one turn.
+fn broker_that_decodes_later() -> Broker {
+    Broker::new(Options { long_request_bytes_min: 64, ..options() }, NOW)
+}
+
+#[test]
+fn a_large_request_is_decoded_a_turn_s_worth_at_a_time() {
+    let mut broker = broker_that_decodes_later();
+    let many = connected(&mut broker, 1, connect311("many"));
+    turns(&mut broker);
+    let received = broker.metrics().packets_received;
+    say_in(&mut broker, many, &subscribe_bytes(), 100);
+    assert_eq!((broker.wants_input(many), broker.metrics().packets_received), (false, received + 1));
+    // None of it is judged as the packet comes.
+    assert_eq!(turns(&mut broker), (2 * FILTERS).div_ceil(STEPS_PER_TURN));
+    assert_eq!((broker.poll_resume(), broker.wants_input(many)), (Some(many), true));
+    let heard = hear(&mut broker, many);
+    let Packet::Suback(suback) = heard[0].packet() else { panic!("it is answered") };
+    assert_eq!((suback.reasons, suback.packet_id), (&[1; FILTERS][..], PacketId::FIRST));
+    assert_eq!(broker.status().subscriptions, FILTERS);
+
+    say_in(&mut broker, many, &unsubscribe_bytes(), 100);
+    assert_eq!(turns(&mut broker), (2 * FILTERS).div_ceil(STEPS_PER_TURN));
+    assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Unsuback(_)));
+    assert_eq!(broker.status().subscriptions, 0);
+
+    // A small one is, however it comes, and so is one of many filters that came in one read.
+    say_in(&mut broker, many, &subscribe_to(&["f/7".to_owned()]), 3);
+    assert!(matches!(hear(&mut broker, many)[0].packet(), Packet::Suback(_)));
+    say(&mut broker, many, &subscribe_bytes());
+    assert_eq!(turns(&mut broker), (2 * FILTERS - STEPS_PER_TURN).div_ceil(STEPS_PER_TURN));
+}
+
+/// The subscription identifier stands before the filters, and is for all of them.
+#[test]
+fn what_a_large_request_says_before_its_filters_is_for_all_of_them() {
+    let mut broker = broker_that_decodes_later();
+    let id = ConnectionId { slot: 1, generation: 1 };
+    broker.handle_open(NOW, id);
+    let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("many") };
+    say(&mut broker, id, &bytes_of(&Packet::Connect(connect), Protocol::Mqtt5));
+    hear_as(&mut broker, id, Protocol::Mqtt5);
+    let number = PropertyList::from_iter([Property::SubscriptionId(7)]);
+    let filters = filters();
+    let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), QoS::AtMostOnce.into())).collect();
+    let mut bytes = Vec::new();
+    encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, number.as_properties(), &requests);
+    say_in(&mut broker, id, &bytes, 100);
+    turns(&mut broker);
+    hear_as(&mut broker, id, Protocol::Mqtt5);
+    say(&mut broker, id, &bytes_of(&publish("f/199", QoS::AtMostOnce, b"x"), Protocol::Mqtt5));
+    let heard = hear_as(&mut broker, id, Protocol::Mqtt5);
+    let Packet::Publish(publish) = heard[0].packet() else { panic!("it is delivered") };
+    assert!(publish.properties.iter().eq([Property::SubscriptionId(7)]));
+}
+
+/// What is wrong with a large request is the same as with a small one, whatever comes first in it, and nothing of it takes
+/// effect.
+#[test]
+fn a_large_request_is_malformed_wherever_that_is_found() {
+    // [MQTT-3.8.3-1] [MQTT-3.8.3-4] [MQTT-3.8.3-3] [MQTT-3.10.3-2] [MQTT-2.3.1-1]
+    let filters = filters();
+    let with = |mut bytes: Vec<u8>, change: fn(&mut Vec<u8>)| {
+        change(&mut bytes);
+        bytes
+    };
+    let bad_filter_first = |make: fn(&[String]) -> Vec<u8>| {
+        let mut filters = filters.clone();
+        filters[1] = "f/#/x".to_owned();
+        make(&filters)
+    };
+    let set_last: fn(&mut Vec<u8>) = |bytes| *bytes.last_mut().expect("it is long") = 0xFF;
+    let no_packet_id: fn(&mut Vec<u8>) = |bytes| bytes[3..5].fill(0);
+    let misplaced = CloseReason::TopicFilter(TopicError::MisplacedWildcard);
+    let cases = [
+        (with(subscribe_bytes(), set_last), CloseReason::Malformed(DecodeError::SubscriptionOptions)),
+        (with(unsubscribe_bytes(), set_last), CloseReason::Malformed(DecodeError::InvalidUtf8)),
+        (with(subscribe_bytes(), no_packet_id), CloseReason::Malformed(DecodeError::PacketIdZero)),
+        (with(unsubscribe_bytes(), no_packet_id), CloseReason::Malformed(DecodeError::PacketIdZero)),
+        (bad_filter_first(subscribe_to), misplaced),
+        (bad_filter_first(unsubscribe_from), misplaced),
+        (
+            with(bad_filter_first(subscribe_to), set_last),
+            CloseReason::Malformed(DecodeError::SubscriptionOptions),
+        ),
+        (
+            with(bad_filter_first(unsubscribe_from), set_last),
+            CloseReason::Malformed(DecodeError::InvalidUtf8),
+        ),
+    ];
+    for (bytes, expected) in cases {
+        for read in [bytes.len(), 100] {
+            let mut broker = broker_that_decodes_later();
+            let stored = Connect { clean_start: false, ..connect311("many") };
+            let many = connected(&mut broker, 1, stored);
+            say(&mut broker, many, &subscribe_to(&["f/0".to_owned(), "g/0".to_owned()]));
+            turns(&mut broker);
+            hear(&mut broker, many);
+            say_bad(&mut broker, many, &bytes, read);
+            turns(&mut broker);
+            assert_eq!((broker.poll_close(), hear(&mut broker, many)), (Some(many), Vec::new()));
+            assert_eq!((broker.poll_resume(), broker.status().subscriptions), (None, 2));
+            let reason = std::iter::from_fn(|| broker.poll_event()).find_map(|event| match event {
+                Event::Closed { reason, .. } => Some(reason),
+                _ => None,
+            });
+            assert_eq!(reason, Some(expected), "in reads of {read}");
+        }
+    }
+}
+
+/// Before its CONNECT nobody has anything done in several turns.
+#[test]
+fn a_large_request_of_a_stranger_is_refused_at_once() {
+    let mut broker = broker_that_decodes_later();
+    let id = ConnectionId { slot: 1, generation: 1 };
+    broker.handle_open(NOW, id);
+    say_in(&mut broker, id, &subscribe_bytes(), 100);
+    assert_eq!((broker.poll_close(), broker.wants_input(id)), (Some(id), false));
+    broker.handle_closed(id);
+    assert_eq!(turns(&mut broker), 0);
+}
+
+/// Another connection of the same client comes when some of it is judged, and when some of it has taken effect.
+#[test]
+fn a_large_request_is_cut_short_by_a_take_over() {
+    for (turns_before, expected) in [(2, 0), (4, 4 * STEPS_PER_TURN - FILTERS)] {
+        let mut broker = broker_that_decodes_later();
+        let stored = Connect { clean_start: false, ..connect311("many") };
+        let many = connected(&mut broker, 1, stored);
+        turns(&mut broker);
+        say_in(&mut broker, many, &subscribe_bytes(), 100);
+        (0..turns_before).for_each(|_| broker.handle_timeout(NOW));
+        assert_eq!(broker.status().subscriptions, expected);
+        let again = connected(&mut broker, 2, stored);
+        assert_eq!((broker.poll_close(), hear(&mut broker, many)), (Some(many), Vec::new()));
+        broker.check_invariants();
+        broker.handle_closed(many);
+        turns(&mut broker);
+        assert_eq!((broker.status().subscriptions, hear(&mut broker, again)), (expected, Vec::new()));
+    }
 }
 
 /// Its sender is closed over the last of them, after some turns, and nothing has changed in its session.
@@ -492,7 +635,7 @@ fn a_filter_is_stored_as_it_was_named_last() {
     let expiry = PropertyList::from_iter([Property::SessionExpirySecs(1_000)]);
     let stored =
         Connect { protocol: Protocol::Mqtt5, properties: expiry.as_properties(), ..connect311("reader") };
-    say_as(&mut broker, id, &bytes_of(&Packet::Connect(stored), Protocol::Mqtt5), Protocol::Mqtt5);
+    say(&mut broker, id, &bytes_of(&Packet::Connect(stored), Protocol::Mqtt5));
     store_all(&mut broker);
     let asked = |qos: QoS, retain_handling| SubscriptionOptions { retain_handling, ..qos.into() };
     let requests = [
@@ -502,7 +645,7 @@ fn a_filter_is_stored_as_it_was_named_last() {
     ];
     let mut bytes = Vec::new();
     encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
-    say_as(&mut broker, id, &bytes, Protocol::Mqtt5);
+    say(&mut broker, id, &bytes);
     let (last, records) = store_all(&mut broker);
 
     let mut broker = Broker::new(options, NOW);
@@ -1107,7 +1250,7 @@ fn publish_expiring(broker: &mut Broker, id: ConnectionId, secs: u32, payload: &
         properties: expiry.as_properties(),
         payload: payload.as_bytes(),
     });
-    say_as(broker, id, &bytes_of(&packet, Protocol::Mqtt5), Protocol::Mqtt5);
+    say(broker, id, &bytes_of(&packet, Protocol::Mqtt5));
     broker.check_invariants();
 }
 
@@ -1121,7 +1264,7 @@ fn away_and_publisher(options: Options, filter: &str) -> (Broker, ConnectionId) 
     let publisher = ConnectionId { slot: 2, generation: 2 };
     broker.handle_open(NOW, publisher);
     let connect = Connect { protocol: Protocol::Mqtt5, ..connect311("publisher") };
-    say_as(&mut broker, publisher, &bytes_of(&Packet::Connect(connect), Protocol::Mqtt5), Protocol::Mqtt5);
+    say(&mut broker, publisher, &bytes_of(&Packet::Connect(connect), Protocol::Mqtt5));
     (broker, publisher)
 }
 

@@ -6,6 +6,7 @@
 mod act;
 mod crash;
 mod hear;
+mod request;
 mod rest;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,7 +19,6 @@ use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Packet, Publish};
 use broker::codec::{Inbox, PacketId, Protocol, ReasonCode, decode, frame};
 use broker::metrics::DropReason;
-use broker::topics::TopicFilter;
 
 use super::client::aliases::Aliases;
 use super::client::{Ear, Memory, bytes_of};
@@ -124,19 +124,8 @@ pub(crate) struct World {
     violator: Option<ConnectionId>,
     /// Whether the process may end between two turns.
     may_crash: bool,
-}
-
-/// Whether a request has a filter that ends its connection.
-fn breaks_a_rule(packet: &Packet<'_>, protocol: Protocol) -> bool {
-    let is_bad = |filter: &str| !protocol.has_properties() && TopicFilter::parse(filter, 100).is_err();
-    match packet {
-        Packet::Subscribe(subscribe) => subscribe.requests.into_iter().any(|request| {
-            let is_shared = request.filter.starts_with("$share/");
-            (request.options.no_local && is_shared) || is_bad(request.filter)
-        }),
-        Packet::Unsubscribe(unsubscribe) => unsubscribe.filters.into_iter().any(is_bad),
-        _ => false,
-    }
+    /// Whether everybody behaves from now on.
+    is_at_rest: bool,
 }
 
 impl World {
@@ -169,6 +158,7 @@ impl World {
             session_expiry: if random.once_in(3) { None } else { Some(Duration(60_000)) },
             stall_timeout: Duration(5_000),
             steps_per_turn: *random.pick(&[1, 3, 2_000]),
+            long_request_bytes_min: *random.pick(&[0, 30, 64 * 1024]),
             handshake_timeout: Duration(5_000),
             sys_interval: None,
             trace_packets: true,
@@ -218,6 +208,7 @@ impl World {
             request_in_hand: false,
             may_crash: false,
             violator: None,
+            is_at_rest: false,
             traces: std::env::var_os("SIMULATION_TRACE").is_some(),
         }
     }
@@ -368,7 +359,8 @@ impl World {
         let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
         for id in ids {
             if all || self.random.once_in(2) {
-                let count = if all { usize::MAX } else { 1 + self.random.below(200) };
+                let most = if self.random.once_in(4) { 12 } else { 200 };
+                let count = if all { usize::MAX } else { 1 + self.random.below(most) };
                 self.feed(id, count);
             }
             if all || self.random.once_in(2) {
@@ -382,7 +374,7 @@ impl World {
         while self.broker.poll_flush().is_some() {}
     }
 
-    /// Hands bytes to the core as the server does: split, decoded, put off while the core wants no input.
+    /// Has the core take bytes as the server does: put off while the core wants no input.
     fn feed(&mut self, id: ConnectionId, count: usize) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if !self.broker.wants_input(id) {
@@ -392,36 +384,42 @@ impl World {
         let bytes: Vec<u8> = connection.to_broker.drain(..count).collect();
         let mut input = bytes.as_slice();
         loop {
-            let (protocol, packet_size_max) = self.broker.reading_terms(id);
+            let terms = self.broker.reading_terms(id);
             let Some(connection) = self.connections.get_mut(&id) else { return };
-            let mut inbox = std::mem::take(&mut connection.inbox);
-            let next = match inbox.next(&mut input, protocol, packet_size_max) {
-                Ok(Some(frame)) => decode::decode(frame, protocol)
-                    .map(Some)
-                    .map_err(|error| (error, frame.claimed_protocol())),
+            // What the core is about to take.
+            let is_kept = !connection.inbox.is_empty();
+            let mut is_decoded_later = false;
+            let mut inbox = connection.inbox.clone();
+            let next = match inbox.next(&mut { input }, terms.protocol, terms.packet_size_max) {
+                Ok(Some(frame)) => {
+                    let is_long = frame.body.len() >= self.broker.options().long_request_bytes_min;
+                    is_decoded_later = is_kept && is_long && frame.header.is_request();
+                    decode::decode(frame, terms.protocol).map(Some)
+                }
                 Ok(None) => Ok(None),
-                Err(error) => Err((error, None)),
+                Err(error) => Err(error),
             };
             let more = match next {
                 Ok(Some(packet)) => {
-                    self.packet(id, &packet);
+                    self.packet(id, &packet, &mut input, is_decoded_later);
                     true
                 }
-                Ok(None) => false,
-                Err((error, claimed)) => {
+                Ok(None) => {
+                    self.hand_over(id, &mut input);
+                    false
+                }
+                Err(error) => {
                     let misbehaved = self.connections.get(&id).is_none_or(|connection| connection.misbehaved);
                     assert!(misbehaved, "a good packet is not malformed: {error}");
-                    self.broker.handle_malformed(self.now, id, error, claimed);
+                    self.hand_over(id, &mut input);
                     self.after_input(None, Some(id));
+                    self.find_malformed(id);
                     false
                 }
             };
             let wanted = self.broker.wants_input(id);
-            if !wanted {
-                inbox.stash(input);
-            }
-            if let Some(connection) = self.connections.get_mut(&id) {
-                connection.inbox = inbox;
+            if let Some(connection) = self.connections.get_mut(&id).filter(|_| !wanted) {
+                connection.inbox.stash(input);
             }
             if !more || !wanted {
                 return;
@@ -429,8 +427,17 @@ impl World {
         }
     }
 
-    /// One packet to the core, and the same to the model.
-    fn packet(&mut self, id: ConnectionId, packet: &Packet<'_>) {
+    /// The core takes the next packet of these bytes, behind those that it has kept.
+    fn hand_over(&mut self, id: ConnectionId, input: &mut &[u8]) {
+        let mut terms = self.broker.reading_terms(id);
+        let Self { broker, connections, now, .. } = self;
+        if let Some(connection) = connections.get_mut(&id) {
+            broker.handle_next(*now, id, &mut terms, &mut connection.inbox, input);
+        }
+    }
+
+    /// One packet, which is the next one of these bytes, to the core, and the same to the model.
+    fn packet(&mut self, id: ConnectionId, packet: &Packet<'_>, input: &mut &[u8], is_decoded_later: bool) {
         let is_request = matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_));
         if is_request && !(self.put_off.is_empty() && self.model.has_no_will_put_off()) {
             self.finish_request();
@@ -467,18 +474,18 @@ impl World {
             .coverage
             .see_if("a packet amid a message to groups", self.broker.is_fanning_out_to_groups());
         self.packet_in_hand = true;
-        self.broker.handle_packet(self.now, id, *packet);
+        self.hand_over(id, input);
         self.model.heard_from(id);
         self.after_input(asked.as_ref(), is_violation.then_some(id));
         self.packet_in_hand = false;
         let is_put_off = is_request && self.model.client_id(id).is_some() && !self.broker.wants_input(id);
-        if is_put_off && breaks_a_rule(packet, self.connections[&id].protocol) {
-            // It is found out in one of the next turns, before anything of it takes effect.
-            self.model.coverage.see("violation of a request of several turns");
-            self.violator = Some(id);
-            self.finish_request();
-            self.violator = None;
-            assert!(self.model.client_id(id).is_none(), "a violation ends its connection");
+        if is_put_off && self.find_violation(id, packet) {
+            return;
+        }
+        let takes_turns = is_put_off && self.takes_turns(packet, is_decoded_later);
+        self.model.coverage.see_if("request decoded in several turns", takes_turns && is_decoded_later);
+        if takes_turns && !self.is_at_rest && self.random.once_in(8) {
+            return self.interrupt(id, packet, is_decoded_later);
         }
         if self.model.client_id(id).is_none() {
             return; // Refused, or closed by this very packet: it has no effect.
@@ -502,14 +509,6 @@ impl World {
         if is_put_off {
             self.finish_request();
         }
-    }
-
-    /// A request may take several turns. To the model it does not, so nothing else happens meanwhile: no PUBLISH is taken that
-    /// was put off before.
-    fn finish_request(&mut self) {
-        self.request_in_hand = true;
-        self.timeout();
-        self.request_in_hand = false;
     }
 
     /// Tells the model what happened, and frees what ended. Only `expected` may be closed as violators.
@@ -630,11 +629,7 @@ impl World {
 
     fn timeout(&mut self) {
         while self.broker.poll_timeout().is_some_and(|due| due <= self.now) {
-            while self.broker.poll_flush().is_some() {}
-            self.broker.handle_timeout(self.now);
-            self.resume();
-            self.model.now = self.now;
-            self.after_input(None, self.violator);
+            self.turn();
             let is_wanted = self.random.once_in(if self.model.has_will_put_off() { 3 } else { 10 });
             if self.is_stored && !self.request_in_hand && is_wanted {
                 // What is done in several turns can be in several batches.
@@ -653,6 +648,15 @@ impl World {
             // [MQTT-3.1.2-24] [MQTT5-3.1.2-22]: unless it is us who do not read it.
             assert!(!self.broker.wants_input(id), "{id:?} should have been closed by its keep-alive");
         }
+    }
+
+    /// What is due, as far as one turn has time.
+    fn turn(&mut self) {
+        while self.broker.poll_flush().is_some() {}
+        self.broker.handle_timeout(self.now);
+        self.resume();
+        self.model.now = self.now;
+        self.after_input(None, self.violator);
     }
 
     /// Reads those again whom the core names. Returns how many.

@@ -102,6 +102,11 @@ impl Model {
         link.held_reply = link.replies.pop_back();
     }
 
+    /// The answer to what was taken just now will not come.
+    pub(crate) fn forget_reply(&mut self, connection: ConnectionId) {
+        self.links.get_mut(&connection).and_then(|link| link.replies.pop_back()).expect("there is one");
+    }
+
     pub(crate) fn release_reply(&mut self, connection: ConnectionId) {
         if let Some(link) = self.links.get_mut(&connection).filter(|link| link.is_open) {
             link.replies.extend(link.held_reply.take());

@@ -224,7 +224,8 @@ impl World {
             properties.push(&Property::SubscriptionId(number));
         }
         let mut requests = Vec::new();
-        for _ in 0..1 + self.random.below(3) {
+        let most = if self.random.once_in(4) { 10 } else { 3 };
+        for _ in 0..1 + self.random.below(most) {
             let mut options = SubscriptionOptions::from(self.qos());
             let is_shared = self.random.once_in(3) && self.shares;
             if protocol.has_properties() {
@@ -327,6 +328,10 @@ impl World {
                 // After good filters comes a bad one [MQTT-4.7.1-2].
                 &[0x82, 0x0F, 0, 1, 0, 1, b'a', 1, 0, 1, b'b', 1, 0, 2, b'a', b'#', 1],
                 &[0xA2, 0x0C, 0, 1, 0, 1, b'a', 0, 1, b'#', 0, 2, b'a', b'#'],
+                // And one that is none, or whose options or whose end are missing.
+                &[0x82, 0x0F, 0, 1, 0, 1, b'a', 1, 0, 1, b'b', 1, 0, 2, b'a', 0xFF, 1],
+                &[0x82, 0x0E, 0, 1, 0, 1, b'a', 1, 0, 1, b'b', 1, 0, 2, b'a', b'b'],
+                &[0xA2, 0x0B, 0, 1, 0, 1, b'a', 0, 1, b'#', 0, 2, b'a'],
             ]);
             self.say(id, violation);
             self.connection(id).misbehaved = true;
@@ -385,7 +390,12 @@ impl World {
         let mut requests = vec![("a/b", SubscriptionOptions::default()); 1 + self.random.below(9)];
         requests.push(("$share/g/a/#", options));
         encode::subscribe(&mut no_local, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
+        // Whatever else is wrong with a packet, malformed it is.
+        let mut not_even_that = no_local.clone();
+        not_even_that[1] += 4;
+        not_even_that.extend([0, 1, b'a', 0x40]);
         violations.push((no_local, protocol_error)); // [MQTT5-3.8.3-4]
+        violations.push((not_even_that, malformed));
         if self.broker.options().packet_size_max == 3_000 {
             // [MQTT5-3.2.2-15] [B-121]
             violations.push((vec![0x30, 0xB6, 0x17], ReasonCode::PacketTooLarge));

@@ -25,6 +25,7 @@ impl World {
                 self.cut(client, id);
             }
         }
+        self.is_at_rest = true;
         let (first, second): (Vec<usize>, Vec<usize>) =
             (0..self.clients.len()).partition(|_| self.random.once_in(2));
         first.into_iter().for_each(|client| self.come_back(client, Protocol::Mqtt5));
