@@ -92,8 +92,9 @@ struct Tally {
     writes: WriteTally,
 }
 
-/// Sizes of messages: of a frame with others, of some blocks, and of a frame too large for zeros.
-const MESSAGE_BYTES: [usize; 4] = [100, 4_000, 9_000, 70_000];
+/// Sizes of messages: of a frame with others, of some blocks, and of a frame too large for zeros, which is seldom the first to fill
+/// its file.
+const MESSAGE_BYTES: [usize; 5] = [100, 4_000, 9_000, 70_000, 70_000];
 
 /// What a segment may hold: a few frames, some blocks, and frames that are too large for zeros.
 const SEGMENT_BYTES: [u64; 3] = [900, 20_000, 300_000];

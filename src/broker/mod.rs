@@ -7,10 +7,10 @@
 //! **What is absent here on purpose:** sockets, clocks, threads, logs, and any randomness but the seed. The same
 //! inputs in the same order put the same bytes into the same outboxes.
 //!
-//! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client), `subscribe`,
-//! `deliver` (PUBLISH to clients), `fan_out` (to very many) and `put_off` (what waits for that), `shared` (to one of many), `acknowledge` (their answers),
-//! `retained`, `will`, `deadlines`. What is to outlive the process goes into the `journal`, and comes back by `restore`. Bytes
-//! become packets in `reading`.
+//! One file per conversation of the standard: `connect`, `authenticate`, `receive` (PUBLISH from a client),
+//! `subscribe`, `deliver` (PUBLISH to clients), `fan_out` (to very many) and `put_off` (what waits for that), `shared`
+//! (to one of many), `acknowledge` (their answers), `retained`, `will`, `deadlines`. What is to outlive the process
+//! goes into the `journal`, and comes back by `restore`. Bytes become packets in `reading`.
 
 mod acknowledge;
 mod authenticate;

@@ -2,8 +2,8 @@
 //!
 //! A session may end with a million messages and a hundred thousand subscriptions. For everybody else it is gone at
 //! once: its client id is free, nothing is delivered to it, and its record is removed. What it held is let go by
-//! `steps_per_turn`, so that nobody waits for it; what it had of groups goes back to them, before anything else. The slot of the session stays taken meanwhile, because its subscriptions
-//! and memberships name it.
+//! `steps_per_turn`, so that nobody waits for it; what it had of groups goes back to them, before anything else. The
+//! slot of the session stays taken meanwhile, because its subscriptions and memberships name it.
 //!
 //! Records that are left over when the process ends are found at the next start: they belong to nobody (see `restore`).
 

@@ -7,13 +7,14 @@
 //! session ends: a little in each turn if it is much, and what is left stays with it if it comes back meanwhile. What it was
 //! sent at QoS 2 stays with it [MQTT5-4.8.2-4] [MQTT5-4.8.2-5].
 //!
-//! As long as a member's session is stored, so is what waits in the group. When the first such member joins, what waits already
-//! is recorded a little in each turn, the oldest first, and what comes is recorded as it comes; when the last one leaves, records are
-//! removed a little in each turn. The SUBACK of the former promises that the subscription and what comes from then on
-//! are stored. It does not promise that what waited before is stored by then: that was acknowledged when nothing of the group was
-//! stored, and after a crash the oldest of it may be there and the rest not, as after a crash before the SUBSCRIBE none
-//! would be. What came meanwhile comes before what was recorded after it when the process begins again. A message whose record has yet to be removed when the process ends belongs to nobody, or to the group again if another
-//! stored member has joined.
+//! As long as a member's session is stored, so is what waits in the group. When the first such member joins, what waits
+//! already is recorded a little in each turn, the oldest first, and what comes is recorded as it comes; when the last
+//! one leaves, records are removed a little in each turn. The SUBACK of the former promises that the subscription and
+//! what comes from then on are stored. It does not promise that what waited before is stored by then: that was
+//! acknowledged when nothing of the group was stored, and after a crash the oldest of it may be there and the rest not,
+//! as after a crash before the SUBSCRIBE none would be. What came meanwhile comes before what was recorded after it
+//! when the process begins again. A message whose record has yet to be removed when the process ends belongs to nobody,
+//! or to the group again if another stored member has joined.
 //!
 //! What an ended session was sent keeps its record until it is back in its group: a process that finds such a record without its
 //! session puts the message into the group, if there is one of that text.
@@ -23,11 +24,11 @@
 //! or ended at once: whether a member is there is asked of its session, and a group all of whose members have ended is as good
 //! as none.
 //!
-//! Invariants: a group has a member; its connected members come first, but for memberships that have yet to be moved, or
-//! whose session has ended; who has ended and is known to comes last; what waits in a group is recorded if and only if a
-//! member is stored, but for groups in `unsettled`; a group has something in its queue only if no connected member has room for it, or one is about
-//! to be asked; every membership stands in its group, in its session or in what that has left, and in the index, which knows
-//! both places.
+//! Invariants: a group has a member; its connected members come first, but for memberships that have yet to be moved,
+//! or whose session has ended; who has ended and is known to comes last; what waits in a group is recorded if and only
+//! if a member is stored, but for groups in `unsettled`; a group has something in its queue only if no connected member
+//! has room for it, or one is about to be asked; every membership stands in its group, in its session or in what that
+//! has left, and in the index, which knows both places.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::BuildHasher;
