@@ -21,7 +21,7 @@ use crate::topics::match_cache::Matches;
 use crate::topics::{Subscriber, SubscriberId, TopicName};
 
 use super::delivery::{Delivery, Via};
-use super::event::{Event, Limit, PacketKind};
+use super::event::{Event, Limit, PacketKind, PublishTrace};
 use super::journal::Promise;
 use super::link::{ConnectionId, Link};
 use super::message::{Content, Gauge, Message};
@@ -100,6 +100,11 @@ impl<'a> Routing<'a> {
     /// It is in a message already.
     pub(super) fn use_message(&mut self, message: Message) {
         self.message = Some(message);
+    }
+
+    /// Whether it is in this one.
+    pub(super) fn is_in(&self, message: &Message) -> bool {
+        self.message.as_ref().is_some_and(|own| own.is_same(message))
     }
 
     fn head(&self, retain: bool) -> PublishHead<'a> {
@@ -608,7 +613,13 @@ impl Outputs {
         if self.trace_packets
             && let Some(Event::Packet { publish, .. }) = self.events.back_mut()
         {
-            *publish = Some((String::from_utf8_lossy(head.topic).into(), head.payload_len));
+            *publish = Some(PublishTrace {
+                topic: String::from_utf8_lossy(head.topic).into(),
+                payload_length: head.payload_len,
+                qos: head.qos,
+                dup: head.dup,
+                retain: head.retain,
+            });
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What happened in the core that somebody outside may want to know: for log lines, never for decisions.
 
 use crate::clock::Duration;
-use crate::codec::{Packet, PacketId, Protocol};
+use crate::codec::{Packet, PacketId, Protocol, QoS};
 
 use super::close_reason::CloseReason;
 use super::link::ConnectionId;
@@ -87,6 +87,21 @@ pub enum WillStep {
     Published,
 }
 
+/// What a trace line says of a PUBLISH.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublishTrace {
+    /// Its topic name; empty if an alias stands for it.
+    pub topic: Box<str>,
+    /// Bytes of its payload.
+    pub payload_length: usize,
+    /// Its quality of service.
+    pub qos: QoS,
+    /// Whether it is a repetition.
+    pub dup: bool,
+    /// Its retain flag.
+    pub retain: bool,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
@@ -166,8 +181,8 @@ pub enum Event {
         kind: PacketKind,
         /// Its identifier, if it has one.
         packet_id: Option<PacketId>,
-        /// For PUBLISH: topic and payload length in bytes.
-        publish: Option<(Box<str>, usize)>,
+        /// For PUBLISH: what more there is to say.
+        publish: Option<PublishTrace>,
     },
 }
 
@@ -212,7 +227,13 @@ pub(super) fn trace_received(connection: ConnectionId, packet: &Packet<'_>) -> E
         Packet::Auth(_) => (PacketKind::Auth, None),
     };
     let publish = match packet {
-        Packet::Publish(publish) => Some((publish.topic.into(), publish.payload.len())),
+        Packet::Publish(publish) => Some(PublishTrace {
+            topic: publish.topic.into(),
+            payload_length: publish.payload.len(),
+            qos: publish.qos,
+            dup: publish.dup,
+            retain: publish.retain,
+        }),
         _ => None,
     };
     Event::Packet { connection, sent: false, kind, packet_id, publish }

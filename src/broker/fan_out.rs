@@ -16,7 +16,7 @@
 //!
 //! Deliberately not here: how a receiver gets its copy (see `deliver`).
 
-use crate::codec::{PacketId, QoS, ReasonCode};
+use crate::codec::{PacketId, QoS};
 use crate::metrics::DropReason;
 use crate::topics::match_cache::Matches;
 use crate::topics::{SubscriberId, TopicName};
@@ -26,8 +26,13 @@ use super::deliver::{LISTED_PER_STEP, Routing};
 use super::event::{Event, FanOutStep};
 use super::link::ConnectionId;
 use super::message::Message;
+use super::receive::reason_of;
 use super::session::SessionId;
 use super::shared::Generation;
+
+/// How many of them there have been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FanOutNumber(u64);
 
 /// A message with copies still to be made.
 #[derive(Debug)]
@@ -36,6 +41,8 @@ pub(super) struct FanOut {
     qos: QoS,
     retain: bool,
     publisher: Option<SubscriberId>,
+    /// Whether somebody has got it: who has ended may be listed still.
+    is_matched: bool,
     /// `None` once all of them have it. They come before the groups.
     sessions: Option<Receivers>,
     groups: Option<Receivers>,
@@ -133,14 +140,16 @@ impl Broker {
 
     fn fan_out_of(&mut self, routing: &mut Routing<'_>) -> &mut FanOut {
         assert!(routing.goes_on == self.fan_out.is_some(), "there is one at a time");
-        (routing.is_matched, routing.goes_on) = (true, true);
+        routing.goes_on = true;
         let newest_group = self.shared.newest();
         self.fan_out.get_or_insert_with(|| {
+            self.fan_out_number.0 += 1;
             Box::new(FanOut {
                 message: routing.message(&self.messages).clone(),
                 qos: routing.qos,
                 retain: routing.retain,
                 publisher: routing.publisher,
+                is_matched: false,
                 sessions: None,
                 groups: None,
                 newest_group,
@@ -149,16 +158,19 @@ impl Broker {
         })
     }
 
-    /// Has the sender of the message under way wait for its answer, and not be read.
+    /// Has the sender of the message under way wait for its answer, and not be read. `is_matched` says that somebody has got
+    /// it.
     pub(super) fn await_fan_out(
         &mut self,
         connection: ConnectionId,
         session: SessionId,
         packet_id: Option<PacketId>,
+        is_matched: bool,
     ) {
         if let Some(fan_out) = &mut self.fan_out
             && let Some(link) = self.links.find_mut(connection)
         {
+            fan_out.is_matched = is_matched;
             fan_out.sender = Some(Sender { connection, session, packet_id });
             link.awaits_fan_out = true;
             self.trace_fan_out(connection, FanOutStep::Begun);
@@ -238,6 +250,7 @@ impl Broker {
                 let end = next + left.min(steps);
                 let is_expired = fan_out.message.is_expired(self.now);
                 if is_expired {
+                    fan_out.is_matched |= left > 0;
                     self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
                 } else if is_to_groups {
                     let newest = fan_out.newest_group;
@@ -273,7 +286,7 @@ impl Broker {
 
     /// All copies are made.
     fn end_fan_out(&mut self, fan_out: FanOut) {
-        let FanOut { qos, sender, .. } = fan_out;
+        let FanOut { qos, is_matched, sender, .. } = fan_out;
         for session in std::mem::take(&mut self.slots_to_free) {
             self.sessions.free_slot(session);
         }
@@ -283,7 +296,7 @@ impl Broker {
         {
             // It was recorded in several turns.
             self.outputs.journal.promise_all();
-            self.answer_publish(connection, qos, packet_id, ReasonCode::Success);
+            self.answer_publish(connection, qos, packet_id, reason_of(is_matched));
             if qos > QoS::AtMostOnce
                 && self.outputs.journal.unstored_bytes() > self.options.unstored_bytes_max
             {
@@ -293,8 +306,8 @@ impl Broker {
     }
 
     /// Goes on with the message as it was taken.
-    fn with_routing(&mut self, fan_out: &FanOut, go_on: impl FnOnce(&mut Self, &mut Routing<'_>)) {
-        let &FanOut { ref message, qos, retain, publisher, .. } = fan_out;
+    fn with_routing(&mut self, fan_out: &mut FanOut, go_on: impl FnOnce(&mut Self, &mut Routing<'_>)) {
+        let &mut FanOut { ref message, qos, retain, publisher, ref mut is_matched, .. } = fan_out;
         // Whatever the options say: those of the broker's own topics are not counted.
         let topic = TopicName::parse(message.topic(), u32::MAX).expect("it was one when it was taken");
         let mut routing = Routing::new(topic, message.payload(), qos, retain);
@@ -303,6 +316,7 @@ impl Broker {
         routing.publisher = publisher;
         routing.use_message(message.clone());
         go_on(self, &mut routing);
+        *is_matched |= routing.is_matched;
     }
 
     /// Has a publisher read again. False if it is gone.

@@ -113,6 +113,11 @@ struct Body {
 }
 
 impl Message {
+    /// Whether both are the same one, and not only alike.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Rc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Copies a message into a block of its own.
     pub fn new(content: &Content<'_>, gauge: &Gauge) -> Self {
         let Content { topic, properties, payload, expires_at } = *content;

@@ -72,7 +72,7 @@ use authenticate::Authentication;
 use deadlines::Deadline;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
-use fan_out::FanOut;
+use fan_out::{FanOut, FanOutNumber};
 use journal::{Journal, Kind, Promise};
 use link::{Dirty, Link, LinkState, Links};
 use message::Gauge;
@@ -111,6 +111,7 @@ pub struct Broker {
     long_requests: VecDeque<ConnectionId>,
     /// The message on its way to more sessions than one turn has time for, and what has to wait for its end.
     fan_out: Option<Box<FanOut>>,
+    fan_out_number: FanOutNumber,
     put_off: PutOffs,
     /// What it keeps back: slots of ended sessions that nothing else names, and sessions whose streams wait.
     slots_to_free: Vec<SessionId>,
@@ -179,6 +180,7 @@ impl Broker {
             refills: VecDeque::new(),
             long_requests: VecDeque::new(),
             fan_out: None,
+            fan_out_number: FanOutNumber::default(),
             put_off: PutOffs::new(options.seed),
             slots_to_free: Vec::new(),
             streams_behind: Vec::new(),

@@ -41,6 +41,11 @@ pub(super) fn is_text(properties: Properties<'_>, payload: &[u8]) -> bool {
     !says_so || std::str::from_utf8(payload).is_ok()
 }
 
+/// What the sender of a message that was taken is told.
+pub(super) fn reason_of(is_matched: bool) -> ReasonCode {
+    if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers }
+}
+
 /// A larger buffer is freed: it stems from an unusual packet.
 const SCRATCH_BYTES_MAX: usize = 64 * 1024;
 
@@ -201,11 +206,9 @@ impl Broker {
             self.note_receipt(session_id, packet_id);
         }
         if routing.goes_on {
-            return self.await_fan_out(id, session_id, publish.packet_id);
+            return self.await_fan_out(id, session_id, publish.packet_id, routing.is_matched);
         }
-        let is_matched = routing.is_matched;
-        let reason = if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
-        self.answer_publish(id, publish.qos, publish.packet_id, reason);
+        self.answer_publish(id, publish.qos, publish.packet_id, reason_of(routing.is_matched));
     }
 
     /// Remembers that a QoS 2 message was taken.

@@ -24,6 +24,7 @@ use crate::topics::{Grant, SubscriptionFilter, TopicFilter, TopicName};
 use super::Broker;
 use super::close_reason::CloseReason;
 use super::delivery::{Delivery, Origin, Via};
+use super::fan_out::FanOutNumber;
 use super::journal::Kind;
 use super::message::{Content, Message, RetainedMessage};
 use super::put_off::PutOff;
@@ -418,7 +419,7 @@ impl Broker {
         let is_wanted = self.has_retained_for(filter);
         let Some(session) = self.sessions.find_mut(id) else { return };
         if is_wanted {
-            session.streams.push(RetainedStream::new(filter, grant, record));
+            session.streams.push(RetainedStream::new(filter, grant, record), FanOutNumber::default());
         } else {
             self.outputs.journal.set_streams(record, session.name, text, grant, false);
         }

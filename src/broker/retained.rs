@@ -25,7 +25,7 @@ use super::deadlines::Deadline;
 use super::deliver::{Routing, has_room};
 use super::delivery::{Delivery, Via};
 use super::event::Limit;
-use super::fan_out::FanOut;
+use super::fan_out::{FanOut, FanOutNumber};
 use super::message::RetainedMessage;
 use super::receive::is_reserved;
 use super::session::SessionId;
@@ -129,6 +129,8 @@ struct Streams {
     numbers: BTreeMap<Rc<str>, u64>,
     /// The number of the newest one.
     newest: u64,
+    /// What that was when a message to many was on its way, and which one: those later were begun since it was retained.
+    newest_before: (u64, FanOutNumber),
     preceded: Preceded,
 }
 
@@ -152,9 +154,12 @@ impl RetainedStreams {
         self.0.as_ref().map_or(0, |streams| streams.in_order.len())
     }
 
-    /// Adds the last one; its filter has none yet.
-    pub(super) fn push(&mut self, stream: RetainedStream) {
+    /// Adds the last one, begun after so many messages to many; its filter has none yet.
+    pub(super) fn push(&mut self, stream: RetainedStream, fan_out: FanOutNumber) {
         let streams = self.0.get_or_insert_default();
+        if streams.newest_before.1 != fan_out {
+            streams.newest_before = (streams.newest, fan_out);
+        }
         streams.newest += 1;
         streams.numbers.insert(stream.filter.clone(), streams.newest);
         streams.in_order.insert(streams.newest, stream);
@@ -202,6 +207,15 @@ impl RetainedStreams {
     fn precede(&mut self, topic: &str) {
         if let Some(streams) = &mut self.0 {
             streams.preceded.0.insert(topic.into(), streams.newest);
+        }
+    }
+
+    /// A topic has got its value from the message to many that is on its way: those begun before that will not send it.
+    fn precede_before(&mut self, topic: &str, fan_out: FanOutNumber) {
+        if let Some(streams) = &mut self.0 {
+            let (newest_before, of) = streams.newest_before;
+            let newest = if of == fan_out { newest_before } else { streams.newest };
+            streams.preceded.0.insert(topic.into(), newest);
         }
     }
 
@@ -323,7 +337,7 @@ impl Broker {
         if self.has_retained_for(parsed)
             && let Some(session) = self.sessions.find_mut(id)
         {
-            session.streams.push(RetainedStream::new(parsed, grant, record));
+            session.streams.push(RetainedStream::new(parsed, grant, record), self.fan_out_number);
         }
     }
 
@@ -485,6 +499,9 @@ impl Broker {
             return;
         }
         let session = self.sessions.subscriber_mut(subscriber);
+        if routing.is_in(&kept.message) {
+            return session.streams.precede_before(topic, self.fan_out_number);
+        }
         let filters = self.subscriptions.matching_filters(subscriber, routing.topic);
         let grants = session.streams.awaiting(filters, topic);
         let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };

@@ -4,7 +4,7 @@
 
 use std::fmt::Display;
 
-use crate::broker::event::{Event, FanOutStep, Limit, WillStep};
+use crate::broker::event::{Event, FanOutStep, Limit, PublishTrace, WillStep};
 use crate::broker::options::Durability;
 use crate::broker::{Broker, ClientStatus, CloseReason};
 use crate::clock::{Duration, Instant};
@@ -79,9 +79,12 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
         Event::Packet { sent, kind, packet_id, publish, .. } => {
             let direction = if *sent { "to" } else { "from" };
             let id = packet_id.map_or(String::new(), |id| format!(", id {id}"));
-            let publish = publish
-                .as_ref()
-                .map_or(String::new(), |(topic, bytes)| format!(", topic {topic:?}, {bytes} bytes"));
+            let publish = publish.as_ref().map_or(String::new(), |publish| {
+                let PublishTrace { topic, payload_length, qos, dup, retain } = publish;
+                let dup = if *dup { ", DUP" } else { "" };
+                let retain = if *retain { ", RETAIN" } else { "" };
+                format!(", QoS {}{dup}{retain}, topic {topic:?}, {payload_length} bytes", *qos as u8)
+            });
             log::debug!(target: LOG_TARGET, "{kind:?} {direction} {address}{id}{publish}");
         }
     }

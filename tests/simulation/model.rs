@@ -187,8 +187,7 @@ impl Model {
                 self.end_session(client_id);
             }
             Event::Packet { connection, sent: true, kind: PacketKind::Publish, packet_id, publish } => {
-                let (topic, length) = publish.as_ref().expect("it is a PUBLISH");
-                self.sent(*connection, *packet_id, topic, *length);
+                self.sent(*connection, *packet_id, publish.as_ref().expect("it is a PUBLISH"));
             }
             Event::Packet {
                 connection, sent: true, kind: PacketKind::Pubrel, packet_id: Some(id), ..
@@ -279,6 +278,7 @@ impl Model {
         // [MQTT-4.1.0-2] [MQTT5-4.1.0-1]
         assert!(session.connection.is_none(), "a connected session does not end");
         self.groups.excuse(client_id, session.incarnation, session.unheard());
+        session.subscriptions.keys().for_each(|filter| self.receiver_is_lost(filter));
         for text in session.subscriptions.keys().filter(|text| share_filter(text).is_some()) {
             let ended = self.groups.leave(text, client_id, self.now);
             self.coverage.see_if("group ended", ended);

@@ -585,10 +585,7 @@ impl World {
     }
 
     fn take_publish(&mut self, id: ConnectionId, publish: &Publish<'_>) {
-        self.model.publish(id, publish);
-        if self.sender == Some(id) && publish.packet_id.is_some() {
-            self.model.hold_reply(id);
-        }
+        self.model.publish(id, publish, self.sender == Some(id));
     }
 
     /// The answer to a message to many comes after its last copy, if its sender is still there.

@@ -4,7 +4,9 @@ use broker::broker::ConnectionId;
 use broker::codec::packet::Ack;
 use broker::codec::{PacketId, QoS, ReasonCode};
 
-use super::Model;
+use super::groups::share_filter;
+use super::link::HeldReply;
+use super::{Model, matches};
 use crate::client::Heard;
 
 impl Model {
@@ -96,10 +98,12 @@ impl Model {
         self.coverage.see("given up at QoS 2 for its size");
     }
 
-    /// The answer to the PUBLISH that was taken just now comes later.
-    pub(crate) fn hold_reply(&mut self, connection: ConnectionId) {
-        let link = self.links.get_mut(&connection).expect("it has published");
-        link.held_reply = link.replies.pop_back();
+    /// A subscription has ended.
+    pub(super) fn receiver_is_lost(&mut self, filter: &str) {
+        let filter = share_filter(filter).unwrap_or(filter);
+        for held in self.links.values_mut().filter_map(|link| link.held_reply.as_mut()) {
+            held.has_lost_receiver |= matches(filter, &held.topic);
+        }
     }
 
     /// The answer to what was taken just now will not come.
@@ -108,9 +112,14 @@ impl Model {
     }
 
     pub(crate) fn release_reply(&mut self, connection: ConnectionId) {
-        if let Some(link) = self.links.get_mut(&connection).filter(|link| link.is_open) {
-            link.replies.extend(link.held_reply.take());
+        let Some(link) = self.links.get_mut(&connection).filter(|link| link.is_open) else { return };
+        let Some(HeldReply { reply, if_unmatched, has_lost_receiver, .. }) = link.held_reply.take() else {
+            return;
+        };
+        if has_lost_receiver {
+            link.alternatives.push((reply.clone(), if_unmatched));
         }
+        link.replies.push_back(reply);
     }
 
     /// What was sent of its own accord comes behind the answer to the packet that was its occasion.

@@ -4,6 +4,7 @@
 //! may come to a second member only if the first one had it at QoS 1, and left without acknowledging it
 //! [MQTT5-4.8.2-5] [B-072].
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -13,7 +14,7 @@ use broker::codec::QoS;
 
 use super::matches;
 use super::message::{Expected, Missing, Published, Sending};
-use super::session::Subscription;
+use super::session::{Flight, Subscription};
 use crate::client::Delivery;
 
 /// A time during which a client was a member.
@@ -80,7 +81,7 @@ struct Share {
 struct Excuse {
     client_id: String,
     incarnation: usize,
-    begun: Instant,
+    flight: Flight,
     /// Of which message it may have been.
     share: Option<usize>,
 }
@@ -390,19 +391,19 @@ impl Groups {
         self.holders[id.0].is_done = true;
     }
 
-    /// A session ended with messages under way that its client never heard, sent at these times. What it was sent at QoS 1
-    /// goes to others; what it was sent at QoS 2 goes to no one [MQTT5-4.8.2-5].
-    pub(crate) fn excuse(
+    /// A session ended with these messages under way, which its client never heard. What it was sent at QoS 1 goes to
+    /// others; what it was sent at QoS 2 goes to no one [MQTT5-4.8.2-5].
+    pub(crate) fn excuse<'a>(
         &mut self,
         client_id: &str,
         incarnation: usize,
-        begun: impl Iterator<Item = Instant>,
+        flights: impl Iterator<Item = &'a Flight>,
     ) {
-        let client_id = client_id.to_owned();
-        self.excuses.extend(begun.map(|begun| Excuse {
-            client_id: client_id.clone(),
+        let flights = flights.filter(|flight| flight.qos == QoS::ExactlyOnce);
+        self.excuses.extend(flights.map(|flight| Excuse {
+            client_id: client_id.to_owned(),
             incarnation,
-            begun,
+            flight: flight.clone(),
             share: None,
         }));
     }
@@ -424,33 +425,47 @@ impl Groups {
 
     fn may_have_had(&self, excuse: &Excuse, share: &Share) -> bool {
         let mut memberships = self.groups[share.group].memberships.iter();
-        excuse.begun >= share.message.at
+        let flight = &excuse.flight;
+        flight.may_be(&share.message)
             && memberships.any(|member| {
                 (&member.client_id, member.incarnation) == (&excuse.client_id, excuse.incarnation)
                     && member.subscription.options.qos == QoS::ExactlyOnce
-                    && member.since <= excuse.begun
-                    && member.until.is_none_or(|until| excuse.begun <= until)
+                    && member.since <= flight.begun
+                    && member.until.is_none_or(|until| flight.begun <= until)
             })
     }
 
-    /// Whether a message says that something is wrong if nobody got it.
-    fn is_needed(&self, share: usize, meant: &[bool], now: Instant) -> bool {
+    /// Why a message is missed that nobody has heard; `None` if it says nothing.
+    fn why_missed(&self, share: usize, meant: &[bool], now: Instant) -> Option<Missing> {
         let share = &self.shares[share];
-        let may_be_missing = share.message.qos > QoS::AtMostOnce && !share.is_ambiguous;
-        may_be_missing && meant[share.group] && self.why_missing(share, now).is_some()
+        let may_be_missed = share.message.qos > QoS::AtMostOnce
+            && !share.is_ambiguous
+            && share.holders.is_empty()
+            && meant[share.group];
+        may_be_missed.then(|| self.why_missing(share, now)).flatten()
     }
 
-    /// Takes those who may have got a message of one of these groups or of another one for having got the former.
+    /// Takes those who may have got a message of one of these groups or of another one for having got the former, those
+    /// first that have no good reason to be missed.
     fn prefer(&mut self, meant: &[bool], now: Instant) {
-        for share in 0..self.shares.len() {
-            if self.is_needed(share, meant, now) && self.shares[share].holders.is_empty() {
-                self.find_holder(share, meant, now, &mut vec![share]);
+        for reason in [Missing::Lost, Missing::TooLarge, Missing::Expired] {
+            for share in 0..self.shares.len() {
+                if self.why_missed(share, meant, now) == Some(reason) {
+                    self.find_holder(share, reason, meant, now, &mut vec![share]);
+                }
             }
         }
     }
 
-    /// Finds somebody who may have got this message for another one, which then needs nobody or has somebody else.
-    fn find_holder(&mut self, share: usize, meant: &[bool], now: Instant, seen: &mut Vec<usize>) -> bool {
+    /// Finds somebody who may have got this message for another one, which then needs nobody as much or has somebody else.
+    fn find_holder(
+        &mut self,
+        share: usize,
+        reason: Missing,
+        meant: &[bool],
+        now: Instant,
+        seen: &mut Vec<usize>,
+    ) -> bool {
         for id in 0..self.holders.len() {
             let before = self.holders[id].share;
             if seen.contains(&before) || !self.holders[id].fitting.contains(&share) {
@@ -458,8 +473,8 @@ impl Groups {
             }
             seen.push(before);
             self.change_share(id, share);
-            let is_missed = self.shares[before].holders.is_empty() && self.is_needed(before, meant, now);
-            if !is_missed || self.find_holder(before, meant, now, seen) {
+            let is_missed = self.why_missed(before, meant, now) >= Some(reason);
+            if !is_missed || self.find_holder(before, reason, meant, now, seen) {
                 return true;
             }
             self.change_share(id, before);
@@ -490,20 +505,13 @@ impl Groups {
             .collect();
         self.prefer(&meant, now);
         self.excuses.iter_mut().for_each(|excuse| excuse.share = None);
-        let mut missing = Vec::new();
-        for at in 0..self.shares.len() {
-            let share = &self.shares[at];
-            if !share.holders.is_empty() || !self.is_needed(at, &meant, now) {
-                continue;
-            }
-            let Some(reason) = self.why_missing(share, now) else { continue };
-            let message = share.message.clone();
-            let may_be_excused = reason == Missing::Lost && message.qos == QoS::ExactlyOnce;
-            if !(may_be_excused && self.find_excuse(at, &mut Vec::new())) {
-                missing.push((reason, message));
-            }
-        }
-        missing
+        let shares = 0..self.shares.len();
+        let mut missing: Vec<(Missing, usize)> =
+            shares.filter_map(|share| Some((self.why_missed(share, &meant, now)?, share))).collect();
+        // Those without a good reason of their own need an excuse most.
+        missing.sort_by_key(|(reason, _)| Reverse(*reason));
+        missing.retain(|(_, share)| !self.find_excuse(*share, &mut Vec::new()));
+        missing.into_iter().map(|(reason, share)| (reason, self.shares[share].message.clone())).collect()
     }
 
     /// Why nobody heard a message; `None` if a member may have got it at QoS 0.

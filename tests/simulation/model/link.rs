@@ -90,6 +90,17 @@ impl Asked {
     }
 }
 
+/// The answer to a message that takes several turns.
+#[derive(Clone, Debug)]
+pub(crate) struct HeldReply {
+    pub(crate) reply: Heard,
+    /// What the answer is if nobody gets the message.
+    pub(crate) if_unmatched: Heard,
+    pub(crate) topic: String,
+    /// Somebody who was subscribed when it was taken has gone, perhaps before it was his turn.
+    pub(crate) has_lost_receiver: bool,
+}
+
 /// One connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Link {
@@ -113,7 +124,9 @@ pub(crate) struct Link {
     /// Those that come behind the answer to the packet in hand.
     pub(crate) late_replies: Vec<Heard>,
     /// The answer to a message to many, until that has reached all of them.
-    pub(crate) held_reply: Option<Heard>,
+    pub(crate) held_reply: Option<HeldReply>,
+    /// Replies that may as well be these others.
+    pub(crate) alternatives: Vec<(Heard, Heard)>,
 }
 
 impl Link {
@@ -137,6 +150,7 @@ impl Link {
             replies: VecDeque::new(),
             late_replies: Vec::new(),
             held_reply: None,
+            alternatives: Vec::new(),
         }
     }
 

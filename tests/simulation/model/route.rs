@@ -8,14 +8,15 @@ use broker::codec::packet::{Publish, RetainHandling, Subscribe, Unsubscribe};
 use broker::codec::{Property, QoS, ReasonCode};
 
 use super::groups::share_filter;
+use super::link::HeldReply;
 use super::message::{Published, Said};
 use super::session::Subscription;
 use super::{Model, matches};
 use crate::client::Heard;
 
 impl Model {
-    /// The core took a PUBLISH.
-    pub(crate) fn publish(&mut self, connection: ConnectionId, publish: &Publish<'_>) {
+    /// The core took a PUBLISH. If it goes to many its answer comes later.
+    pub(crate) fn publish(&mut self, connection: ConnectionId, publish: &Publish<'_>, is_to_many: bool) {
         let now = self.now;
         let said = Said::of(publish.properties);
         let (link, session) = self.link_and_session(connection);
@@ -61,14 +62,23 @@ impl Model {
             expires_at: said.expiry.map(|expiry| now + expiry),
             copied_by: Cell::default(),
         };
-        let is_matched = self.route(&Rc::new(message));
+        let message = Rc::new(message);
+        let is_matched = self.route(&message);
         // [MQTT5-3.3.4-1] [MQTT5-3.4.2-1] [MQTT5-3.5.2-1] [B-126]
         let reason = if is_matched { ReasonCode::Success } else { ReasonCode::NoMatchingSubscribers };
-        let reply = reply(reason);
-        self.coverage.see_if("nobody matches", has_reasons && reply.is_some() && !is_matched);
+        let (answer, if_unmatched) = (reply(reason), reply(ReasonCode::NoMatchingSubscribers));
+        self.coverage.see_if("nobody matches", has_reasons && answer.is_some() && !is_matched);
         self.coverage.see_if("alias of the client used", publish.topic.is_empty());
         self.coverage.see_if("alias of the client set anew", is_anew);
-        self.link_and_session(connection).0.replies.extend(reply);
+        let (link, _) = self.link_and_session(connection);
+        if is_to_many {
+            let topic = message.topic.clone();
+            let held =
+                |(reply, if_unmatched)| HeldReply { reply, if_unmatched, topic, has_lost_receiver: false };
+            link.held_reply = answer.zip(if_unmatched).map(held);
+        } else {
+            link.replies.extend(answer);
+        }
     }
 
     /// Hands a message to all who should get it. False if nobody is subscribed to its topic.
@@ -195,6 +205,7 @@ impl Model {
             let existed = session.subscriptions.remove(filter).is_some();
             let client_id = link.client_id.clone();
             session.stop_asking(filter, now);
+            self.receiver_is_lost(filter);
             if existed && share_filter(filter).is_some() {
                 let ended = self.groups.leave(filter, &client_id, now);
                 self.coverage.see_if("group ended", ended);

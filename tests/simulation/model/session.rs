@@ -82,12 +82,23 @@ pub(crate) struct Flight {
     /// Its topic, if that was said, and the length of its payload.
     pub(crate) topic: String,
     pub(crate) length: usize,
+    pub(crate) qos: QoS,
     /// What it was, once the client has heard it.
     pub(crate) heard: Option<Expected>,
     /// As which share of which group's message.
     pub(crate) holder: Option<HolderId>,
     /// PUBREC has come.
     pub(crate) released: bool,
+}
+
+impl Flight {
+    /// Whether it may be this message, whose topic is not known if an alias stood for it.
+    pub(crate) fn may_be(&self, message: &Published) -> bool {
+        self.begun >= message.at
+            && self.length == message.payload.len()
+            && (self.topic.is_empty() || self.topic == message.topic)
+            && self.qos <= message.qos
+    }
 }
 
 /// What the broker has to remember of one client.
@@ -416,8 +427,16 @@ impl Session {
             .enumerate()
             .filter(is_first)
             .map(|(_, owed)| owed)
-            .map(|Owed { expected, .. }| (expected.missing(now, &self.sizes), expected, true));
+            .map(|Owed { expected, .. }| (self.why_owed(expected, now), expected, true));
         live.chain(owed).collect()
+    }
+
+    /// Why a retained message did not come. With the identifiers of all subscriptions that asked for it, it may be too large.
+    fn why_owed(&self, expected: &Expected, now: Instant) -> Missing {
+        let asked = self.asked.iter().filter(|asked| matches(&asked.filter, &expected.message.topic));
+        let ids = asked.filter_map(|asked| asked.id).collect();
+        let for_all = Expected { subscription_ids: Some(ids), ..expected.clone() };
+        expected.missing(now, &self.sizes).min(for_all.missing(now, &self.sizes))
     }
 
     /// Whether this message has yet to come.
@@ -442,9 +461,8 @@ impl Session {
         self.asked.append(&mut again);
     }
 
-    /// When messages were sent that are under way to it and of which nobody knows what they are.
-    pub(crate) fn unheard(&self) -> impl Iterator<Item = Instant> {
-        let unheard = self.flights.values().filter(|flight| flight.heard.is_none() && !flight.released);
-        unheard.map(|flight| flight.begun)
+    /// Messages that are under way to it and of which nobody knows what they are.
+    pub(crate) fn unheard(&self) -> impl Iterator<Item = &Flight> {
+        self.flights.values().filter(|flight| flight.heard.is_none() && !flight.released)
     }
 }
