@@ -7,12 +7,12 @@ use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Packet, Publish, QoS};
 use broker::codec::property::PropertyList;
-use broker::codec::{PacketId, Properties, Property, Protocol, encode};
+use broker::codec::{PacketId, Properties, Property, Protocol, ReasonCode, encode};
 use broker::journal::{Change, Key};
 use broker::metrics::DropReason;
 
-use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes, will};
-use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, turns};
+use crate::fixture::client::{bytes_of, connect5, connect311, publish, subscribe_bytes, will};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, hear_as, say, turns};
 
 const STEPS_PER_TURN: usize = 4;
 
@@ -711,4 +711,47 @@ fn many_groups_take_turns_as_well() {
         assert_eq!(crowd.answers(publisher), usize::from(qos > QoS::AtMostOnce));
         crowd.broker.check_invariants();
     }
+}
+
+#[test]
+fn a_subscription_made_meanwhile_gets_it_as_its_retained_message() {
+    let mut crowd = Crowd::new(options());
+    let (publisher, early, late) = (crowd.publisher, crowd.receivers[0], crowd.receivers[RECEIVERS - 1]);
+    let Packet::Publish(publish) = publish("all/1", QoS::AtLeastOnce, b"kept") else { unreachable!() };
+    let publish = Packet::Publish(Publish { retain: true, ..publish });
+    say(&mut crowd.broker, publisher, &bytes_of(&publish, PROTOCOL));
+    // One who has his copy, and one who has not.
+    assert_eq!(crowd.heard(b"kept"), STEPS_PER_TURN);
+    for id in [early, late] {
+        say(&mut crowd.broker, id, &subscribe_bytes(PROTOCOL, "+/1", QoS::AtLeastOnce));
+    }
+    assert!(crowd.broker.is_fanning_out());
+    turns(&mut crowd.broker);
+    let mut retains = |id| {
+        let heard = hear(&mut crowd.broker, id);
+        let is_suback = |packet: Packet<'_>| matches!(packet, Packet::Suback(_));
+        let messages = heard.iter().filter(|heard| !is_suback(heard.packet()));
+        messages.map(|heard| heard.publish().retain).collect::<Vec<bool>>()
+    };
+    assert_eq!((retains(early), retains(late)), (vec![true], vec![false, true]));
+}
+
+#[test]
+fn its_sender_is_told_if_all_who_are_listed_have_gone() {
+    let mut crowd = Crowd::overlapping(options());
+    let publisher = ConnectionId { slot: 100, generation: 100 };
+    crowd.broker.handle_open(NOW, publisher);
+    let connect = Packet::Connect(connect5("newer"));
+    say(&mut crowd.broker, publisher, &bytes_of(&connect, Protocol::Mqtt5));
+    hear_as(&mut crowd.broker, publisher, Protocol::Mqtt5);
+    for id in crowd.receivers.clone() {
+        crowd.broker.handle_lost(NOW, id, false);
+    }
+    let packet = publish("all/1", QoS::AtLeastOnce, b"to none");
+    say(&mut crowd.broker, publisher, &bytes_of(&packet, Protocol::Mqtt5));
+    assert!(crowd.broker.is_fanning_out(), "what they have left behind is still there");
+    turns(&mut crowd.broker);
+    let heard = hear_as(&mut crowd.broker, publisher, Protocol::Mqtt5);
+    let Packet::Puback(puback) = heard[0].packet() else { panic!("a PUBACK") };
+    assert_eq!(puback.reason, ReasonCode::NoMatchingSubscribers);
 }
