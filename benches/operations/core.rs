@@ -133,7 +133,7 @@ impl Core {
 
     /// What is left of a turn when what was due is done. Returns whether there may be more to do.
     pub(crate) fn hand_out(&mut self) -> bool {
-        let batch = self.broker.poll_journal();
+        let batch = self.broker.poll_journal(self.now);
         let is_due = self.broker.poll_timeout().is_some_and(|due| due <= self.now);
         for _ in 0..self.broker.dirty_len() {
             let Some(id) = self.broker.poll_flush() else { break };

@@ -264,7 +264,7 @@ impl World {
     }
 
     fn store(&mut self) {
-        if let Some(batch) = self.broker.poll_journal() {
+        if let Some(batch) = self.broker.poll_journal(self.now) {
             self.taken.push_back(batch);
         }
         if self.stalls || self.taken.is_empty() {

@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     broker.check_invariants();
     let _ = broker.keys_to_be_stored();
-    if let Some(batch) = broker.poll_journal() {
+    if let Some(batch) = broker.poll_journal(now) {
         broker.handle_stored(now, batch.last());
     }
     broker.handle_timeout(now + Duration(u64::MAX / 4));

@@ -476,10 +476,13 @@ impl Broker {
     /// What is to be stored now, as one whole: to be called once a turn, before anything is flushed, but for a few turns in
     /// which it may wait. There is none while a message is on its way to more sessions than one turn has time for. Batches
     /// are stored in the order in which they were taken; there may be another one while earlier ones are on their way.
-    pub fn poll_journal(&mut self) -> Option<Batch> {
+    ///
+    /// It has a time like an input, because it is one to clients who waited until less was to be stored.
+    pub fn poll_journal(&mut self, now: Instant) -> Option<Batch> {
         if !self.outputs.journal.is_on() {
             return None;
         }
+        self.set_now(now);
         // Before they are taken: here it is known what need not be stored any more.
         self.open_gates();
         if self.fan_out.is_some() {

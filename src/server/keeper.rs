@@ -249,7 +249,7 @@ impl Keeper {
     /// Hands over what there is, whether it may wait or not. False if there was nothing.
     pub(super) fn hand_over_at_once(&mut self, now: Instant, broker: &mut Broker) -> bool {
         self.held_since_micros = None;
-        let Some(batch) = broker.poll_journal() else { return false };
+        let Some(batch) = broker.poll_journal(now) else { return false };
         let since = self.handed_over.map_or(now, |(_, since)| since);
         self.handed_over = Some((batch.last(), since));
         self.store.commit(batch);

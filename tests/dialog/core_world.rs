@@ -69,7 +69,7 @@ impl CoreWorld {
 
     /// Stores what there is to store, as far as the store can. True if something was.
     fn store(&mut self) -> bool {
-        if let Some(batch) = self.broker.poll_journal() {
+        if let Some(batch) = self.broker.poll_journal(self.now) {
             self.disk.taken.push(batch);
         }
         if self.disk.stalls || self.disk.taken.is_empty() {

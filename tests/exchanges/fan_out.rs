@@ -286,17 +286,17 @@ fn its_copies_are_stored_all_or_none() {
     for durability in [Durability::BeforeReply, Durability::AfterReply] {
         let mut crowd = Crowd::new(Options { durability, ..options() });
         let (publisher, other) = (crowd.publisher, crowd.other);
-        while let Some(batch) = crowd.broker.poll_journal() {
+        while let Some(batch) = crowd.broker.poll_journal(NOW) {
             crowd.broker.handle_stored(NOW, batch.last());
         }
         crowd.publish(publisher, "all/1", b"to all");
         crowd.publish(other, "all/2", b"next");
         for _ in 0..TURNS {
-            assert!(crowd.broker.poll_journal().is_none());
+            assert!(crowd.broker.poll_journal(NOW).is_none());
             crowd.turn();
         }
         // Between two of them there is a turn with a batch.
-        let batch = crowd.broker.poll_journal().expect("it is whole");
+        let batch = crowd.broker.poll_journal(NOW).expect("it is whole");
         let is_told = durability == Durability::AfterReply;
         let pubacks = |crowd: &mut Crowd| {
             let outbox = crowd.broker.outbox(publisher).expect("it is connected");
@@ -306,7 +306,7 @@ fn its_copies_are_stored_all_or_none() {
         crowd.broker.handle_stored(NOW, batch.last());
         assert!(pubacks(&mut crowd));
         crowd.turn();
-        assert!(crowd.broker.is_fanning_out() && crowd.broker.poll_journal().is_none());
+        assert!(crowd.broker.is_fanning_out() && crowd.broker.poll_journal(NOW).is_none());
         turns(&mut crowd.broker);
     }
 }
@@ -443,12 +443,12 @@ fn a_will_that_waits_is_stored() {
     crowd.publish(publisher, "all/1", b"live");
     crowd.broker.handle_lost(NOW, dying, true);
     for _ in 0..TURNS {
-        assert!(crowd.broker.poll_journal().is_none());
+        assert!(crowd.broker.poll_journal(NOW).is_none());
         crowd.turn();
     }
     let mut records = BTreeMap::new();
     let mut store = |broker: &mut Broker, expected: usize| {
-        while let Some(batch) = broker.poll_journal() {
+        while let Some(batch) = broker.poll_journal(NOW) {
             for change in batch.changes() {
                 match change {
                     Change::Put(key, value) => records.insert(key.to_vec(), value.to_vec()),
@@ -481,7 +481,7 @@ fn who_waits_is_not_passed_over() {
             }
         }
         crowd.turn();
-        if let Some(batch) = crowd.broker.poll_journal() {
+        if let Some(batch) = crowd.broker.poll_journal(NOW) {
             crowd.broker.handle_stored(NOW, batch.last());
             batches += 1;
         }
@@ -498,7 +498,7 @@ fn who_waits_is_not_passed_over() {
 fn a_sender_that_cannot_be_answered_is_closed_behind_it() {
     for will_topic in ["all/1", "all/2"] {
         let mut crowd = Crowd::new(Options { durability: Durability::BeforeReply, ..options() });
-        while let Some(batch) = crowd.broker.poll_journal() {
+        while let Some(batch) = crowd.broker.poll_journal(NOW) {
             crowd.broker.handle_stored(NOW, batch.last());
         }
         let connect = Connect { will: will(will_topic, b"last"), ..connect311("sender") };
@@ -506,7 +506,7 @@ fn a_sender_that_cannot_be_answered_is_closed_behind_it() {
         let connect = Connect { will: will("all/1", b"last"), ..connect311("dying") };
         let dying = connected(&mut crowd.broker, 101, connect);
         say(&mut crowd.broker, sender, &subscribe_bytes(PROTOCOL, "all/1", QoS::AtMostOnce));
-        while let Some(batch) = crowd.broker.poll_journal() {
+        while let Some(batch) = crowd.broker.poll_journal(NOW) {
             crowd.broker.handle_stored(NOW, batch.last());
         }
         crowd.publish(sender, "all/1", b"last");
@@ -602,7 +602,7 @@ fn its_turns_are_counted_where_its_receivers_are_listed() {
         // The second time it is known who they are.
         let turns = if again { TURNS } else { LISTING_TURNS + TURNS + 1 };
         for _ in 0..turns {
-            assert!(crowd.broker.is_fanning_out() && crowd.broker.poll_journal().is_none());
+            assert!(crowd.broker.is_fanning_out() && crowd.broker.poll_journal(NOW).is_none());
             let before = crowd.broker.copies();
             crowd.turn();
             assert!(crowd.broker.copies() - before <= STEPS_PER_TURN as u64);

@@ -560,7 +560,7 @@ fn memberships_that_are_left_belong_to_nobody() {
     let mut records = BTreeMap::new();
     let mut last = Lsn::NONE;
     let mut store_in = |broker: &mut Broker, records: &mut BTreeMap<Vec<u8>, Vec<u8>>| {
-        while let Some(batch) = broker.poll_journal() {
+        while let Some(batch) = broker.poll_journal(NOW) {
             batch.apply(records);
             last = batch.last();
             broker.handle_stored(NOW, last);
@@ -622,7 +622,7 @@ fn a_filter_is_stored_as_it_was_named_last() {
     let mut records = BTreeMap::new();
     let mut store_all = |broker: &mut Broker| {
         let mut last = None;
-        while let Some(batch) = broker.poll_journal() {
+        while let Some(batch) = broker.poll_journal(NOW) {
             batch.apply(&mut records);
             broker.handle_stored(NOW, batch.last());
             last = Some(batch.last());
@@ -726,7 +726,7 @@ struct Disk {
 
 impl Disk {
     fn store(&mut self, broker: &mut Broker) {
-        while let Some(batch) = broker.poll_journal() {
+        while let Some(batch) = broker.poll_journal(NOW) {
             batch.apply(&mut self.records);
             self.last = batch.last();
             broker.handle_stored(NOW, self.last);

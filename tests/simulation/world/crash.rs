@@ -90,7 +90,7 @@ impl World {
             self.after_input(None, None);
             return;
         }
-        if let Some(batch) = self.broker.poll_journal() {
+        if let Some(batch) = self.broker.poll_journal(self.now) {
             assert!(!self.broker.is_fanning_out(), "a batch has all copies of a message or none");
             if self.traces {
                 eprintln!("{} batch up to {:?}", self.now.0, batch.last());
