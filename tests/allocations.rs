@@ -1,4 +1,4 @@
-//! A message costs no heap allocation once its way is known, counted by an allocator.
+//! A message costs no heap allocation once its way is known, counted by an allocator; and a large one is not copied.
 
 #![allow(unsafe_code)] // An allocator that counts cannot be written without.
 
@@ -14,6 +14,12 @@ use broker::codec::{Inbox, PacketId, Properties, Property, QoS, ReasonCode, deco
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static LARGEST_BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+fn note(bytes: usize) {
+    ALLOCATIONS.with(|count| count.set(count.get() + 1));
+    LARGEST_BYTES.with(|largest| largest.set(largest.get().max(bytes)));
 }
 
 struct Counting;
@@ -21,7 +27,7 @@ struct Counting;
 // SAFETY: every call is passed on to the system's allocator unchanged; counting touches no memory of its callers.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        note(layout.size());
         // SAFETY: the caller keeps the contract of `alloc`, which is that of `System`.
         unsafe { System.alloc(layout) }
     }
@@ -32,7 +38,7 @@ unsafe impl GlobalAlloc for Counting {
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        ALLOCATIONS.with(|count| count.set(count.get() + 1));
+        note(size);
         // SAFETY: as above.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -174,4 +180,52 @@ fn nor_does_it_with_properties_aliases_and_subscription_identifiers() {
     let mut world =
         World::new(Protocol::Mqtt5, QoS::AtMostOnce, connect.as_properties(), subscribe.as_properties());
     world.check(QoS::AtMostOnce, publish.as_properties());
+}
+
+#[test]
+fn a_large_message_is_not_copied() {
+    const READ_BYTES: usize = 64 * 1024;
+    let payload = vec![7; (1 << 20) + 100_000];
+    let expiring = PropertyList::from_iter([Property::MessageExpirySecs(60), Property::ContentType("text")]);
+    let without_topic = PropertyList::from_iter([Property::TopicAlias(1)]);
+    for (protocol, topic, properties, is_copied) in [
+        (Protocol::Mqtt311, "topic/1", Properties::NONE, false),
+        (Protocol::Mqtt5, "topic/1", expiring.as_properties(), false),
+        // There is no room for a topic that did not come with it.
+        (Protocol::Mqtt5, "", without_topic.as_properties(), true),
+    ] {
+        let mut world = World::new(protocol, QoS::AtLeastOnce, Properties::NONE, Properties::NONE);
+        let publisher = world.ids[0];
+        let mut bytes = Vec::new();
+        let mut publish = Publish {
+            dup: false,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            topic: "topic/1",
+            packet_id: Some(PacketId::FIRST),
+            properties: if is_copied { properties } else { Properties::NONE },
+            payload: b"sets the alias",
+        };
+        encode::encode(&Packet::Publish(publish), protocol, &mut bytes).expect("a PUBLISH");
+        world.feed(publisher, &bytes);
+        bytes.clear();
+        (publish.topic, publish.properties, publish.payload) = (topic, properties, &payload);
+        encode::encode(&Packet::Publish(publish), protocol, &mut bytes).expect("a PUBLISH");
+        let mut inbox = Inbox::default();
+        let mut terms = world.broker.reading_terms(publisher);
+        let mut is_taken = false;
+        for mut read in bytes.chunks(READ_BYTES) {
+            LARGEST_BYTES.with(|largest| largest.set(0));
+            is_taken = world.broker.handle_next(Instant(1), publisher, &mut terms, &mut inbox, &mut read);
+        }
+        assert!(is_taken);
+        // The last read takes it, and makes room for no more than the end of the packet.
+        let is_large = LARGEST_BYTES.with(Cell::get) >= payload.len();
+        assert_eq!(is_large, is_copied, "{protocol}: {topic:?}");
+        while let Some(id) = world.broker.poll_flush() {
+            world.flush(id);
+            assert!(world.sent.ends_with(&payload) || id == publisher);
+        }
+        assert_eq!(world.broker.metrics().publish_sent, 2 * 20);
+    }
 }

@@ -225,7 +225,7 @@ impl World {
             in_flight_max: 3,
             receive_max: 2,
             steps_per_turn: 3,
-            long_request_bytes_min: 8,
+            long_packet_bytes_min: 8,
             topic_alias_max: 2,
             keep_alive_secs_max: if settings & 0x01 != 0 { 10 } else { 0 },
             check_payload_format: settings & 0x02 != 0,

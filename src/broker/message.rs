@@ -4,18 +4,21 @@
 //! never borrows from a read buffer, so a waiting message keeps alive what it needs and no more. The sum of all living
 //! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
 //!
+//! A large message keeps the memory in which its packet came, because to copy it would take longer than a turn has time for.
+//! Its payload stays where it is; what goes before it is brought there.
+//!
 //! The memory of small messages that have ended is kept for the next ones: in a process with several threads, which a store
 //! makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth. The gauge counts what messages need,
 //! and neither these spares nor the few bytes by which one may be longer.
 //!
 //! Deliberately not here: QoS and RETAIN, which belong to each delivery and not to the message.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::rc::Rc;
 
 use crate::clock::Instant;
-use crate::codec::Properties;
+use crate::codec::{OwnedFrame, Properties};
 use crate::journal::Lsn;
 use crate::topics::retained_tree::Retained;
 
@@ -29,6 +32,9 @@ const NEVER: Instant = Instant(u64::MAX);
 const SPARES_MAX: usize = 1_024;
 const SPARE_BYTES_MAX: usize = 256;
 
+/// A smaller payload is copied sooner than a prepared message is looked for.
+const PREPARED_BYTES_MIN: usize = 512;
+
 /// A message takes the memory of one that was longer by so much at most.
 const UNUSED_BYTES_MAX: usize = 32;
 
@@ -41,6 +47,8 @@ struct Ledger {
     bytes: Cell<u64>,
     /// Bodies of messages that have ended.
     spares: Cell<Vec<Rc<Body>>>,
+    /// A message that is in its place already, for whoever is about to make it.
+    prepared: Cell<Option<Message>>,
 }
 
 impl fmt::Debug for Ledger {
@@ -61,6 +69,11 @@ impl Gauge {
 
     pub(super) fn subtract(&self, bytes: u64) {
         self.0.bytes.set(self.0.bytes.get() - bytes);
+    }
+
+    /// While a packet is handled, has [`Message::new`] take this message for what it says of it.
+    pub(super) fn prepare(&self, message: Option<Message>) {
+        self.0.prepared.set(message);
     }
 
     fn take_spare(&self) -> Option<Rc<Body>> {
@@ -100,9 +113,9 @@ pub struct Message(Rc<Body>);
 struct Body {
     /// What is behind `length` is not used.
     block: Box<[u8]>,
-    /// `None` if this is spare.
-    gauge: Option<Gauge>,
-    expires_at: Instant,
+    /// `None` if this is spare, or nobody has taken it yet.
+    gauge: OnceCell<Gauge>,
+    expires_at: Cell<Instant>,
     /// Under which number it is stored, and how many records refer to that; kept by the journal.
     record: Cell<Lsn>,
     holders: Cell<u32>,
@@ -110,6 +123,8 @@ struct Body {
     /// Where the payload begins.
     payload_at: u32,
     topic_length: u16,
+    /// Unused bytes between the topic and the properties.
+    gap: u8,
 }
 
 impl Message {
@@ -120,6 +135,11 @@ impl Message {
 
     /// Copies a message into a block of its own.
     pub fn new(content: &Content<'_>, gauge: &Gauge) -> Self {
+        if content.payload.len() >= PREPARED_BYTES_MIN
+            && let Some(message) = Self::take_prepared(content, gauge)
+        {
+            return message;
+        }
         let Content { topic, properties, payload, expires_at } = *content;
         let parts = [topic.as_bytes(), properties.as_bytes(), payload];
         let payload_at = topic.len() + properties.as_bytes().len();
@@ -127,13 +147,14 @@ impl Message {
         let mut spare = gauge.take_spare();
         let mut body = Body {
             block: block_of(parts, length, spare.as_mut().and_then(Rc::get_mut)),
-            gauge: Some(gauge.clone()),
-            expires_at: expires_at.unwrap_or(NEVER),
+            gauge: gauge.clone().into(),
+            expires_at: expires_at.unwrap_or(NEVER).into(),
             record: Cell::default(),
             holders: Cell::default(),
             length: u32::try_from(length).expect("a packet has less than 2^28 bytes"),
             payload_at: u32::try_from(payload_at).expect("a packet has less than 2^28 bytes"),
             topic_length: u16::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
+            gap: 0,
         };
         gauge.add(body.size());
         Self(match spare {
@@ -144,6 +165,54 @@ impl Message {
             }
             None => Rc::new(body),
         })
+    }
+
+    /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end. The frame is given
+    /// back if there is no room for what goes before that, or too much.
+    pub(super) fn in_place(
+        frame: OwnedFrame,
+        topic: &str,
+        properties: Properties<'_>,
+        payload_length: usize,
+    ) -> Result<Self, OwnedFrame> {
+        let place = || {
+            let length = u32::try_from(frame.length()).ok()?;
+            let payload_at = length.checked_sub(u32::try_from(payload_length).ok()?)?;
+            let properties_at = payload_at.checked_sub(u32::try_from(properties.as_bytes().len()).ok()?)?;
+            let topic_length = u16::try_from(topic.len()).ok()?;
+            let gap = u8::try_from(properties_at.checked_sub(topic_length.into())?).ok()?;
+            Some((length, payload_at, properties_at, topic_length, gap))
+        };
+        let Some((length, payload_at, properties_at, topic_length, gap)) = place() else { return Err(frame) };
+        let mut block = frame.into_bytes().into_boxed_slice();
+        block[..topic.len()].copy_from_slice(topic.as_bytes());
+        block[properties_at as usize..payload_at as usize].copy_from_slice(properties.as_bytes());
+        Ok(Self(Rc::new(Body {
+            block,
+            gauge: OnceCell::new(),
+            expires_at: NEVER.into(),
+            record: Cell::default(),
+            holders: Cell::default(),
+            length,
+            payload_at,
+            topic_length,
+            gap,
+        })))
+    }
+
+    /// The message that has been prepared, if it is this one.
+    #[cold]
+    fn take_prepared(content: &Content<'_>, gauge: &Gauge) -> Option<Self> {
+        let message = gauge.0.prepared.take()?;
+        let is_this = std::ptr::eq(message.payload(), content.payload)
+            && message.topic_bytes() == content.topic.as_bytes()
+            && message.properties() == content.properties;
+        if !is_this || message.0.gauge.set(gauge.clone()).is_err() {
+            return None;
+        }
+        message.0.expires_at.set(content.expires_at.unwrap_or(NEVER));
+        gauge.add(message.size());
+        Some(message)
     }
 
     /// One of those who have it does not need it any more. Dropping it is all that is to be done; where most messages end,
@@ -173,7 +242,7 @@ impl Message {
     /// The properties that are passed on.
     pub fn properties(&self) -> Properties<'_> {
         let body = &self.0;
-        Properties::checked_before(&body.block[body.topic_length as usize..body.payload_at as usize])
+        Properties::checked_before(&body.block[body.properties_at() as usize..body.payload_at as usize])
     }
 
     /// The payload.
@@ -184,18 +253,18 @@ impl Message {
     /// The end of the message that can be sent as it is: the payload, and the properties before it if they are wanted.
     pub fn tail(&self, with_properties: bool) -> &[u8] {
         let body = &self.0;
-        let from = if with_properties { u32::from(body.topic_length) } else { body.payload_at };
+        let from = if with_properties { body.properties_at() } else { body.payload_at };
         &body.block[from as usize..body.length as usize]
     }
 
     /// When nobody wants it any more; `None` is never.
     pub fn expires_at(&self) -> Option<Instant> {
-        Some(self.0.expires_at).filter(|expires_at| *expires_at != NEVER)
+        Some(self.0.expires_at.get()).filter(|expires_at| *expires_at != NEVER)
     }
 
     /// Whether nobody wants it any more [MQTT5-3.3.2-5].
     pub fn is_expired(&self, now: Instant) -> bool {
-        self.0.expires_at <= now
+        self.0.expires_at.get() <= now
     }
 
     /// Under which number it is stored, and how many records refer to that.
@@ -216,13 +285,17 @@ impl Message {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        if let Some(gauge) = &self.gauge {
+        if let Some(gauge) = self.gauge.get() {
             gauge.subtract(self.size());
         }
     }
 }
 
 impl Body {
+    fn properties_at(&self) -> u32 {
+        u32::from(self.topic_length) + u32::from(self.gap)
+    }
+
     fn size(&self) -> u64 {
         u64::from(self.length) + OVERHEAD_BYTES
     }
@@ -272,8 +345,10 @@ impl Retained for RetainedMessage {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::codec::Property;
+    use crate::codec::frame::{Split, split};
+    use crate::codec::packet::Publish;
     use crate::codec::property::PropertyList;
+    use crate::codec::{Packet, Property, Protocol, QoS, encode};
 
     #[test]
     fn the_gauge_follows_the_last_holder() {
@@ -320,6 +395,59 @@ mod tests {
         drop((second, third));
         drop(message("a", &[4; 5]));
         drop(message("a", &[5; 100]));
+        assert_eq!(gauge.bytes(), 0);
+    }
+
+    #[test]
+    fn a_prepared_message_is_taken_for_what_it_says_and_for_nothing_else() {
+        let gauge = Gauge::default();
+        let given = PropertyList::from_iter([Property::MessageExpirySecs(7), Property::ContentType("text")]);
+        let passed_on = PropertyList::from_iter([Property::ContentType("text")]);
+        let prepared = || {
+            let publish = Publish {
+                dup: false,
+                qos: QoS::AtMostOnce,
+                retain: false,
+                topic: "a/b",
+                packet_id: None,
+                properties: given.as_properties(),
+                payload: &[1; PREPARED_BYTES_MIN],
+            };
+            let mut bytes = Vec::new();
+            encode::encode(&Packet::Publish(publish), Protocol::Mqtt5, &mut bytes).unwrap();
+            let Ok(Split::Complete { frame, .. }) = split(&bytes, Protocol::Mqtt5, 1_000) else {
+                panic!("a PUBLISH")
+            };
+            let header = frame.header;
+            bytes.shrink_to_fit();
+            let address = bytes.as_ptr();
+            let frame = OwnedFrame::new(header, bytes);
+            let message =
+                Message::in_place(frame, "a/b", passed_on.as_properties(), PREPARED_BYTES_MIN).unwrap();
+            assert_eq!(message.topic_bytes().as_ptr(), address, "it keeps the memory");
+            gauge.prepare(Some(message.clone()));
+            message
+        };
+        let message = prepared();
+        assert_eq!(gauge.bytes(), 0, "nobody has taken it");
+        let properties = passed_on.as_properties();
+        let new = |topic: &str, payload: &[u8]| {
+            Message::new(&Content { topic, properties, payload, expires_at: Some(Instant(9)) }, &gauge)
+        };
+        let taken = new("a/b", message.payload());
+        assert!(taken.is_same(&message));
+        assert_eq!((taken.topic(), taken.payload()), ("a/b", [1; PREPARED_BYTES_MIN].as_slice()));
+        assert_eq!((taken.properties(), taken.expires_at()), (passed_on.as_properties(), Some(Instant(9))));
+        assert_eq!(taken.tail(true), [passed_on.as_properties().as_bytes(), taken.payload()].concat());
+        assert_eq!(gauge.bytes(), taken.size());
+        assert!(!new("a/b", message.payload()).is_same(&message), "only once");
+        drop((taken, message));
+        assert_eq!(gauge.bytes(), 0);
+
+        let message = prepared();
+        assert!(!new("a/c", message.payload()).is_same(&message), "another topic");
+        let message = prepared();
+        assert!(!new("a/b", &[1; PREPARED_BYTES_MIN]).is_same(&message), "another payload, if a like one");
         assert_eq!(gauge.bytes(), 0);
     }
 }

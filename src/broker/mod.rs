@@ -25,6 +25,7 @@ mod fan_out;
 mod invariants;
 mod journal;
 mod link;
+mod long_publish;
 mod long_request;
 pub mod message;
 pub mod options;

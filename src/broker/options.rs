@@ -88,9 +88,9 @@ pub struct Options {
     /// session has left, the filters of a request, the receivers of a message, the shared subscriptions of a client that has
     /// come or gone, timers whose time has come. Never 0.
     pub steps_per_turn: usize,
-    /// A SUBSCRIBE or UNSUBSCRIBE of so many bytes behind its fixed header, or more, that did not come in one read is decoded
-    /// in several turns.
-    pub long_request_bytes_min: usize,
+    /// What has so many bytes behind its fixed header, or more, and did not come in one read is not copied: a PUBLISH becomes
+    /// the message where it is, a SUBSCRIBE or UNSUBSCRIBE is decoded in several turns.
+    pub long_packet_bytes_min: usize,
     /// Whether every packet makes an event.
     pub trace_packets: bool,
     /// Whether state is stored.
@@ -128,7 +128,7 @@ impl Default for Options {
             session_expiry: Some(Duration::from_secs(14 * 24 * 60 * 60)),
             sys_interval: Some(Duration::from_secs(10)),
             steps_per_turn: 2_000,
-            long_request_bytes_min: 64 * 1024,
+            long_packet_bytes_min: 64 * 1024,
             trace_packets: false,
             durability: Durability::None,
             unstored_bytes_max: 64 << 20,

@@ -58,11 +58,17 @@ impl Broker {
                 return false;
             }
         };
-        if is_kept && frame.header.is_request() && frame.body.len() >= self.options.long_request_bytes_min {
+        if is_kept && frame.body.len() >= self.options.long_packet_bytes_min {
             let header = frame.header;
-            let frame = inbox.give_away(header);
-            self.handle_long_request(now, id, frame, terms.protocol);
-            return true;
+            if header.is_request() {
+                let frame = inbox.give_away(header);
+                self.handle_long_request(now, id, frame, terms.protocol);
+                return true;
+            }
+            if header.is_publish() {
+                let frame = inbox.give_away(header);
+                return self.handle_long_publish(now, id, frame, terms.protocol);
+            }
         }
         let is_connect = frame.header.packet_type() == 1;
         let is_taken = self.handle_frame(now, id, frame, terms.protocol);

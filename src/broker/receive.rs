@@ -35,6 +35,17 @@ pub(super) fn has_wildcard(topic: &str) -> bool {
     topic.contains(['+', '#'])
 }
 
+/// Makes `forwarded` the properties of a PUBLISH that are passed on.
+pub(super) fn forwarded(properties: Properties<'_>, forwarded: &mut Vec<u8>) {
+    forwarded.clear();
+    let mut all = properties.iter();
+    while let Some((bytes, property)) = all.next_with_bytes() {
+        if !matches!(property, Property::TopicAlias(_) | Property::MessageExpirySecs(_)) {
+            forwarded.extend_from_slice(bytes);
+        }
+    }
+}
+
 /// Whether a payload is what its payload format says.
 pub(super) fn is_text(properties: Properties<'_>, payload: &[u8]) -> bool {
     let says_so = properties.iter().any(|property| property == Property::PayloadIsText(true));
@@ -114,13 +125,7 @@ impl Broker {
         let Scratch { topic, properties } = scratch;
         let mut publish = *publish;
         if alias.is_some() || expires_at.is_some() {
-            properties.clear();
-            let mut all = publish.properties.iter();
-            while let Some((bytes, property)) = all.next_with_bytes() {
-                if !matches!(property, Property::TopicAlias(_) | Property::MessageExpirySecs(_)) {
-                    properties.extend_from_slice(bytes);
-                }
-            }
+            forwarded(publish.properties, properties);
             publish.properties = Properties::checked_before(properties);
         }
         if let Some(alias) = alias {

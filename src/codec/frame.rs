@@ -29,6 +29,11 @@ impl FixedHeader {
         self.first & 0x0F
     }
 
+    /// Whether it begins a PUBLISH.
+    pub const fn is_publish(self) -> bool {
+        self.packet_type() == 3
+    }
+
     /// Whether it begins a SUBSCRIBE or an UNSUBSCRIBE.
     pub const fn is_request(self) -> bool {
         matches!(self.packet_type(), 8 | 10)
@@ -72,7 +77,7 @@ pub struct OwnedFrame {
 
 impl OwnedFrame {
     /// `bytes` end with the body.
-    pub(super) fn new(header: FixedHeader, bytes: Vec<u8>) -> Self {
+    pub(crate) fn new(header: FixedHeader, bytes: Vec<u8>) -> Self {
         debug_assert!(bytes.len() >= header.remaining_length as usize);
         Self { header, bytes }
     }
@@ -81,6 +86,11 @@ impl OwnedFrame {
     pub fn as_frame(&self) -> Frame<'_> {
         let body = &self.bytes[self.bytes.len() - self.header.remaining_length as usize..];
         Frame { header: self.header, body }
+    }
+
+    /// Bytes of the memory.
+    pub fn length(&self) -> usize {
+        self.bytes.len()
     }
 
     /// The memory, which ends with the body.

@@ -115,7 +115,7 @@ fn a_request_of_many_filters_is_answered_at_its_end_and_holds_up_nobody_else() {
 
 /// One that did not come in one read, and is large, is not looked at in one turn.
 fn broker_that_decodes_later() -> Broker {
-    Broker::new(Options { long_request_bytes_min: 64, ..options() }, NOW)
+    Broker::new(Options { long_packet_bytes_min: 64, ..options() }, NOW)
 }
 
 #[test]

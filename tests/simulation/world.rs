@@ -158,7 +158,7 @@ impl World {
             session_expiry: if random.once_in(3) { None } else { Some(Duration(60_000)) },
             stall_timeout: Duration(5_000),
             steps_per_turn: *random.pick(&[1, 3, 2_000]),
-            long_request_bytes_min: *random.pick(&[0, 30, 64 * 1024]),
+            long_packet_bytes_min: *random.pick(&[0, 30, 64 * 1024]),
             handshake_timeout: Duration(5_000),
             sys_interval: None,
             trace_packets: true,
@@ -392,7 +392,7 @@ impl World {
             let mut inbox = connection.inbox.clone();
             let next = match inbox.next(&mut { input }, terms.protocol, terms.packet_size_max) {
                 Ok(Some(frame)) => {
-                    let is_long = frame.body.len() >= self.broker.options().long_request_bytes_min;
+                    let is_long = frame.body.len() >= self.broker.options().long_packet_bytes_min;
                     is_decoded_later = is_kept && is_long && frame.header.is_request();
                     decode::decode(frame, terms.protocol).map(Some)
                 }
