@@ -54,6 +54,9 @@ impl Broker {
             self.fire_deadlines(now);
         }
         self.continue_long_requests();
+        if self.undrained_from_slot.is_some() {
+            self.continue_drain();
+        }
         if self.has_fan_out() {
             self.continue_fan_out();
         }

@@ -88,6 +88,9 @@ use sys_topics::SysTopics;
 
 const PINGRESP_BYTES: usize = 2;
 
+/// A connection that is closed takes as long as so many other steps, what the server does for it included.
+const CLOSE_STEPS: usize = 16;
+
 /// Bytes that wait for one of many receivers of the same messages, from which on it should be flushed.
 const URGENT_BYTES: usize = 64 * 1024;
 
@@ -127,6 +130,8 @@ pub struct Broker {
     connections_full_logged: bool,
     /// Whether clients are sent to another server.
     is_draining: bool,
+    /// Clients from this slot of connections on have yet to be sent away.
+    undrained_from_slot: Option<u32>,
     /// The codes of the SUBACK or UNSUBACK being made; kept for its buffer.
     reasons: Vec<ReasonCode>,
     scratch: Scratch,
@@ -190,6 +195,7 @@ impl Broker {
             full_logged: false,
             connections_full_logged: false,
             is_draining: false,
+            undrained_from_slot: None,
             reasons: Vec::new(),
             scratch: Scratch::default(),
             subscription_ids: Vec::new(),
@@ -383,27 +389,39 @@ impl Broker {
             }
             self.arm_session(id);
         }
-        self.close_all(CloseReason::ServerShutdown, |_| true);
+        // Or each would leave its messages to the next one, who is closed a moment later.
+        self.shared.set_all_absent();
+        let all: Vec<ConnectionId> = self.links.iter().map(|link| link.id).collect();
+        all.into_iter().for_each(|id| self.close(id, CloseReason::ServerShutdown));
     }
 
-    /// The administrator wants the clients elsewhere: who is connected is closed, and nobody is let in. Who has yet to
-    /// send its CONNECT, or to authenticate, is refused in its time, so that it is told where to go. False if the options
-    /// name no other server.
+    /// The administrator wants the clients elsewhere: who is connected is closed, a few in each turn, and nobody is let in.
+    /// Who has yet to send its CONNECT, or to authenticate, is refused in its time, so that it is told where to go. False if
+    /// the options name no other server.
     pub fn handle_drain(&mut self, now: Instant) -> bool {
         self.begin_input(now, None);
-        let Some(redirect) = &self.options.redirect else { return false };
-        let permanently = redirect.permanently;
-        self.finish_fan_out();
+        if self.options.redirect.is_none() {
+            return false;
+        }
         self.is_draining = true;
-        self.close_all(CloseReason::Redirected { permanently }, |link| link.session().is_some());
+        self.undrained_from_slot = Some(0);
         true
     }
 
-    fn close_all(&mut self, reason: CloseReason, is_meant: fn(&Link) -> bool) {
-        // Or each would leave its messages to the next one, who is closed a moment later.
-        self.shared.set_all_absent();
-        let meant: Vec<ConnectionId> =
-            self.links.iter().filter(|link| is_meant(link)).map(|link| link.id).collect();
+    /// Sends away as many clients as one turn has time for. They have their copies of the message that is on its way to many.
+    fn continue_drain(&mut self) {
+        let (Some(redirect), None) = (&self.options.redirect, &self.fan_out) else { return };
+        let Some(from_slot) = self.undrained_from_slot.take() else { return };
+        let reason = CloseReason::Redirected { permanently: redirect.permanently };
+        let steps = self.options.steps_per_turn;
+        let mut meant = Vec::new();
+        for (looked_at, link) in self.links.iter_from(from_slot).enumerate() {
+            if looked_at == steps || meant.len() * CLOSE_STEPS >= steps {
+                self.undrained_from_slot = Some(link.id.slot);
+                break;
+            }
+            meant.extend(link.session().map(|_| link.id));
+        }
         meant.into_iter().for_each(|id| self.close(id, reason));
     }
 
@@ -413,6 +431,7 @@ impl Broker {
             || !self.long_requests.is_empty()
             || self.has_fan_out()
             || !self.remains.is_empty()
+            || self.undrained_from_slot.is_some()
             || self.shared.has_work_left()
             || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }

@@ -893,6 +893,9 @@ impl Broker {
     /// The connected member with the least work among those with room; in turn among equals. Members without room
     /// will ask when they have some. `counted` says that the message counts against the window.
     fn choose_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
+        if counted && self.is_draining {
+            return None; // Each would leave it to the next one, who is sent away a moment later.
+        }
         loop {
             let chosen = self.choose_present_member(id, counted);
             if chosen.is_some() || self.shared.moves.is_empty() {
@@ -992,6 +995,9 @@ impl Broker {
     /// The same, where so many groups have been asked in vain in earlier turns. After one round without a message there is nothing
     /// to do until there is another reason to ask: what comes to a group goes to its members itself if they have room.
     pub(super) fn ask_groups(&mut self, session_id: SessionId, mut asked_in_vain: u32) {
+        if self.is_draining {
+            return;
+        }
         let mut asked_max = asked_in_vain.saturating_add(ASKED_IN_VAIN_MAX);
         let mut has_passed = false;
         while self.shared.waiting > 0 {

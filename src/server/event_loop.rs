@@ -582,7 +582,7 @@ impl EventLoop {
 
     fn drain(&mut self, now: Instant) {
         if self.broker.handle_drain(now) {
-            log::info!(target: LOG_TARGET, "draining: {} connections sent to another server", self.connections.len());
+            log::info!(target: LOG_TARGET, "draining: {} connections are sent to another server", self.connections.len());
         } else {
             log::warn!(target: LOG_TARGET, "cannot drain: no other server is named (--redirect-to)");
         }

@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use broker::broker::options::Durability;
+use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options, Restored, StoreState};
-use broker::clock::Duration;
+use broker::clock::{Duration, Instant};
 use broker::codec::packet::{
     Ack, Connect, Packet, Protocol, Publish, QoS, RetainHandling, SubscriptionOptions,
 };
@@ -1369,4 +1369,53 @@ fn a_full_queue_looks_for_what_has_expired_little_by_little() {
         }
         assert_eq!(heard, expected, "{filter}");
     }
+}
+
+#[test]
+fn clients_are_sent_away_a_few_in_each_turn_and_leave_nothing_to_each_other() {
+    const CLIENTS: u32 = 10;
+    const PER_TURN: usize = STEPS_PER_TURN / 16;
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut broker = Broker::new(Options { redirect, ..options() }, NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    let members: Vec<ConnectionId> = (0..CLIENTS)
+        .map(|number| {
+            let client_id = format!("m{number}");
+            let connect = Connect { clean_start: false, ..connect311(&client_id) };
+            let id = connected(&mut broker, 2 + number, connect);
+            say(&mut broker, id, &subscribe_to(&["$share/g/t".to_owned()]));
+            id
+        })
+        .collect();
+    turns(&mut broker);
+    for _ in 0..2 * CLIENTS {
+        say(&mut broker, publisher, &bytes_of(&publish("t", QoS::AtLeastOnce, b"x"), PROTOCOL));
+    }
+    let sent = broker.metrics().publish_sent;
+    assert_eq!(sent, 2 * u64::from(CLIENTS), "each has some");
+
+    assert!(broker.handle_drain(NOW));
+    // What came before it left, and what comes now: both wait for members who come back.
+    say(&mut broker, publisher, &bytes_of(&publish("t", QoS::AtLeastOnce, b"y"), PROTOCOL));
+    let mut closed = Vec::new();
+    for turn in 0.. {
+        while broker.poll_flush().is_some() {}
+        if broker.poll_timeout() != Some(Instant(0)) {
+            break;
+        }
+        assert!(turn < 100, "it comes to an end");
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        let before = closed.len();
+        while let Some(id) = broker.poll_close() {
+            broker.handle_closed(id);
+            closed.push(id);
+        }
+        assert!(closed.len() - before <= PER_TURN);
+    }
+    assert_eq!(closed.len(), 1 + members.len());
+    let metrics = broker.metrics();
+    assert_eq!(metrics.publish_sent, sent);
+    // The last one to leave keeps its own.
+    assert_eq!(metrics.queued_messages + metrics.in_flight_messages, sent + 1);
 }
