@@ -38,15 +38,21 @@ pub(crate) fn publish_bytes(topic: &str, qos: QoS, retain: bool) -> Vec<u8> {
 }
 
 pub(crate) fn publish_bytes_as(packet_id: PacketId, topic: &str, qos: QoS, retain: bool) -> Vec<u8> {
-    message_bytes(packet_id, topic, qos, retain, &[b'x'; PAYLOAD_BYTES])
+    message_bytes_of(packet_id, topic, qos, retain, &[b'x'; PAYLOAD_BYTES])
 }
 
 /// What removes the retained message of a topic.
 pub(crate) fn clear_bytes(topic: &str) -> Vec<u8> {
-    message_bytes(PacketId::FIRST, topic, QoS::AtMostOnce, true, &[])
+    message_bytes_of(PacketId::FIRST, topic, QoS::AtMostOnce, true, &[])
 }
 
-fn message_bytes(packet_id: PacketId, topic: &str, qos: QoS, retain: bool, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn message_bytes_of(
+    packet_id: PacketId,
+    topic: &str,
+    qos: QoS,
+    retain: bool,
+    payload: &[u8],
+) -> Vec<u8> {
     let publish = Publish {
         dup: false,
         qos,

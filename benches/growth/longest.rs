@@ -10,15 +10,16 @@ use std::io::{self, BufWriter, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use broker::broker::ConnectionId;
+use broker::broker::options::Redirect;
+use broker::broker::{ConnectionId, Options};
 use broker::clock::Duration;
 use broker::codec::{PacketId, QoS, ReasonCode, encode};
 use broker::metrics::DropReason;
 
 use crate::chart::{size_text, time_text};
 use crate::clients::{
-    PROTOCOL, PUBLISHER, connect_bytes, core_with_publisher, disconnect_bytes, ping_bytes, publish_bytes,
-    publish_bytes_as, subscribe_bytes, topic, unsubscribe_bytes, with_publisher,
+    PROTOCOL, PUBLISHER, connect_bytes, core_with_publisher, disconnect_bytes, message_bytes_of, ping_bytes,
+    publish_bytes, publish_bytes_as, subscribe_bytes, topic, unsubscribe_bytes, with_publisher,
 };
 use crate::core::{Core, connect};
 use crate::queue::{message_bytes, with_absent_subscriber};
@@ -36,7 +37,7 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 11] = [
+const SCENARIOS: [Scenario; 13] = [
     fan_out,
     absent,
     queues,
@@ -48,6 +49,8 @@ const SCENARIOS: [Scenario; 11] = [
     returns,
     endings,
     group_queues,
+    large_packets,
+    draining,
 ];
 
 /// Messages that wait, or are retained, filters in all, and subscribers who are away.
@@ -63,6 +66,9 @@ const RECEIVERS: u32 = 100_000;
 /// Members of the same groups that end at once, each with so many groups that they are not left at once.
 const MEMBERS: u64 = 20_000;
 const GROUPS: u64 = 64;
+
+/// A payload, which comes in reads and goes in pieces.
+const LARGE_BYTES: usize = 16 << 20;
 
 /// Messages to a group while its members that have ended are still being removed.
 const MESSAGES: u64 = 100;
@@ -216,6 +222,33 @@ fn absent() -> Vec<Calls> {
     let mut calls = Calls::new(format!("a message at QoS 0 finds {} subscribers away", size_text(MANY)));
     calls.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtMostOnce, false));
     assert_eq!(core.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize], MANY);
+    vec![calls]
+}
+
+fn large_packets() -> Vec<Calls> {
+    let mut core = core_with_publisher();
+    core.open(CLIENT, &connect_bytes("client", false));
+    core.exchange(CLIENT, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
+    let payload = vec![b'x'; LARGE_BYTES];
+    let publish = message_bytes_of(PacketId::FIRST, &topic(0), QoS::AtLeastOnce, false, &payload);
+    let mut calls = Calls::new(format!("a PUBLISH of {} MiB comes, and is taken", LARGE_BYTES >> 20));
+    calls.packet(&mut core, PUBLISHER, &publish);
+    assert_eq!(core.deliveries, 1);
+    vec![calls]
+}
+
+fn draining() -> Vec<Calls> {
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut core = with_publisher(Core::with_options(|options| Options { redirect, ..options }));
+    for number in 0..RECEIVERS {
+        let slot = CLIENT + number;
+        core.open(slot, &connect_bytes(&client_id(number.into()), true));
+        core.exchange(slot, &subscribe_bytes(&["$share/group/t".to_owned()], QoS::AtLeastOnce));
+    }
+    let mut calls = Calls::new(format!("{} clients are sent to another server", size_text(RECEIVERS.into())));
+    calls.call(|| assert!(core.broker.handle_drain(core.now)));
+    calls.settle(&mut core);
+    assert_eq!(core.broker.metrics().clients_connected, 0);
     vec![calls]
 }
 

@@ -75,7 +75,12 @@ impl Core {
     /// The same where so many messages may be under way to a client.
     pub(crate) fn with_in_flight_max(has_store: bool, in_flight_max: u16) -> Self {
         let durability = if has_store { Durability::BeforeReply } else { Durability::None };
-        let options = Options {
+        Self::with_options(|options| Options { durability, in_flight_max, ..options })
+    }
+
+    /// One whose options are like those of the others but for some.
+    pub(crate) fn with_options(adjust: impl FnOnce(Options) -> Options) -> Self {
+        let options = adjust(Options {
             seed: 1,
             connections_max: u32::MAX,
             queued_messages_max: u32::MAX,
@@ -86,10 +91,8 @@ impl Core {
             subscriptions_max: u32::MAX,
             sessions_max: u32::MAX,
             sys_interval: None,
-            durability,
-            in_flight_max,
             ..Options::default()
-        };
+        });
         let now = Instant(1_000);
         let broker = Broker::new(options, now);
         Self { broker, now, inboxes: Vec::new(), answers: Vec::new(), deliveries: 0, is_mute: false }
