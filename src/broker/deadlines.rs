@@ -53,14 +53,18 @@ impl Broker {
         if self.wheel.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.fire_deadlines(now);
         }
-        self.continue_long_requests();
+        if !self.long_requests.is_empty() {
+            self.continue_long_requests();
+        }
         if self.undrained_from_slot.is_some() {
             self.continue_drain();
         }
         if self.has_fan_out() {
             self.continue_fan_out();
         }
-        self.clear_remains();
+        if !self.remains.is_empty() {
+            self.clear_remains();
+        }
         if self.shared.has_work_left() {
             self.continue_group_work();
         }

@@ -101,6 +101,8 @@ impl Broker {
     }
 
     /// Goes on with the first ones, as far as one turn has time.
+    #[cold]
+    #[inline(never)]
     pub(super) fn continue_long_requests(&mut self) {
         let mut steps = self.options.steps_per_turn;
         while steps > 0

@@ -78,6 +78,10 @@ impl Waiting {
         self.ahead.as_ref().map_or(0, |ahead| ahead.len()) + self.list.len()
     }
 
+    fn is_empty(&self) -> bool {
+        self.list.is_empty() && self.ahead.is_none()
+    }
+
     fn iter(&self) -> impl Iterator<Item = &Delivery> {
         let ahead = self.ahead.iter().flat_map(|ahead| ahead.parts()).flat_map(Blocks::iter);
         ahead.chain(self.list.iter())
@@ -135,7 +139,7 @@ impl Queue {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.0.as_ref().is_none_or(|waiting| waiting.is_empty())
     }
 
     /// Which limit keeps a delivery of this size out.
@@ -205,7 +209,7 @@ impl Queue {
             let Range { start, end } = &mut waiting.unsettled;
             (*start, *end) = (start.saturating_sub(1), *end - 1);
         }
-        if waiting.list.is_empty() && waiting.ahead.is_none() {
+        if waiting.is_empty() {
             if waiting.list.first_capacity() > KEPT_CAPACITY {
                 self.0 = None; // A long absence leaves a large buffer behind.
             } else {

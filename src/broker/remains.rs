@@ -107,7 +107,12 @@ impl Broker {
         let identifiers = released.len() + receipts.len();
         let count = memberships.len() + messages + identifiers + subscriptions as usize;
         let steps = count + memberships.len() * (MEMBERSHIP_STEPS - 1);
-        if self.has_steps_at_once(count, steps) {
+        if count == 0 {
+            // As of most sessions.
+            if let Some(session) = remains.session {
+                self.free_slot_in_time(session);
+            }
+        } else if self.has_steps_at_once(count, steps) {
             let mut steps = usize::MAX;
             self.take_away(&mut remains, &mut steps);
         } else {
@@ -131,6 +136,8 @@ impl Broker {
     }
 
     /// Takes away as much as one turn has time for.
+    #[cold]
+    #[inline(never)]
     pub(super) fn clear_remains(&mut self) {
         let mut steps = self.options.steps_per_turn;
         while let Some(mut remains) = self.remains.pop_front() {
@@ -194,11 +201,16 @@ impl Broker {
             }
             subscriptions.remove_some(subscriber, 1);
         }
+        self.free_slot_in_time(session);
+        true
+    }
+
+    /// Of a session nothing is left but its slot.
+    fn free_slot_in_time(&mut self, session: SessionId) {
         if self.fan_out.is_some() {
             self.slots_to_free.push(session); // It names its receivers by their slots.
         } else {
             self.sessions.free_slot(session);
         }
-        true
     }
 }

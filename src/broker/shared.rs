@@ -378,14 +378,20 @@ impl SharedSubscriptions {
     }
 
     /// Ends the return of what a session was sent: what is left stays with it, in its old order.
+    #[inline]
     pub(super) fn stop_return(&mut self, session: &mut Session) {
-        if self.returns.is_empty() {
-            return;
-        }
-        let found = self.returns.iter().position(|other| other.session == session.id);
-        if let Some(Return { left, .. }) = found.and_then(|at| self.returns.remove(at)) {
+        if !self.returns.is_empty()
+            && let Some(Return { left, .. }) = self.take_return(session.id)
+        {
             session.outgoing.sent.rotate_left(left);
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn take_return(&mut self, session: SessionId) -> Option<Return> {
+        let at = self.returns.iter().position(|other| other.session == session)?;
+        self.returns.remove(at)
     }
 
     fn swap_members(&mut self, id: GroupId, one: usize, other: usize) {
@@ -989,7 +995,9 @@ impl Broker {
 
     /// A member may have room: it takes from the queues of its groups, one message from each in turn.
     pub(super) fn drain_groups(&mut self, session_id: SessionId) {
-        self.ask_groups(session_id, 0);
+        if self.shared.waiting > 0 {
+            self.ask_groups(session_id, 0);
+        }
     }
 
     /// The same, where so many groups have been asked in vain in earlier turns. After one round without a message there is nothing

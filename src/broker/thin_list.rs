@@ -28,6 +28,8 @@ impl<T: 'static> ThinList<T> {
         self.0.get_or_insert_default()
     }
 
+    // Into `send`, which runs for every delivery.
+    #[inline(always)]
     pub(super) fn push_back(&mut self, entry: T) {
         self.made().push_back(entry);
     }
