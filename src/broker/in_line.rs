@@ -97,3 +97,31 @@ impl<T> InLine<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::broker::session::Sessions;
+    use crate::clock::Instant;
+
+    use super::*;
+
+    #[test]
+    fn who_begins_anew_stands_behind_all_others_and_who_was_not_done_where_it_stood() {
+        let mut sessions = Sessions::new(1);
+        let [one, two, three] = ["1", "2", "3"].map(|name| sessions.insert(name, Instant(0)));
+        let mut line = InLine::new();
+        assert_eq!([one, two, three].map(|session| line.push_back(session, 1)), [1, 2, 3]);
+        assert_eq!((line.push_back(one, 5), line.len(), line.newest()), (4, 3, 4));
+        let mut served = line.pop_front().expect("there are three");
+        assert_eq!((served.session, served.number), (two, 2));
+        served.work += 1;
+        line.put_back(served);
+        line.check_invariants();
+        assert!(line.iter().eq([(2, two, &2), (3, three, &1), (4, one, &5)]));
+        assert_eq!((line.remove(three), line.remove(three)), (Some((3, 1)), None));
+        assert_eq!((line.find(one), line.find(three)), (Some((4, &5)), None));
+        line.check_invariants();
+        line.clear();
+        assert!(line.is_empty() && line.find(one).is_none());
+    }
+}

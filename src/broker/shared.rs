@@ -1048,3 +1048,109 @@ impl Broker {
 fn group_of(delivery: &Delivery) -> Option<GroupId> {
     Some(delivery.via.as_ref()?.origin.as_ref()?.group)
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::broker::link::ConnectionId;
+    use crate::clock::Instant;
+
+    use super::*;
+
+    struct World {
+        shared: SharedSubscriptions,
+        sessions: Sessions,
+        made: u32,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { shared: SharedSubscriptions::new(1), sessions: Sessions::new(1), made: 0 }
+        }
+
+        fn session(&mut self, is_connected: bool) -> SessionId {
+            self.made += 1;
+            let id = self.sessions.insert(&self.made.to_string(), Instant(0));
+            let connection = ConnectionId { slot: self.made, generation: 1 };
+            self.sessions.find_mut(id).expect("just made").connection = is_connected.then_some(connection);
+            id
+        }
+
+        /// Its client has come, and its memberships have yet to be moved.
+        fn arrive(&mut self, session: SessionId) {
+            let connection = ConnectionId { slot: session.slot, generation: 2 };
+            self.sessions.find_mut(session).expect("it has not ended").connection = Some(connection);
+            let number = self.shared.moves.push_back(session, 1);
+            self.shared.arrivals.insert(number, session);
+        }
+
+        /// A group whose members all count as connected, be they or not.
+        fn group(&mut self, members: &[SessionId]) -> GroupId {
+            let filter = SubscriptionFilter::parse("$share/g/t", u32::MAX).expect("it is one");
+            let id = self.shared.find_or_make("$share/g/t", filter);
+            for (at, session) in (0..).zip(members) {
+                let group = &mut self.shared.groups[id.slot as usize];
+                let grant = QoS::AtMostOnce.into();
+                group.members.push(Member { session: *session, grant });
+                (group.present, group.alive) = (group.members.len(), group.members.len());
+                self.shared.add_place(id, *session, Place { member: at, membership: 0 });
+            }
+            id
+        }
+
+        fn absent_group(&mut self, members: usize) -> (GroupId, Vec<SessionId>) {
+            let members: Vec<SessionId> = (0..members).map(|_| self.session(false)).collect();
+            let id = self.group(&members);
+            assert!(!self.shared.is_attended(id, &self.sessions));
+            (id, members)
+        }
+
+        fn entering(&mut self, id: GroupId) -> (Option<SessionId>, u64, usize) {
+            let found = self.shared.entering(id, &self.sessions);
+            let group = &self.shared.groups[id.slot as usize];
+            (found, group.moves_seen, group.looked_at)
+        }
+    }
+
+    #[test]
+    fn who_has_gone_is_passed_once_and_where_it_stands() {
+        let mut world = World::new();
+        let members: Vec<SessionId> = (0..100).map(|number| world.session(number == 40)).collect();
+        let id = world.group(&members);
+        assert!(world.shared.is_attended(id, &world.sessions));
+        let group = &world.shared.groups[id.slot as usize];
+        assert_eq!((group.present, group.alive), (41, 100));
+        assert!(group.members.iter().map(|member| member.session).eq(members));
+    }
+
+    #[test]
+    fn who_comes_to_other_groups_is_passed_once() {
+        let mut world = World::new();
+        let (id, members) = world.absent_group(1_000);
+        for _ in 0..100 {
+            let stranger = world.session(true);
+            world.arrive(stranger);
+        }
+        assert_eq!(world.entering(id), (None, 100, 100));
+        assert_eq!(world.entering(id), (None, 100, 100));
+        let stranger = world.session(true);
+        world.arrive(stranger);
+        world.arrive(members[7]);
+        assert_eq!(world.entering(id), (Some(members[7]), 101, 102));
+        // It is found again at the first look.
+        assert_eq!(world.entering(id), (Some(members[7]), 101, 103));
+    }
+
+    #[test]
+    fn a_group_of_few_does_not_look_at_all_who_come() {
+        let mut world = World::new();
+        let (id, members) = world.absent_group(3);
+        for _ in 0..100 {
+            let stranger = world.session(true);
+            world.arrive(stranger);
+        }
+        world.arrive(members[0]);
+        assert_eq!(world.entering(id), (Some(members[0]), 3, 0));
+        world.sessions.find_mut(members[0]).expect("it has not ended").connection = None;
+        assert_eq!(world.entering(id), (None, 101, 0));
+    }
+}
