@@ -62,7 +62,7 @@ impl Broker {
         if self.has_fan_out() {
             self.continue_fan_out();
         }
-        if !self.remains.is_empty() {
+        if self.has_remains() {
             self.clear_remains();
         }
         if self.shared.has_work_left() {

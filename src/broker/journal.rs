@@ -17,7 +17,8 @@
 //! Deliberately not here: the bytes of records (see `journal`), who calls (each conversation records what it changes),
 //! and how state comes back (see `restore`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 
 use crate::codec::{PacketId, QoS};
 use crate::journal::{
@@ -118,8 +119,10 @@ pub(super) struct Journal {
     is_input_noted: bool,
     /// Which outboxes hold something back, nearly in the order of what they wait for.
     held: VecDeque<(Lsn, ConnectionId)>,
-    /// Whose sessions have ended, by which record, as far as that is not stored yet.
-    ended: VecDeque<(Lsn, Box<str>)>,
+    /// Whose sessions have ended, by which record: those that are not stored yet, and some that are.
+    ended: VecDeque<(Lsn, Rc<str>)>,
+    /// The same by client id, the latest record of each.
+    endings: BTreeMap<Rc<str>, Lsn>,
     /// Publishers of messages that need not be stored any more.
     relieved: Vec<ConnectionId>,
     /// Connections that are not read until the store has caught up.
@@ -182,6 +185,7 @@ impl Journal {
             is_input_noted: false,
             held: VecDeque::new(),
             ended: VecDeque::new(),
+            endings: BTreeMap::new(),
             relieved: Vec::new(),
             paused: Vec::new(),
         }
@@ -461,13 +465,16 @@ impl Journal {
         }
         if name < self.first {
             let removal = self.append(Entry::Remove(Kind::Session, name));
-            self.ended.push_back((removal, client_id.into()));
+            self.forget_endings(ENDINGS_FORGOTTEN_AT_END);
+            let client_id: Rc<str> = client_id.into();
+            self.ended.push_back((removal, client_id.clone()));
+            self.endings.insert(client_id, removal);
         }
     }
 
     /// Whether a session with this client id has ended and may still be on disk.
     pub(super) fn is_ending(&self, client_id: &str) -> bool {
-        self.ended.iter().any(|(_, ended)| **ended == *client_id)
+        self.endings.get(client_id).is_some_and(|removal| *removal > self.stored)
     }
 
     /// A subscription was made or has changed.
@@ -580,9 +587,23 @@ impl Journal {
     pub(super) fn set_stored(&mut self, last: Lsn) {
         assert!(last < self.batch_first, "only what was taken can be stored");
         self.stored = self.stored.max(last);
-        while self.ended.pop_front_if(|(removal, _)| *removal <= last).is_some() {}
+        self.forget_endings(ENDINGS_FORGOTTEN);
         while let Some((_, bytes)) = self.under_way.pop_front_if(|(taken, _)| *taken <= last) {
             self.under_way_bytes -= bytes;
+        }
+    }
+
+    /// Not all at once: a slow disk may take very many of them in one batch.
+    fn forget_endings(&mut self, at_most: usize) {
+        for _ in 0..at_most {
+            let Some((removal, client_id)) = self.ended.pop_front_if(|(removal, _)| *removal <= self.stored)
+            else {
+                break;
+            };
+            // Another session of the same client may have ended since.
+            if self.endings.get(&client_id) == Some(&removal) {
+                self.endings.remove(&client_id);
+            }
         }
     }
 
@@ -604,6 +625,11 @@ impl Journal {
 /// So many batches may be under way together without new memory, and larger ones stem from a store that did not keep up.
 const SPARES_MAX: usize = 4;
 const SPARE_BYTES_MAX: usize = 1 << 20;
+
+/// Of sessions that have ended and are gone from the disk so many are forgotten when a batch is stored, and when another one ends: more
+/// than have come.
+const ENDINGS_FORGOTTEN: usize = 256;
+const ENDINGS_FORGOTTEN_AT_END: usize = 2;
 
 /// A longer list is freed: it stems from a store that did not keep up.
 const KEPT_CAPACITY: usize = 64 * 1024;
@@ -666,5 +692,54 @@ pub(super) fn message_record(message: &Message) -> MessageRecord<'_> {
         properties: message.properties().as_bytes(),
         payload: message.payload(),
         expires_at: message.expires_at(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endings_are_known_until_they_are_stored_and_forgotten_little_by_little() {
+        let mut journal = Journal::new(Durability::BeforeReply);
+        let store = |journal: &mut Journal| {
+            let last = journal.take().map(|batch| batch.last()).expect("something is recorded");
+            journal.set_stored(last);
+        };
+        let many = ENDINGS_FORGOTTEN + 100;
+        let client_ids: Vec<String> = (0..many).map(|number| number.to_string()).collect();
+        let record = |journal: &mut Journal, client_id: &str| {
+            let record = crate::journal::SessionRecord {
+                client_id,
+                user: None,
+                ends_with_connection: false,
+                expiry: None,
+                absent_since: None,
+                will: None,
+            };
+            journal.record_session(Lsn::NONE, Lsn::NONE, &record).0
+        };
+        let names: Vec<Lsn> = client_ids.iter().map(|client_id| record(&mut journal, client_id)).collect();
+        store(&mut journal);
+        for (client_id, name) in client_ids.iter().zip(names) {
+            journal.remove_session(client_id, name, name);
+        }
+        assert!(client_ids.iter().all(|client_id| journal.is_ending(client_id)));
+        store(&mut journal);
+        assert!(!client_ids.iter().any(|client_id| journal.is_ending(client_id)));
+        assert_eq!((journal.ended.len(), journal.endings.len()), (100, 100));
+
+        // Two sessions of one client, one after the other.
+        let again = &client_ids[0];
+        let names = [(); 2].map(|()| record(&mut journal, again));
+        store(&mut journal);
+        assert!(journal.ended.is_empty() && journal.endings.is_empty());
+        journal.remove_session(again, names[0], names[0]);
+        let batch = journal.take().expect("its end is recorded");
+        journal.remove_session(again, names[1], names[1]);
+        journal.set_stored(batch.last());
+        assert!(journal.is_ending(again), "the second one");
+        store(&mut journal);
+        assert!(!journal.is_ending(again) && journal.endings.is_empty());
     }
 }

@@ -22,6 +22,7 @@ mod deliver;
 mod delivery;
 pub mod event;
 mod fan_out;
+mod in_line;
 mod invariants;
 mod journal;
 mod link;
@@ -85,6 +86,7 @@ use retained::RetainedMessages;
 use session::{Outgoing, Sent, Session, SessionId, Sessions};
 use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
+use thin_list::ThinList;
 
 const PINGRESP_BYTES: usize = 2;
 
@@ -122,6 +124,8 @@ pub struct Broker {
     streams_behind: Vec<SessionId>,
     /// What ended sessions and groups have left, the longest ended first.
     remains: VecDeque<Remains>,
+    /// What those sessions were sent, which comes before all that.
+    sent_left: VecDeque<ThinList<Sent>>,
     /// What is left of the steps of this turn for what is done at once, whoever asks for it (see `remains`).
     steps_at_once: usize,
     /// Whether the limit on all message bytes was logged since it was last left.
@@ -191,6 +195,7 @@ impl Broker {
             slots_to_free: Vec::new(),
             streams_behind: Vec::new(),
             remains: VecDeque::new(),
+            sent_left: VecDeque::new(),
             steps_at_once: options.steps_per_turn,
             full_logged: false,
             connections_full_logged: false,
@@ -430,7 +435,7 @@ impl Broker {
         let work_left = !self.refills.is_empty()
             || !self.long_requests.is_empty()
             || self.has_fan_out()
-            || !self.remains.is_empty()
+            || self.has_remains()
             || self.undrained_from_slot.is_some()
             || self.shared.has_work_left()
             || self.outputs.is_dirty();
@@ -756,8 +761,7 @@ impl Broker {
         self.outputs.metrics.queued_messages -= queued;
         self.outputs.metrics.drop_messages(DropReason::SessionEnded, queued);
         let session = Some(id);
-        let remains =
-            Remains { session, memberships, streams, queue, released, receipts, ..Remains::default() };
+        let remains = Remains { session, memberships, streams, queue, released, receipts };
         self.leave_behind(remains);
         self.leave_sent_behind(sent);
         if let Some(will) = will {

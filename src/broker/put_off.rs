@@ -10,11 +10,12 @@
 //! A publisher that waits sends no more, but clients with wills can come and go. If too many wills wait, whatever comes before
 //! them is brought to its end at once: that costs one long turn, and neither memory nor a will.
 //!
-//! Invariants: the link of a publisher that waits is not read; `topics` counts exactly what waits.
+//! Invariants: the link of a publisher that waits is not read; `topics` counts exactly what waits, and `publishers` names
+//! whose it is.
 //!
 //! Deliberately not here: how a PUBLISH is taken (see `receive`), and how a will is published (see `will`).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet};
 
 use hashbrown::HashMap;
 
@@ -72,7 +73,12 @@ impl PutOff {
 /// All of them.
 #[derive(Debug)]
 pub(super) struct PutOffs {
-    queue: VecDeque<PutOff>,
+    /// By number; later ones have larger numbers. All whose publishers are lost in one turn may be very many, so none of them is
+    /// searched for.
+    queue: BTreeMap<u64, PutOff>,
+    newest: u64,
+    /// Where the PUBLISH packets of a connection stand.
+    publishers: BTreeSet<(ConnectionId, u64)>,
     /// How many wait for a topic.
     topics: HashMap<Box<[u8]>, usize, HashSeed>,
     /// How many are wills.
@@ -85,7 +91,13 @@ const WAITING_WILLS_MAX: usize = 100;
 
 impl PutOffs {
     pub(super) fn new(seed: u64) -> Self {
-        Self { queue: VecDeque::new(), topics: HashMap::with_hasher(seeded(seed)), wills: 0 }
+        Self {
+            queue: BTreeMap::new(),
+            newest: 0,
+            publishers: BTreeSet::new(),
+            topics: HashMap::with_hasher(seeded(seed)),
+            wills: 0,
+        }
     }
 
     #[inline]
@@ -94,7 +106,7 @@ impl PutOffs {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &PutOff> {
-        self.queue.iter()
+        self.queue.values()
     }
 
     fn has_topic(&self, topic: TopicName<'_>) -> bool {
@@ -104,27 +116,32 @@ impl PutOffs {
     pub(super) fn push(&mut self, put_off: PutOff) {
         *self.topics.entry(put_off.message().topic_bytes().into()).or_default() += 1;
         self.wills += usize::from(put_off.is_will());
-        self.queue.push_back(put_off);
+        self.newest += 1;
+        if let PutOff::Publish { connection, .. } = put_off {
+            self.publishers.insert((connection, self.newest));
+        }
+        self.queue.insert(self.newest, put_off);
     }
 
     pub(super) fn pop(&mut self) -> Option<PutOff> {
-        let put_off = self.queue.pop_front()?;
+        let number = *self.queue.first_key_value()?.0;
+        self.remove(number)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<PutOff> {
+        let put_off = self.queue.remove(&number)?;
         forget_topic(&mut self.topics, &put_off);
         self.wills -= usize::from(put_off.is_will());
+        if let PutOff::Publish { connection, .. } = put_off {
+            self.publishers.remove(&(connection, number));
+        }
         Some(put_off)
     }
 
-    /// Keeps those for which this says so.
-    fn retain(&mut self, mut stays: impl FnMut(&PutOff) -> bool) {
-        let Self { queue, topics, wills } = self;
-        queue.retain(|put_off| {
-            let stays = stays(put_off);
-            if !stays {
-                forget_topic(topics, put_off);
-                *wills -= usize::from(put_off.is_will());
-            }
-            stays
-        });
+    /// The first one that came by this connection.
+    fn first_of(&self, connection: ConnectionId) -> Option<u64> {
+        let (_, number) = self.publishers.range((connection, 0)..=(connection, u64::MAX)).next()?;
+        Some(*number)
     }
 
     /// Asserts that every topic is counted.
@@ -135,6 +152,11 @@ impl PutOffs {
         let counted = groups.map(|group| assert_eq!(self.topics.get(group[0]), Some(&group.len()))).count();
         assert_eq!(counted, self.topics.len());
         assert_eq!(self.wills, self.iter().filter(|put_off| put_off.is_will()).count());
+        let publish = |(number, put_off): (&u64, &PutOff)| match put_off {
+            PutOff::Publish { connection, .. } => Some((*connection, *number)),
+            _ => None,
+        };
+        assert_eq!(self.publishers, self.queue.iter().filter_map(publish).collect());
     }
 }
 
@@ -257,16 +279,11 @@ impl Broker {
     #[cold]
     #[inline(never)]
     pub(super) fn forget_put_off(&mut self, ended: ConnectionId) {
-        let (metrics, put_off) = (&mut self.outputs.metrics, &mut self.put_off);
-        put_off.retain(|put_off| match put_off {
-            PutOff::Publish { connection, qos, .. } if *connection == ended => {
-                if *qos == QoS::AtMostOnce {
-                    metrics.drop_message(DropReason::SessionEnded);
-                }
-                false
+        while let Some(number) = self.put_off.first_of(ended) {
+            if let Some(PutOff::Publish { qos: QoS::AtMostOnce, .. }) = self.put_off.remove(number) {
+                self.outputs.metrics.drop_message(DropReason::SessionEnded);
             }
-            _ => true,
-        });
+        }
     }
 
     /// Whether more wills wait than there should ever be.
@@ -303,8 +320,6 @@ impl Broker {
 
     /// Whether this publisher is read again once the message under way has reached everybody.
     pub(super) fn is_behind_fan_out(&self, id: ConnectionId) -> bool {
-        let is_its =
-            |put_off: &PutOff| matches!(put_off, PutOff::Publish { connection, .. } if *connection == id);
-        self.is_fan_out_of(id) || self.put_off.iter().any(is_its)
+        self.is_fan_out_of(id) || self.put_off.first_of(id).is_some()
     }
 }

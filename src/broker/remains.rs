@@ -47,8 +47,6 @@ pub(super) struct Remains {
     /// Those of them that are shared; a group may have ended before.
     pub(super) memberships: ThinList<GroupId>,
     pub(super) streams: RetainedStreams,
-    /// What came by a group goes back to it.
-    pub(super) sent: ThinList<Sent>,
     pub(super) queue: Queue,
     /// Those that are recorded.
     pub(super) released: ThinList<Released>,
@@ -100,10 +98,10 @@ impl Broker {
 
     /// Takes over what a session or group has left, or does away with it at once if it is little.
     pub(super) fn leave_behind(&mut self, mut remains: Remains) {
-        let Remains { session, memberships, streams, sent, queue, released, receipts } = &remains;
+        let Remains { session, memberships, streams, queue, released, receipts } = &remains;
         let subscriptions =
             session.map_or(0, |session| self.subscriptions.subscription_count(session.subscriber()));
-        let messages = sent.len() + queue.len() + streams.len();
+        let messages = queue.len() + streams.len();
         let identifiers = released.len() + receipts.len();
         let count = memberships.len() + messages + identifiers + subscriptions as usize;
         let steps = count + memberships.len() * (MEMBERSHIP_STEPS - 1);
@@ -120,19 +118,26 @@ impl Broker {
         }
     }
 
-    /// The same for what a session was sent and did not acknowledge: others wait for it, so it goes before what was left earlier.
-    pub(super) fn leave_sent_behind(&mut self, sent: ThinList<Sent>) {
-        if sent.is_empty() {
+    /// The same for what a session was sent and did not acknowledge. What came by a group goes back to it: others wait for it,
+    /// so it goes before what was left earlier, but behind what others were sent.
+    pub(super) fn leave_sent_behind(&mut self, mut sent: ThinList<Sent>) {
+        let count = sent.len();
+        if count == 0 {
             return;
         }
-        let mut remains = Remains { sent, ..Remains::default() };
-        let count = remains.sent.len();
         if self.has_steps_at_once(count, count * RETURN_STEPS) {
             let mut steps = usize::MAX;
-            self.return_sent(&mut remains, &mut steps);
+            self.return_sent(&mut sent, &mut steps);
         } else {
-            self.remains.push_front(remains);
+            self.sent_left.push_back(sent);
         }
+    }
+
+    /// Whether something is left.
+    #[inline]
+    pub(super) fn has_remains(&self) -> bool {
+        // One comparison: it is asked in every turn.
+        self.sent_left.len() | self.remains.len() != 0
     }
 
     /// Takes away as much as one turn has time for.
@@ -140,6 +145,13 @@ impl Broker {
     #[inline(never)]
     pub(super) fn clear_remains(&mut self) {
         let mut steps = self.options.steps_per_turn;
+        while let Some(mut sent) = self.sent_left.pop_front() {
+            if !self.return_sent(&mut sent, &mut steps) {
+                self.sent_left.push_front(sent);
+                merge_freed();
+                return;
+            }
+        }
         while let Some(mut remains) = self.remains.pop_front() {
             if !self.take_away(&mut remains, &mut steps) {
                 self.remains.push_front(remains);
@@ -164,14 +176,14 @@ impl Broker {
     }
 
     /// True if nothing that was sent is left; otherwise there are no steps left.
-    fn return_sent(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
-        while !remains.sent.is_empty() {
+    fn return_sent(&mut self, sent: &mut ThinList<Sent>, steps: &mut usize) -> bool {
+        while !sent.is_empty() {
             if *steps == 0 {
                 return false;
             }
             *steps = steps.saturating_sub(RETURN_STEPS);
-            if let Some(sent) = remains.sent.remove(0) {
-                self.return_or_drop(sent.delivery);
+            if let Some(Sent { delivery, .. }) = sent.remove(0) {
+                self.return_or_drop(delivery);
             }
         }
         true
@@ -179,9 +191,7 @@ impl Broker {
 
     /// True if nothing is left; otherwise there are no steps left.
     fn take_away(&mut self, remains: &mut Remains, steps: &mut usize) -> bool {
-        let is_done = self.return_sent(remains, steps)
-            && self.end_memberships(remains, steps)
-            && remains.forget(&mut self.outputs, steps);
+        let is_done = self.end_memberships(remains, steps) && remains.forget(&mut self.outputs, steps);
         if !is_done {
             return false;
         }

@@ -435,12 +435,13 @@ impl Broker {
         };
         let mut held: Vec<(Lsn, u32)> = Vec::new();
         let mut hold = |message: &Message| held.push(message.record());
+        let sent_left = self.sent_left.iter().flat_map(|sent| sent.iter()).map(|sent| &sent.delivery);
+        let queues_left = self.remains.iter().flat_map(|remains| remains.queue.iter());
+        for delivery in sent_left.chain(queues_left).filter(|delivery| delivery.record.is_some()) {
+            add(Key::Delivery(delivery.record));
+            hold(&delivery.message);
+        }
         for remains in &self.remains {
-            let sent = remains.sent.iter().map(|sent| &sent.delivery);
-            for delivery in sent.chain(remains.queue.iter()).filter(|delivery| delivery.record.is_some()) {
-                add(Key::Delivery(delivery.record));
-                hold(&delivery.message);
-            }
             remains.released.iter().for_each(|released| add(Key::Release(released.record)));
             remains.receipts.records().for_each(|record| add(Key::Receipt(record)));
             let Some(session) = remains.session else { continue };

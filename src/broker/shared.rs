@@ -30,7 +30,7 @@
 //! has room for it, or one is about to be asked; every membership stands in its group, in its session or in what that
 //! has left, and in the index, which knows both places.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::BuildHasher;
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -49,6 +49,7 @@ use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree, T
 use super::Broker;
 use super::deliver::{LISTED_PER_STEP, QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
+use super::in_line::{InLine, Served};
 use super::queue::Queue;
 use super::remains::{MEMBERSHIP_STEPS, RETURN_STEPS, Remains, merge_freed};
 use super::session::{Session, SessionId, Sessions};
@@ -104,8 +105,10 @@ struct Group {
     present: usize,
     /// Those behind the first `alive` of them have ended, and so may have others.
     alive: usize,
-    /// It was known of moves with smaller numbers that none of them brings a member.
+    /// It is known of moves up to this number that none of them brings a member.
     moves_seen: u64,
+    /// Of the members that do not count as connected so many were looked at last.
+    looked_at: usize,
     /// Nobody finds it any more: all its members have ended, and there may be another one of the same text.
     is_retired: bool,
     /// Whose turn it is among equals.
@@ -120,23 +123,13 @@ impl Group {
     }
 }
 
-/// A session whose client has come or gone, and whose memberships have yet to be moved.
-#[derive(Clone, Copy, Debug)]
-struct Move {
-    session: SessionId,
-    /// So many, from the first one on: those behind them are where they belong, whatever comes and goes meanwhile.
-    left: usize,
-    /// Later ones have larger numbers.
-    number: u64,
-}
+/// The memberships of a session, whose client has come or gone, that have yet to be moved: so many, from the first one on. Those
+/// behind them are where they belong, whatever comes and goes meanwhile.
+type MembershipsLeft = usize;
 
-/// A session whose client has gone, and that has been sent more than one turn has time to give to others.
-#[derive(Clone, Copy, Debug)]
-struct Return {
-    session: SessionId,
-    /// So many of what was sent, from the first one on, have yet to be looked at. What was kept has gone behind them.
-    left: usize,
-}
+/// What a session, whose client has gone, was sent and has yet to be looked at: so many, from the first one on. What was kept
+/// has gone behind them.
+type SentLeft = usize;
 
 /// All groups.
 #[derive(Debug)]
@@ -151,11 +144,10 @@ pub(super) struct SharedSubscriptions {
     generation: u32,
     /// Groups with something in their queue.
     waiting: usize,
-    /// Each session once, in the order of their numbers.
-    moves: VecDeque<Move>,
-    moves_begun: u64,
-    /// Each session once.
-    returns: VecDeque<Return>,
+    moves: InLine<MembershipsLeft>,
+    /// Those of clients that have come, by their numbers.
+    arrivals: BTreeMap<u64, SessionId>,
+    returns: InLine<SentLeft>,
     /// Groups whose queue holds messages that are recorded and should not be, or the other way round.
     unsettled: VecDeque<GroupId>,
 }
@@ -170,9 +162,9 @@ impl SharedSubscriptions {
             seed: seeded(seed),
             generation: 0,
             waiting: 0,
-            moves: VecDeque::new(),
-            moves_begun: 0,
-            returns: VecDeque::new(),
+            moves: InLine::new(),
+            arrivals: BTreeMap::new(),
+            returns: InLine::new(),
             unsettled: VecDeque::new(),
         }
     }
@@ -292,6 +284,7 @@ impl SharedSubscriptions {
             present: 0,
             alive: 0,
             moves_seen: 0,
+            looked_at: 0,
             is_retired: false,
             turn: 0,
             queue: Queue::default(),
@@ -346,52 +339,67 @@ impl SharedSubscriptions {
         false
     }
 
-    /// Whether a group has a connected member. Those who have gone are passed once.
-    fn is_attended(&mut self, id: GroupId, sessions: &Sessions) -> bool {
-        let Some(group) = self.group_mut(id) else { return false };
-        while let Some(last) = group.present.checked_sub(1) {
-            if sessions.is_connected(group.members[last].session) {
-                return true;
-            }
-            group.present = last;
-        }
-        self.entering(id, sessions).is_some()
+    /// Those who count as connected end with one who is. Those behind it, who have gone, are passed once.
+    fn pass_gone(&mut self, id: GroupId, sessions: &Sessions) {
+        let Some(group) = self.group_mut(id) else { return };
+        let is_gone = |member: &Member| !sessions.is_connected(member.session);
+        let gone = group.members[..group.present].iter().rev().take_while(|member| is_gone(member));
+        group.present -= gone.count();
     }
 
-    /// A connected member that has yet to be moved among those who count as connected. Moves that do not bring one are
-    /// passed once.
+    /// Whether a group has a connected member.
+    fn is_attended(&mut self, id: GroupId, sessions: &Sessions) -> bool {
+        self.pass_gone(id, sessions);
+        let has_present = self.group(id).is_some_and(|group| group.present > 0);
+        has_present || self.entering(id, sessions).is_some()
+    }
+
+    /// A connected member that has yet to be moved among those who count as connected.
     fn entering(&mut self, id: GroupId, sessions: &Sessions) -> Option<SessionId> {
-        let Group { present, moves_seen, members, .. } = self.group(id)?;
-        if *present == members.len() {
+        if self.arrivals.is_empty() {
             return None;
         }
-        let first = self.moves.partition_point(|movement| movement.number <= *moves_seen);
-        let found = self.moves.range(first..).map(|movement| movement.session).find(|session| {
-            sessions.is_connected(*session)
-                && self.place(id, *session).is_some_and(|place| place.member as usize >= *present)
-        });
-        if found.is_none() {
-            let moves_begun = self.moves_begun;
-            self.groups[id.slot as usize].moves_seen = moves_begun;
+        let &Group { present, alive, mut moves_seen, mut looked_at, ref members, .. } = self.group(id)?;
+        let absent = &members[present..alive];
+        // Both who have come since and who is absent may be very many; what is not in the fewer of them is nowhere. Those who
+        // do not bring a member are passed once.
+        let mut arrivals = self.arrivals.range(moves_seen + 1..);
+        let mut found = None;
+        for _ in 0..absent.len() {
+            let Some((number, session)) = arrivals.next() else { break };
+            looked_at = (looked_at + 1) % absent.len();
+            let is_absent = |place: Place| place.member as usize >= present;
+            let looked_at = absent[looked_at].session;
+            found = if self.place(id, *session).is_some_and(is_absent) {
+                Some(*session)
+            } else {
+                moves_seen = *number;
+                sessions.is_connected(looked_at).then_some(looked_at)
+            };
+            if found.is_some() {
+                break;
+            }
         }
+        if found.is_none() {
+            moves_seen = self.moves.newest();
+        }
+        let group = &mut self.groups[id.slot as usize];
+        (group.moves_seen, group.looked_at) = (moves_seen, looked_at);
         found
     }
 
-    /// Ends the return of what a session was sent: what is left stays with it, in its old order.
-    #[inline]
-    pub(super) fn stop_return(&mut self, session: &mut Session) {
-        if !self.returns.is_empty()
-            && let Some(Return { left, .. }) = self.take_return(session.id)
-        {
-            session.outgoing.sent.rotate_left(left);
+    /// The client of a session has come or gone: what was begun for it before is over.
+    fn stop_move(&mut self, session: SessionId) {
+        if let Some((number, _)) = self.moves.remove(session) {
+            self.arrivals.remove(&number);
         }
     }
 
-    #[cold]
-    #[inline(never)]
-    fn take_return(&mut self, session: SessionId) -> Option<Return> {
-        let at = self.returns.iter().position(|other| other.session == session)?;
-        self.returns.remove(at)
+    /// Ends the return of what a session was sent: what is left stays with it, in its old order.
+    fn stop_return(&mut self, session: &mut Session) {
+        if let Some((_, left)) = self.returns.remove(session.id) {
+            session.outgoing.sent.rotate_left(left);
+        }
     }
 
     fn swap_members(&mut self, id: GroupId, one: usize, other: usize) {
@@ -427,6 +435,7 @@ impl SharedSubscriptions {
     pub(super) fn set_all_absent(&mut self) {
         self.groups.iter_mut().for_each(|(_, group)| group.present = 0);
         self.moves.clear();
+        self.arrivals.clear();
     }
 
     /// Asserts every invariant of the groups, and returns how many messages wait in them.
@@ -436,14 +445,13 @@ impl SharedSubscriptions {
         for remains in remains {
             left_behind.extend(remains.memberships.iter().map(|id| (*id, remains.session)));
         }
-        let moving: BTreeSet<SessionId> = self.moves.iter().map(|movement| movement.session).collect();
-        assert_eq!(moving.len(), self.moves.len(), "a session is moved once at a time");
-        let numbers = self.moves.iter().map(|movement| movement.number);
-        assert!(numbers.is_sorted_by(|one, other| one < other), "moves stand in the order of their numbers");
-        let returning: BTreeSet<SessionId> = self.returns.iter().map(|giving| giving.session).collect();
-        assert_eq!(returning.len(), self.returns.len(), "a session returns what it was sent once at a time");
-        for Return { session, left } in &self.returns {
-            let session = sessions.find(*session).expect("with its end it is done");
+        self.moves.check_invariants();
+        self.returns.check_invariants();
+        let moves = self.moves.iter().filter(|(_, session, _)| sessions.is_connected(*session));
+        let arrivals = self.arrivals.iter().map(|(number, session)| (*number, *session));
+        assert!(moves.map(|(number, session, _)| (number, session)).eq(arrivals), "whose client has come");
+        for (_, session, left) in self.returns.iter() {
+            let session = sessions.find(session).expect("with its end it is done");
             assert!(session.connection.is_none() && *left <= session.outgoing.sent.len());
         }
         let (mut queued, mut memberships, mut waiting, mut retired) = (0, 0, 0, 0);
@@ -459,8 +467,8 @@ impl SharedSubscriptions {
                 };
                 assert!(at < group.alive && !group.is_retired, "it has not ended");
                 assert_eq!(session.memberships[place.membership as usize], group.id);
-                let movement = self.moves.iter().find(|movement| movement.session == member.session);
-                let is_moved = movement.is_none_or(|movement| place.membership as usize >= movement.left);
+                let movement = self.moves.find(member.session);
+                let is_moved = movement.is_none_or(|(_, left)| place.membership as usize >= *left);
                 let is_right = session.connection.is_some() == (at < group.present);
                 assert!(is_right || !is_moved, "the connected ones come first");
             }
@@ -647,41 +655,39 @@ impl Broker {
             return;
         }
         session.outgoing.sent_here = 0;
-        let mut giving = Return { session: session_id, left };
         let mut steps = self.steps_at_once;
-        if !self.go_on_returning(&mut giving, &mut steps) {
-            self.shared.returns.push_back(giving);
+        let left = self.go_on_returning(session_id, left, &mut steps);
+        if left > 0 {
+            self.shared.returns.push_back(session_id, left);
         }
         self.steps_at_once = steps;
     }
 
-    /// Gives what a session was sent to others. True if all of it was looked at; otherwise there are no steps left.
-    fn go_on_returning(&mut self, giving: &mut Return, steps: &mut usize) -> bool {
-        while giving.left > 0 {
-            if *steps == 0 {
-                return false;
-            }
+    /// Gives what a session was sent to others. So many are left to be looked at; there are no steps left then.
+    fn go_on_returning(&mut self, giver: SessionId, mut left: SentLeft, steps: &mut usize) -> SentLeft {
+        while left > 0 && *steps > 0 {
             let Self { shared, sessions, outputs, .. } = self;
-            let Some(session) = sessions.find_mut(giving.session) else { return true };
-            let Some(sent) = session.outgoing.sent.remove(0) else { return true };
-            giving.left -= 1;
-            let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giving.session).is_some());
+            let Some(session) = sessions.find_mut(giver) else { return 0 };
+            let Some(sent) = session.outgoing.sent.remove(0) else { return 0 };
+            left -= 1;
+            let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giver).is_some());
             let Some(id) = group.filter(|id| shared.is_attended(*id, sessions)) else {
                 *steps -= 1;
-                self.session_mut(giving.session).outgoing.sent.push_back(sent);
+                self.session_mut(giver).outgoing.sent.push_back(sent);
                 continue;
             };
             *steps = steps.saturating_sub(RETURN_STEPS);
             outputs.metrics.in_flight_messages -= 1;
-            self.session_mut(giving.session).outgoing.free_packet_id(sent.packet_id);
+            self.session_mut(giver).outgoing.free_packet_id(sent.packet_id);
             self.return_to_group(id, sent.delivery);
         }
-        true
+        left
     }
 
     /// A session has ended. Many memberships are left for `remains`.
     pub(super) fn leave_few_groups(&mut self, session: &mut Session) {
         self.shared.stop_return(session);
+        self.shared.stop_move(session.id);
         let memberships = session.memberships.len();
         if self.has_steps_at_once(memberships, memberships * MEMBERSHIP_STEPS) {
             while let Some(id) = session.memberships.remove(0) {
@@ -706,24 +712,22 @@ impl Broker {
     /// moved in later turns.
     pub(super) fn move_memberships(&mut self, session: SessionId) {
         let Some(found) = self.sessions.find_mut(session) else { return };
-        self.shared.stop_return(found);
-        let left = found.memberships.len();
+        let (left, has_come) = (found.memberships.len(), found.connection.is_some());
+        let shared = &mut self.shared;
+        shared.stop_return(found);
+        shared.stop_move(session);
         if left == 0 {
             return;
         }
-        let shared = &mut self.shared;
-        shared.moves_begun += 1;
-        let mut movement = Move { session, left, number: shared.moves_begun };
         if self.is_little(left) {
             let mut steps = left;
-            self.go_on_moving(&mut movement, &mut steps);
+            self.go_on_moving(session, left, &mut steps);
             return;
         }
-        let moves = &mut self.shared.moves;
-        if let Some(at) = moves.iter().position(|movement| movement.session == session) {
-            moves.remove(at);
+        let number = self.shared.moves.push_back(session, left);
+        if has_come {
+            self.shared.arrivals.insert(number, session);
         }
-        moves.push_back(movement);
     }
 
     /// Does as much as one turn has time for.
@@ -755,18 +759,22 @@ impl Broker {
         while *steps > 0
             && let Some(mut giving) = self.shared.returns.pop_front()
         {
-            if !self.go_on_returning(&mut giving, steps) {
-                self.shared.returns.push_front(giving);
+            giving.work = self.go_on_returning(giving.session, giving.work, steps);
+            if giving.work > 0 {
+                self.shared.returns.put_back(giving);
             }
         }
     }
 
     fn continue_moves(&mut self, steps: &mut usize) {
         while *steps > 0
-            && let Some(mut movement) = self.shared.moves.pop_front()
+            && let Some(Served { number, session, work }) = self.shared.moves.pop_front()
         {
-            if !self.go_on_moving(&mut movement, steps) {
-                self.shared.moves.push_front(movement);
+            let work = self.go_on_moving(session, work, steps);
+            if work > 0 {
+                self.shared.moves.put_back(Served { number, session, work });
+            } else {
+                self.shared.arrivals.remove(&number);
             }
         }
     }
@@ -781,19 +789,24 @@ impl Broker {
         }
     }
 
-    /// True if all are where they belong; otherwise there are no steps left.
-    fn go_on_moving(&mut self, movement: &mut Move, steps: &mut usize) -> bool {
+    /// So many are left to be moved; there are no steps left then.
+    fn go_on_moving(
+        &mut self,
+        session: SessionId,
+        left: MembershipsLeft,
+        steps: &mut usize,
+    ) -> MembershipsLeft {
         let Self { shared, sessions, .. } = self;
-        let Some(session) = sessions.find(movement.session) else { return true };
+        let Some(session) = sessions.find(session) else { return 0 };
         // Some may have been removed meanwhile, and others have come in their place.
-        movement.left = movement.left.min(session.memberships.len());
-        while movement.left > 0 && *steps > 0 {
+        let mut left = left.min(session.memberships.len());
+        while left > 0 && *steps > 0 {
             *steps -= 1;
-            movement.left -= 1;
-            let id = session.memberships[movement.left];
+            left -= 1;
+            let id = session.memberships[left];
             shared.set_present(id, session.id, session.connection.is_some());
         }
-        movement.left == 0
+        left
     }
 
     /// Puts a message, as it was published, back before all others, but for those that were put back before; and gives it to whoever has
@@ -904,7 +917,7 @@ impl Broker {
         }
         loop {
             let chosen = self.choose_present_member(id, counted);
-            if chosen.is_some() || self.shared.moves.is_empty() {
+            if chosen.is_some() || self.shared.arrivals.is_empty() {
                 return chosen;
             }
             let entering = self.shared.entering(id, &self.sessions)?;
@@ -917,8 +930,12 @@ impl Broker {
         loop {
             match self.look_for_member(id, counted) {
                 Ok(chosen) => return chosen,
-                // It is not passed again, and those before it only after all others.
-                Err(gone) => self.shared.set_present(id, gone, false),
+                // It is not passed again, and those before it only after all others. One who is there comes in its place, so there
+                // is no second one before somebody was looked at.
+                Err(gone) => {
+                    self.shared.pass_gone(id, &self.sessions);
+                    self.shared.set_present(id, gone, false);
+                }
             }
         }
     }
@@ -1041,4 +1058,110 @@ impl Broker {
 /// The group that may give a message to somebody else.
 fn group_of(delivery: &Delivery) -> Option<GroupId> {
     Some(delivery.via.as_ref()?.origin.as_ref()?.group)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::broker::link::ConnectionId;
+    use crate::clock::Instant;
+
+    use super::*;
+
+    struct World {
+        shared: SharedSubscriptions,
+        sessions: Sessions,
+        made: u32,
+    }
+
+    impl World {
+        fn new() -> Self {
+            Self { shared: SharedSubscriptions::new(1), sessions: Sessions::new(1), made: 0 }
+        }
+
+        fn session(&mut self, is_connected: bool) -> SessionId {
+            self.made += 1;
+            let id = self.sessions.insert(&self.made.to_string(), Instant(0));
+            let connection = ConnectionId { slot: self.made, generation: 1 };
+            self.sessions.find_mut(id).expect("just made").connection = is_connected.then_some(connection);
+            id
+        }
+
+        /// Its client has come, and its memberships have yet to be moved.
+        fn arrive(&mut self, session: SessionId) {
+            let connection = ConnectionId { slot: session.slot, generation: 2 };
+            self.sessions.find_mut(session).expect("it has not ended").connection = Some(connection);
+            let number = self.shared.moves.push_back(session, 1);
+            self.shared.arrivals.insert(number, session);
+        }
+
+        /// A group whose members all count as connected, be they or not.
+        fn group(&mut self, members: &[SessionId]) -> GroupId {
+            let filter = SubscriptionFilter::parse("$share/g/t", u32::MAX).expect("it is one");
+            let id = self.shared.find_or_make("$share/g/t", filter);
+            for (at, session) in (0..).zip(members) {
+                let group = &mut self.shared.groups[id.slot as usize];
+                let grant = QoS::AtMostOnce.into();
+                group.members.push(Member { session: *session, grant });
+                (group.present, group.alive) = (group.members.len(), group.members.len());
+                self.shared.add_place(id, *session, Place { member: at, membership: 0 });
+            }
+            id
+        }
+
+        fn absent_group(&mut self, members: usize) -> (GroupId, Vec<SessionId>) {
+            let members: Vec<SessionId> = (0..members).map(|_| self.session(false)).collect();
+            let id = self.group(&members);
+            assert!(!self.shared.is_attended(id, &self.sessions));
+            (id, members)
+        }
+
+        fn entering(&mut self, id: GroupId) -> (Option<SessionId>, u64, usize) {
+            let found = self.shared.entering(id, &self.sessions);
+            let group = &self.shared.groups[id.slot as usize];
+            (found, group.moves_seen, group.looked_at)
+        }
+    }
+
+    #[test]
+    fn who_has_gone_is_passed_once_and_where_it_stands() {
+        let mut world = World::new();
+        let members: Vec<SessionId> = (0..100).map(|number| world.session(number == 40)).collect();
+        let id = world.group(&members);
+        assert!(world.shared.is_attended(id, &world.sessions));
+        let group = &world.shared.groups[id.slot as usize];
+        assert_eq!((group.present, group.alive), (41, 100));
+        assert!(group.members.iter().map(|member| member.session).eq(members));
+    }
+
+    #[test]
+    fn who_comes_to_other_groups_is_passed_once() {
+        let mut world = World::new();
+        let (id, members) = world.absent_group(1_000);
+        for _ in 0..100 {
+            let stranger = world.session(true);
+            world.arrive(stranger);
+        }
+        assert_eq!(world.entering(id), (None, 100, 100));
+        assert_eq!(world.entering(id), (None, 100, 100));
+        let stranger = world.session(true);
+        world.arrive(stranger);
+        world.arrive(members[7]);
+        assert_eq!(world.entering(id), (Some(members[7]), 101, 102));
+        // It is found again at the first look.
+        assert_eq!(world.entering(id), (Some(members[7]), 101, 103));
+    }
+
+    #[test]
+    fn a_group_of_few_does_not_look_at_all_who_come() {
+        let mut world = World::new();
+        let (id, members) = world.absent_group(3);
+        for _ in 0..100 {
+            let stranger = world.session(true);
+            world.arrive(stranger);
+        }
+        world.arrive(members[0]);
+        assert_eq!(world.entering(id), (Some(members[0]), 3, 0));
+        world.sessions.find_mut(members[0]).expect("it has not ended").connection = None;
+        assert_eq!(world.entering(id), (None, 101, 0));
+    }
 }

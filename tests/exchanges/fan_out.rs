@@ -195,6 +195,49 @@ fn what_waits_is_gone_with_its_connection() {
     crowd.broker.check_invariants();
 }
 
+/// Of many who wait, for one topic or another, in whatever order they go.
+#[test]
+fn what_waits_of_those_who_stay_is_taken_in_its_order() {
+    const PUBLISHERS: u32 = 24;
+    let mut crowd = Crowd::new(options());
+    crowd.publish(crowd.publisher, "all/1", b"");
+    let names: Vec<String> = (0..PUBLISHERS).map(|number| format!("p{number}")).collect();
+    let publishers: Vec<ConnectionId> = (100..)
+        .zip(&names)
+        .map(|(number, name)| connected(&mut crowd.broker, number, connect311(name)))
+        .collect();
+    for (number, id) in publishers.iter().enumerate() {
+        let qos = if number % 4 == 0 { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let topic = if number % 3 == 0 { "all/2" } else { "all/1" };
+        say(&mut crowd.broker, *id, &bytes_of(&publish(topic, qos, &[number as u8]), PROTOCOL));
+        crowd.broker.check_invariants();
+    }
+    let dropped = crowd.broker.metrics().dropped[DropReason::SessionEnded as usize];
+    for step in 0..publishers.len() {
+        let number = step * 7 % publishers.len();
+        if !number.is_multiple_of(5) {
+            crowd.broker.handle_lost(NOW, publishers[number], false);
+            crowd.broker.check_invariants();
+        }
+    }
+    let lost_at_qos_0 = (0..publishers.len())
+        .filter(|number| number.is_multiple_of(4) && !number.is_multiple_of(5))
+        .count() as u64;
+    assert_eq!(crowd.broker.metrics().dropped[DropReason::SessionEnded as usize], dropped + lost_at_qos_0);
+    turns(&mut crowd.broker);
+    for id in &crowd.receivers {
+        let payloads: Vec<Vec<u8>> = hear(&mut crowd.broker, *id)
+            .iter()
+            .filter_map(|heard| match heard.packet() {
+                Packet::Publish(publish) => Some(publish.payload.to_vec()),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(payloads, [vec![], vec![0], vec![5], vec![10], vec![15], vec![20]]);
+    }
+    assert!(crowd.broker.wants_input(publishers[0]) && crowd.broker.wants_input(publishers[20]));
+}
+
 /// Those who end meanwhile get nothing, and those who come meanwhile are somebody else.
 #[test]
 fn its_receivers_are_those_of_the_moment_it_was_taken() {

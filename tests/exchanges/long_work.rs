@@ -869,6 +869,38 @@ fn what_an_ended_member_did_not_acknowledge_goes_to_others_little_by_little_and_
     assert_eq!(broker.metrics().dropped[DropReason::SessionEnded as usize], 0);
 }
 
+/// Those of whoever ended first come first.
+#[test]
+fn what_several_ended_members_did_not_acknowledge_goes_to_others_in_the_order_of_their_ends() {
+    let (mut broker, mut disk) = (Broker::new(stored_options(), NOW), Disk::default());
+    let shared = subscribe_to(&["$share/g/f/0".to_owned()]);
+    let publisher = open(&mut broker, &mut disk, 1, connect311("publisher"));
+    let mut member = |broker: &mut Broker, number, client_id| {
+        let member = open(broker, &mut disk, number, connect311(client_id));
+        say(broker, member, &shared);
+        member
+    };
+    let mut members = Vec::new();
+    for (place, client_id) in ["first", "second", "third"].into_iter().enumerate() {
+        members.push(member(&mut broker, 2 + place as u32, client_id));
+        for number in 0..FILTERS {
+            let number = (place * FILTERS + number).to_string();
+            publish_from(&mut broker, publisher, "f/0", QoS::AtLeastOnce, &number);
+        }
+    }
+    let other = member(&mut broker, 5, "other");
+    hear_stored(&mut broker, &mut disk, other);
+    members.iter().for_each(|member| broker.handle_lost(NOW, *member, false));
+    let mut heard = Vec::new();
+    while broker.poll_timeout().is_some_and(|due| due <= NOW) {
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        while broker.poll_flush().is_some() {}
+        heard.extend(heard_payloads(&mut broker, &mut disk, other));
+    }
+    assert_eq!(heard, numbers(0..members.len() * FILTERS));
+}
+
 /// Of a session that is stored: its record goes before its messages have gone back.
 #[test]
 fn what_an_ended_member_did_not_acknowledge_is_safe_while_it_goes_back() {
@@ -1075,6 +1107,61 @@ fn a_group_of_many_who_have_ended_is_none() {
     assert_eq!(broker.status().subscriptions, 3);
     publish_from(&mut broker, publisher, "f/10", QoS::AtMostOnce, "newest");
     assert_eq!(payloads(&hear(&mut broker, newcomer)), ["newest"]);
+}
+
+/// None of their memberships is moved meanwhile.
+#[test]
+fn a_group_finds_who_is_there_among_many_who_come_and_go() {
+    const CLIENTS: u32 = 20;
+    const GROUPS: usize = 8;
+    let mut broker = broker();
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    let names: Vec<String> = (0..CLIENTS).map(|number| format!("many{number}")).collect();
+    let heard_by = |broker: &mut Broker, present: &[Option<ConnectionId>]| -> usize {
+        for filter in &filters()[..GROUPS] {
+            publish_from(broker, publisher, filter, QoS::AtMostOnce, "x");
+        }
+        present.iter().flatten().map(|id| payloads(&hear(broker, *id)).len()).sum()
+    };
+    let mut present = vec![None; names.len()];
+    for (name, present) in (0..).zip(&mut present) {
+        // Every other one is a member of groups of its own, beside some of the others' or none.
+        let own = (0..GROUPS).map(|number| format!("$share/g/own/{name}/{number}"));
+        let of_all = shared_filters().into_iter().take(if name % 4 == 3 { 0 } else { GROUPS });
+        let client_id = &names[name];
+        let id = connected(&mut broker, 10 + name as u32, Connect { client_id, ..member() });
+        say(&mut broker, id, &subscribe_to(&of_all.chain(own).collect::<Vec<_>>()));
+        turns(&mut broker);
+        hear(&mut broker, id);
+        *present = Some(id);
+    }
+    let mut number = 100;
+    for round in 0..3 {
+        // In the order of their places, against it, and mixed.
+        let order = |step: usize| match round {
+            0 => step,
+            1 => names.len() - 1 - step,
+            _ => step * 7 % names.len(),
+        };
+        for step in 0..names.len() {
+            let gone = present[order(step)].take().expect("it is there");
+            broker.handle_lost(NOW, gone, false);
+            let is_attended = (0..names.len()).any(|name| name % 4 != 3 && present[name].is_some());
+            let expected = if is_attended { GROUPS } else { 0 };
+            assert_eq!(heard_by(&mut broker, &present), expected, "round {round}, {step} gone");
+        }
+        for step in 0..names.len() {
+            number += 1;
+            let name = order(step);
+            let connect = Connect { client_id: &names[name], ..member() };
+            present[name] = Some(connected(&mut broker, number, connect));
+            let is_attended = (0..names.len()).any(|name| name % 4 != 3 && present[name].is_some());
+            let expected = if is_attended { GROUPS } else { 0 };
+            assert_eq!(heard_by(&mut broker, &present), expected, "round {round}, {step} back");
+        }
+    }
+    turns(&mut broker);
+    assert_eq!(heard_by(&mut broker, &present), GROUPS);
 }
 
 /// Something waits in a group of others meanwhile, which is nothing to it.
