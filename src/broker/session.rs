@@ -285,6 +285,11 @@ impl Sessions {
         self.ended -= 1;
     }
 
+    /// Slots of ended sessions.
+    pub(super) fn ended_count(&self) -> usize {
+        self.ended
+    }
+
     /// Whether there are slots of ended sessions.
     pub(super) fn has_ended(&self) -> bool {
         self.ended > 0
