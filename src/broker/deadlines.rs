@@ -56,11 +56,12 @@ impl Broker {
         if !self.long_requests.is_empty() {
             self.continue_long_requests();
         }
-        if self.undrained_from_slot.is_some() {
-            self.continue_drain();
-        }
         if self.has_fan_out() {
             self.continue_fan_out();
+        }
+        // Behind it: where one message to many follows the other it has its turns between them.
+        if self.undrained_from_slot.is_some() {
+            self.continue_drain();
         }
         if self.has_remains() {
             self.clear_remains();

@@ -198,6 +198,16 @@ impl Links {
         self.iter_from(0)
     }
 
+    /// Slots, free ones included.
+    pub(super) fn slots(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// The one in this slot.
+    pub(super) fn at(&self, slot: u32) -> Option<&Link> {
+        self.slots.get(slot as usize)?.as_ref()
+    }
+
     /// Those whose slots are not before this one.
     pub(super) fn iter_from(&self, slot: u32) -> impl Iterator<Item = &Link> {
         self.slots.iter().skip(slot as usize).flatten()

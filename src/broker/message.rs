@@ -71,7 +71,8 @@ impl Gauge {
         self.0.bytes.set(self.0.bytes.get() - bytes);
     }
 
-    /// While a packet is handled, has [`Message::new`] take this message for what it says of it.
+    /// While a packet is handled, has [`Message::new`] take this message for one with the same payload. The first large one that
+    /// is made uses it up.
     pub(super) fn prepare(&self, message: Option<Message>) {
         self.0.prepared.set(message);
     }
@@ -168,7 +169,7 @@ impl Message {
     }
 
     /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end. The frame is given
-    /// back if there is no room for what goes before that, or too much.
+    /// back if there is no room for what goes before that, or more than 255 bytes too much.
     pub(super) fn in_place(
         frame: OwnedFrame,
         topic: &str,
@@ -207,11 +208,14 @@ impl Message {
         let is_this = std::ptr::eq(message.payload(), content.payload)
             && message.topic_bytes() == content.topic.as_bytes()
             && message.properties() == content.properties;
-        if !is_this || message.0.gauge.set(gauge.clone()).is_err() {
+        if !is_this {
             return None;
         }
         message.0.expires_at.set(content.expires_at.unwrap_or(NEVER));
-        gauge.add(message.size());
+        // One that was put off is counted already.
+        if message.0.gauge.set(gauge.clone()).is_ok() {
+            gauge.add(message.size());
+        }
         Some(message)
     }
 

@@ -91,7 +91,7 @@ use thin_list::ThinList;
 const PINGRESP_BYTES: usize = 2;
 
 /// A connection that is closed takes as long as so many other steps, what the server does for it included.
-const CLOSE_STEPS: usize = 16;
+const CLOSE_STEPS: u32 = 16;
 
 /// Bytes that wait for one of many receivers of the same messages, from which on it should be flushed.
 const URGENT_BYTES: usize = 64 * 1024;
@@ -413,21 +413,26 @@ impl Broker {
         true
     }
 
-    /// Sends away as many clients as one turn has time for. They have their copies of the message that is on its way to many.
+    /// Sends away as many clients as one turn has time for. They have their copies of the message that is on its way to many,
+    /// and after one whose will goes to many the others follow later.
     fn continue_drain(&mut self) {
         let (Some(redirect), None) = (&self.options.redirect, &self.fan_out) else { return };
-        let Some(from_slot) = self.undrained_from_slot.take() else { return };
+        let Some(from_slot) = self.undrained_from_slot else { return };
         let reason = CloseReason::Redirected { permanently: redirect.permanently };
-        let steps = self.options.steps_per_turn;
-        let mut meant = Vec::new();
-        for (looked_at, link) in self.links.iter_from(from_slot).enumerate() {
-            if looked_at == steps || meant.len() * CLOSE_STEPS >= steps {
-                self.undrained_from_slot = Some(link.id.slot);
-                break;
+        let steps = self.options.steps_per_turn as u32;
+        let slots = from_slot..self.links.slots().min(from_slot.saturating_add(steps));
+        self.undrained_from_slot = (slots.end < self.links.slots()).then_some(slots.end);
+        let mut closed = 0;
+        for slot in slots {
+            if closed * CLOSE_STEPS >= steps || self.fan_out.is_some() {
+                self.undrained_from_slot = Some(slot);
+                return;
             }
-            meant.extend(link.session().map(|_| link.id));
+            if let Some(link) = self.links.at(slot).filter(|link| link.session().is_some()) {
+                self.close(link.id, reason);
+                closed += 1;
+            }
         }
-        meant.into_iter().for_each(|id| self.close(id, reason));
     }
 
     /// When `handle_timeout` wants to be called next.

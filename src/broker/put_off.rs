@@ -267,7 +267,9 @@ impl Broker {
         let publish =
             Publish { dup: false, qos, retain, topic: topic.as_str(), packet_id, properties, payload };
         self.outputs.journal.begin_input(Some(connection));
+        self.messages.prepare(Some(message.clone()));
         self.take_now(connection, session, topic, &publish, expires_at);
+        self.messages.prepare(None);
         self.await_store_if_behind(connection);
         if self.links.find(connection).is_some_and(|link| link.session().is_some()) {
             self.trace_fan_out(connection, FanOutStep::Taken);

@@ -129,7 +129,8 @@ struct Streams {
     numbers: BTreeMap<Rc<str>, u64>,
     /// The number of the newest one.
     newest: u64,
-    /// What that was when a message to many was on its way, and which one: those later were begun since it was retained.
+    /// What that was when the first of them was begun after a message to many was taken, and which message: those later send
+    /// its retained value themselves.
     newest_before: (u64, FanOutNumber),
     preceded: Preceded,
 }
@@ -154,7 +155,7 @@ impl RetainedStreams {
         self.0.as_ref().map_or(0, |streams| streams.in_order.len())
     }
 
-    /// Adds the last one, begun after so many messages to many; its filter has none yet.
+    /// Adds the last one, begun after this message to many, which may be on its way still; its filter has none yet.
     pub(super) fn push(&mut self, stream: RetainedStream, fan_out: FanOutNumber) {
         let streams = self.0.get_or_insert_default();
         if streams.newest_before.1 != fan_out {
@@ -499,9 +500,6 @@ impl Broker {
             return;
         }
         let session = self.sessions.subscriber_mut(subscriber);
-        if routing.is_in(&kept.message) {
-            return session.streams.precede_before(topic, self.fan_out_number);
-        }
         let filters = self.subscriptions.matching_filters(subscriber, routing.topic);
         let grants = session.streams.awaiting(filters, topic);
         let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };
@@ -521,6 +519,10 @@ impl Broker {
         if delivery.qos == QoS::AtMostOnce && outbox_full {
             // It keeps its turn: the live message goes nowhere now either, or into the queue, which is behind.
             return;
+        }
+        if routing.is_in(&kept.message) {
+            // It was retained before its copies were made: streams begun since then have it to send.
+            return session.streams.precede_before(topic, self.fan_out_number);
         }
         session.streams.precede(topic);
         // A message that is retained itself replaces the older value, which need not be sent at all.

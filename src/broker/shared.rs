@@ -826,7 +826,11 @@ impl Broker {
         let was_empty = group.queue.is_empty();
         group.queue.put_back(returned);
         shared.waiting += usize::from(was_empty);
-        if was_empty && let Some(member) = self.choose_member(id, true) {
+        // Where all are sent away each would leave it to the next one, who goes a moment later.
+        if was_empty
+            && !self.is_draining
+            && let Some(member) = self.choose_member(id, true)
+        {
             self.pull_from_group(id, member);
         }
     }
@@ -912,9 +916,6 @@ impl Broker {
     /// The connected member with the least work among those with room; in turn among equals. Members without room
     /// will ask when they have some. `counted` says that the message counts against the window.
     fn choose_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
-        if counted && self.is_draining {
-            return None; // Each would leave it to the next one, who is sent away a moment later.
-        }
         loop {
             let chosen = self.choose_present_member(id, counted);
             if chosen.is_some() || self.shared.arrivals.is_empty() {
@@ -1020,9 +1021,6 @@ impl Broker {
     /// The same, where so many groups have been asked in vain in earlier turns. After one round without a message there is nothing
     /// to do until there is another reason to ask: what comes to a group goes to its members itself if they have room.
     pub(super) fn ask_groups(&mut self, session_id: SessionId, mut asked_in_vain: u32) {
-        if self.is_draining {
-            return;
-        }
         let mut asked_max = asked_in_vain.saturating_add(ASKED_IN_VAIN_MAX);
         let mut has_passed = false;
         while self.shared.waiting > 0 {

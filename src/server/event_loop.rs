@@ -582,7 +582,7 @@ impl EventLoop {
 
     fn drain(&mut self, now: Instant) {
         if self.broker.handle_drain(now) {
-            log::info!(target: LOG_TARGET, "draining: {} connections are sent to another server", self.connections.len());
+            log::info!(target: LOG_TARGET, "draining: {} clients are sent to another server", self.broker.metrics().clients_connected);
         } else {
             log::warn!(target: LOG_TARGET, "cannot drain: no other server is named (--redirect-to)");
         }

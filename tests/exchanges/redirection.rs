@@ -183,7 +183,7 @@ fn the_program_is_drained_by_a_signal() {
         is_sent_away(&mut new, reason);
         assert_eq!(old.receive().message().1, "sent away");
         old.is_closed();
-        assert!(program.line("draining").contains("2 connections"));
+        assert!(program.line("draining").contains("2 clients"));
         assert!(program.line("client \"new\"").contains("sent to another server"));
         nobody_is_let_in(program.address, reason);
         program.signal(Signal::TERM);
