@@ -68,6 +68,16 @@ impl World {
     /// With these properties in CONNECT and SUBSCRIBE.
     fn new(protocol: Protocol, qos: QoS, connect: Properties<'_>, subscribe: Properties<'_>) -> Self {
         let options = Options { sys_interval: None, ..Options::default() };
+        Self::with_options(options, protocol, qos, connect, subscribe)
+    }
+
+    fn with_options(
+        options: Options,
+        protocol: Protocol,
+        qos: QoS,
+        connect: Properties<'_>,
+        subscribe: Properties<'_>,
+    ) -> Self {
         let broker = Broker::new(options, Instant(0));
         let ids: Vec<ConnectionId> = (0..20).map(|slot| ConnectionId { slot, generation: 1 }).collect();
         let mut world = Self { broker, protocol, ids, sent: Vec::new(), answers: Vec::new() };
@@ -228,4 +238,39 @@ fn a_large_message_is_not_copied() {
         }
         assert_eq!(world.broker.metrics().publish_sent, 2 * 20);
     }
+}
+
+#[test]
+fn nor_is_one_that_has_to_wait() {
+    let options = Options { steps_per_turn: 4, sys_interval: None, ..Options::default() };
+    let none = Properties::NONE;
+    let mut world = World::with_options(options, Protocol::Mqtt311, QoS::AtLeastOnce, none, none);
+    let payload = vec![7; (1 << 20) + 100_000];
+    let mut taken = 0;
+    for (slot, payload) in [(0, b"to many".as_slice()), (1, &payload)] {
+        let mut bytes = Vec::new();
+        let publish = Publish {
+            dup: false,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            topic: "topic/1",
+            packet_id: Some(PacketId::FIRST),
+            properties: Properties::NONE,
+            payload,
+        };
+        encode::encode(&Packet::Publish(publish), Protocol::Mqtt311, &mut bytes).expect("a PUBLISH");
+        let id = world.ids[slot];
+        let mut terms = world.broker.reading_terms(id);
+        let mut inbox = Inbox::default();
+        for mut read in bytes.chunks(64 * 1024) {
+            taken += u32::from(world.broker.handle_next(Instant(1), id, &mut terms, &mut inbox, &mut read));
+        }
+    }
+    assert!(taken == 2 && !world.broker.wants_input(world.ids[1]), "it waits for the other one");
+    LARGEST_BYTES.with(|largest| largest.set(0));
+    for _ in 0..100 {
+        world.broker.handle_timeout(Instant(1));
+    }
+    assert!(LARGEST_BYTES.with(Cell::get) < payload.len());
+    assert_eq!(world.broker.metrics().publish_sent, 2 * 20);
 }

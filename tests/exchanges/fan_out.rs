@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use broker::broker::options::Durability;
+use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Packet, Publish, QoS};
@@ -797,4 +797,55 @@ fn its_sender_is_told_if_all_who_are_listed_have_gone() {
     let heard = hear_as(&mut crowd.broker, publisher, Protocol::Mqtt5);
     let Packet::Puback(puback) = heard[0].packet() else { panic!("a PUBACK") };
     assert_eq!(puback.reason, ReasonCode::NoMatchingSubscribers);
+}
+
+#[test]
+fn messages_to_many_one_behind_the_other_do_not_keep_clients_from_being_sent_away() {
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut crowd = Crowd::new(Options { redirect, ..options() });
+    // The last one to be sent away, who publishes as soon as it is read.
+    let publisher = connected(&mut crowd.broker, 100, connect311("the last"));
+    crowd.publish(publisher, "all/1", b"again");
+    assert!(crowd.broker.handle_drain(NOW));
+    let mut turns = 0;
+    while crowd.broker.metrics().clients_connected > 1 {
+        assert!(turns < 100, "they are sent away");
+        turns += 1;
+        crowd.turn();
+        if crowd.broker.wants_input(publisher) {
+            crowd.publish(publisher, "all/1", b"again");
+        }
+    }
+    assert!(turns > RECEIVERS, "a few in each turn");
+}
+
+#[test]
+fn a_copy_at_qos_0_that_is_dropped_leaves_the_retained_message_to_be_sent() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    let connect = Connect { clean_start: false, ..connect311("absent") };
+    let absent = connected(&mut crowd.broker, 100, connect);
+    let retain = |crowd: &mut Crowd, payload: &[u8]| {
+        let Packet::Publish(publish) = publish("all/1", QoS::AtLeastOnce, payload) else { unreachable!() };
+        let publish = Packet::Publish(Publish { retain: true, ..publish });
+        say(&mut crowd.broker, publisher, &bytes_of(&publish, PROTOCOL));
+        assert!(crowd.broker.is_fanning_out());
+    };
+    retain(&mut crowd, b"older");
+    // Retained messages wait for the end of this one, and this client does not.
+    say(&mut crowd.broker, absent, &subscribe_bytes(PROTOCOL, "all/#", QoS::AtMostOnce));
+    crowd.broker.handle_lost(NOW, absent, false);
+    turns(&mut crowd.broker);
+    let dropped = crowd.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize];
+    retain(&mut crowd, b"newer");
+    turns(&mut crowd.broker);
+    assert_eq!(crowd.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize], dropped + 1);
+    let back = ConnectionId { slot: 101, generation: 1 };
+    crowd.broker.handle_open(NOW, back);
+    let connect = Packet::Connect(connect);
+    say(&mut crowd.broker, back, &bytes_of(&connect, PROTOCOL));
+    turns(&mut crowd.broker);
+    let heard = hear(&mut crowd.broker, back);
+    assert_eq!((heard.len(), heard[1].publish().retain), (2, true));
+    assert_eq!(heard[1].message(), ("all/1".to_owned(), "newer".to_owned()));
 }
