@@ -823,8 +823,12 @@ fn messages_to_many_one_behind_the_other_do_not_keep_clients_from_being_sent_awa
 fn a_copy_at_qos_0_that_is_dropped_leaves_the_retained_message_to_be_sent() {
     let mut crowd = Crowd::new(options());
     let publisher = crowd.publisher;
-    let connect = Connect { clean_start: false, ..connect311("absent") };
-    let absent = connected(&mut crowd.broker, 100, connect);
+    // More than get their copies before the message is retained.
+    let client_ids: Vec<String> = (0..=STEPS_PER_TURN).map(|number| format!("absent {number}")).collect();
+    let connects = client_ids.iter().zip(100..);
+    let connects = connects.map(|(id, number)| (number, Connect { clean_start: false, ..connect311(id) }));
+    let absent: Vec<(ConnectionId, Connect<'_>)> =
+        connects.map(|(number, connect)| (connected(&mut crowd.broker, number, connect), connect)).collect();
     let retain = |crowd: &mut Crowd, payload: &[u8]| {
         let Packet::Publish(publish) = publish("all/1", QoS::AtLeastOnce, payload) else { unreachable!() };
         let publish = Packet::Publish(Publish { retain: true, ..publish });
@@ -832,20 +836,24 @@ fn a_copy_at_qos_0_that_is_dropped_leaves_the_retained_message_to_be_sent() {
         assert!(crowd.broker.is_fanning_out());
     };
     retain(&mut crowd, b"older");
-    // Retained messages wait for the end of this one, and this client does not.
-    say(&mut crowd.broker, absent, &subscribe_bytes(PROTOCOL, "all/#", QoS::AtMostOnce));
-    crowd.broker.handle_lost(NOW, absent, false);
+    // Retained messages wait for the end of this one, and these clients do not.
+    for (id, _) in &absent {
+        say(&mut crowd.broker, *id, &subscribe_bytes(PROTOCOL, "all/#", QoS::AtMostOnce));
+        crowd.broker.handle_lost(NOW, *id, false);
+    }
     turns(&mut crowd.broker);
-    let dropped = crowd.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize];
+    let dropped = |crowd: &Crowd| crowd.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize];
+    let dropped_before = dropped(&crowd);
     retain(&mut crowd, b"newer");
     turns(&mut crowd.broker);
-    assert_eq!(crowd.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize], dropped + 1);
-    let back = ConnectionId { slot: 101, generation: 1 };
-    crowd.broker.handle_open(NOW, back);
-    let connect = Packet::Connect(connect);
-    say(&mut crowd.broker, back, &bytes_of(&connect, PROTOCOL));
-    turns(&mut crowd.broker);
-    let heard = hear(&mut crowd.broker, back);
-    assert_eq!((heard.len(), heard[1].publish().retain), (2, true));
-    assert_eq!(heard[1].message(), ("all/1".to_owned(), "newer".to_owned()));
+    assert_eq!(dropped(&crowd), dropped_before + absent.len() as u64);
+    for (ConnectionId { slot, .. }, connect) in absent {
+        let back = ConnectionId { slot: 100 + slot, generation: 1 };
+        crowd.broker.handle_open(NOW, back);
+        say(&mut crowd.broker, back, &bytes_of(&Packet::Connect(connect), PROTOCOL));
+        turns(&mut crowd.broker);
+        let heard = hear(&mut crowd.broker, back);
+        assert_eq!((heard.len(), heard[1].publish().retain), (2, true));
+        assert_eq!(heard[1].message(), ("all/1".to_owned(), "newer".to_owned()));
+    }
 }
