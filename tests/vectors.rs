@@ -353,6 +353,7 @@ fn every_packet_and_every_error_occurs() {
         "RepeatedProperty",
         "PropertyValue",
         "TopicAliasZero",
+        "TooManyProperties",
         "ConnackFlags",
         "UnknownReasonCode",
     ];
@@ -548,6 +549,7 @@ fn every_error_has_its_code() {
         (DecodeError::UnsupportedProtocolLevel(6), ReasonCode::UnsupportedProtocolVersion),
         (DecodeError::PacketTooLarge, ReasonCode::PacketTooLarge),
         (DecodeError::TopicAliasZero, ReasonCode::TopicAliasInvalid),
+        (DecodeError::TooManyProperties, ReasonCode::QuotaExceeded),
         (DecodeError::PacketIdZero, ReasonCode::ProtocolError),
         (DecodeError::NoTopicFilter, ReasonCode::ProtocolError),
         (DecodeError::SubscriptionOptionValue, ReasonCode::ProtocolError),

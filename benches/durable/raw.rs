@@ -49,7 +49,7 @@ fn frame(messages: u64, payload_bytes: usize) -> Vec<u8> {
         batch.put(Key::Delivery(message.next()), &Record::Delivery(record));
     }
     let mut frame = vec![0; FRAME_HEAD_BYTES];
-    frame.extend_from_slice(batch.as_bytes());
+    frame.extend_from_slice(&batch.to_bytes());
     frame
 }
 

@@ -56,6 +56,9 @@ impl Broker {
         if !self.long_requests.is_empty() {
             self.continue_long_requests();
         }
+        if !self.long_publishes.is_empty() {
+            self.continue_long_publishes();
+        }
         if self.has_fan_out() {
             self.continue_fan_out();
         }

@@ -70,6 +70,8 @@ pub enum PacketKind {
 /// Where a PUBLISH is that takes several turns, or has to wait for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FanOutStep {
+    /// Its payload is looked at, a turn's worth at a time.
+    LookedAt,
     /// It has to wait.
     PutOff,
     /// It was taken after it had waited.
@@ -154,8 +156,8 @@ pub enum Event {
         /// Whose.
         client_id: Box<str>,
     },
-    /// What became of a PUBLISH that goes to more sessions than one turn has time for, or has to wait for one that does:
-    /// only with `Options::trace_packets`.
+    /// What became of a PUBLISH that goes to more sessions than one turn has time for, has to wait for one that does, or is
+    /// very large: only with `Options::trace_packets`.
     FanOut {
         /// The connection that it came from.
         connection: ConnectionId,

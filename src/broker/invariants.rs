@@ -34,11 +34,12 @@ impl Broker {
                 let session = self.sessions.find(session).expect("a connected link has a session");
                 assert_eq!(session.connection, Some(link.id), "link and session know each other");
             }
-            let is_put_off = link.extras.as_ref().is_some_and(|extras| extras.long_request.is_some());
-            assert!(
-                !is_put_off || link.session().is_none() || self.long_requests.contains(&link.id),
-                "a long request goes on"
-            );
+            if let Some(extras) = link.extras.as_ref().filter(|_| link.session().is_some()) {
+                let goes_on = self.long_requests.contains(&link.id);
+                assert!(extras.long_request.is_none() || goes_on, "a long request goes on");
+                let goes_on = self.long_publishes.contains(&link.id);
+                assert!(extras.long_publish.is_none() || goes_on, "a long PUBLISH goes on");
+            }
             assert!(
                 !link.awaits_fan_out || link.session().is_none() || self.is_behind_fan_out(link.id),
                 "who waits for a message to many is read again"

@@ -567,9 +567,10 @@ impl Journal {
     }
 
     /// Keeps the memory of a batch that nobody needs any more.
-    pub(super) fn reuse(&mut self, batch: Batch) {
-        if self.spares.len() < SPARES_MAX && batch.capacity() <= SPARE_BYTES_MAX {
-            self.spares.push(batch.emptied());
+    pub(super) fn reuse(&mut self, mut batch: Batch) {
+        if self.spares.len() < SPARES_MAX {
+            batch.clear();
+            self.spares.push(batch);
         }
     }
 
@@ -622,9 +623,8 @@ impl Journal {
     }
 }
 
-/// So many batches may be under way together without new memory, and larger ones stem from a store that did not keep up.
+/// So many batches may be under way together without new memory.
 const SPARES_MAX: usize = 4;
-const SPARE_BYTES_MAX: usize = 1 << 20;
 
 /// Of sessions that have ended and are gone from the disk so many are forgotten when a batch is stored, and when another one ends: more
 /// than have come.
@@ -638,7 +638,7 @@ fn bytes_of(entry: &Entry) -> u64 {
     RECORD_BYTES
         + match entry {
             Entry::Message(message, _) => message.size(),
-            Entry::Encoded(batch) => batch.as_bytes().len() as u64,
+            Entry::Encoded(batch) => batch.length() as u64,
             _ => 0,
         }
 }
@@ -650,8 +650,12 @@ fn subscription_record(grant: Grant, streams: bool) -> SubscriptionRecord {
 }
 
 fn put_message(batch: &mut Batch, lsn: Lsn, message: &Message) {
-    let properties = message.properties().as_bytes();
-    batch.put_message(lsn, message.topic_bytes(), properties, message.payload(), message.expires_at());
+    let (topic, properties, expires_at) =
+        (message.topic_bytes(), message.properties().as_bytes(), message.expires_at());
+    match message.shared_payload() {
+        None => batch.put_message(lsn, topic, properties, message.payload(), expires_at),
+        Some(payload) => batch.put_long_message(lsn, topic, properties, payload, expires_at),
+    }
 }
 
 fn put(batch: &mut Batch, lsn: Lsn, entry: &Entry) {

@@ -9,6 +9,7 @@ use crate::codec::packet::PACKET_SIZE_MAX;
 use crate::wheel::TimerId;
 
 use super::authenticate::Authentication;
+use super::long_publish::LongPublish;
 use super::long_request::LongRequest;
 use super::outbox::Outbox;
 use super::session::SessionId;
@@ -86,7 +87,7 @@ pub(super) struct Link {
     pub(super) packets_sent: u64,
 }
 
-/// What most clients do not have: the state of an authentication or a long request, and topic aliases.
+/// What most clients do not have: the state of an authentication or of what takes several turns, and topic aliases.
 #[derive(Debug)]
 pub(super) struct LinkExtras {
     pub(super) received_aliases: ReceivedAliases,
@@ -94,6 +95,15 @@ pub(super) struct LinkExtras {
     pub(super) authentication: Option<Authentication>,
     /// A request that takes several turns.
     pub(super) long_request: Option<Box<LongRequest>>,
+    /// A PUBLISH that takes several turns.
+    pub(super) long_publish: Option<Box<LongPublish>>,
+}
+
+impl LinkExtras {
+    /// Whether its last packet takes several turns.
+    pub(super) fn takes_turns(&self) -> bool {
+        self.long_request.is_some() || self.long_publish.is_some()
+    }
 }
 
 impl Link {
@@ -109,7 +119,7 @@ impl Link {
         self.read_paused
             || self.awaits_store
             || self.awaits_fan_out
-            || self.extras.as_ref().is_some_and(|extras| extras.long_request.is_some())
+            || self.extras.as_ref().is_some_and(|extras| extras.takes_turns())
     }
 
     pub(super) fn extras_mut(&mut self) -> &mut LinkExtras {
@@ -119,6 +129,7 @@ impl Link {
                 sent_aliases: SentAliases::new(0),
                 authentication: None,
                 long_request: None,
+                long_publish: None,
             })
         })
     }

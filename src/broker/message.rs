@@ -5,7 +5,8 @@
 //! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
 //!
 //! A large message keeps the memory in which its packet came, because to copy it would take longer than a turn has time for.
-//! Its payload stays where it is; what goes before it is brought there.
+//! Its payload stays where it is, its properties are brought there, and its topic has a block of its own. What is sent and
+//! what is stored of it goes by reference.
 //!
 //! The memory of small messages that have ended is kept for the next ones: in a process with several threads, which a store
 //! makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth. The gauge counts what messages need,
@@ -16,6 +17,8 @@
 use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::rc::Rc;
+
+use bytes::Bytes;
 
 use crate::clock::Instant;
 use crate::codec::{OwnedFrame, Properties};
@@ -77,6 +80,17 @@ impl Gauge {
         self.0.prepared.set(message);
     }
 
+    /// Whether this payload is text, if it is that of the message that is prepared and was looked at.
+    pub(super) fn knows_text(&self, payload: &[u8]) -> Option<bool> {
+        let prepared = self.0.prepared.take()?;
+        let known = match &prepared.0.block {
+            Block::Long(long) if std::ptr::eq(prepared.payload(), payload) => long.is_text,
+            _ => None,
+        };
+        self.0.prepared.set(Some(prepared));
+        known
+    }
+
     fn take_spare(&self) -> Option<Rc<Body>> {
         let mut spares = self.0.spares.take();
         let spare = spares.pop();
@@ -112,20 +126,35 @@ pub struct Message(Rc<Body>);
 
 #[derive(Debug)]
 struct Body {
-    /// What is behind `length` is not used.
-    block: Box<[u8]>,
+    block: Block,
     /// `None` if this is spare, or nobody has taken it yet.
     gauge: OnceCell<Gauge>,
     expires_at: Cell<Instant>,
     /// Under which number it is stored, and how many records refer to that; kept by the journal.
     record: Cell<Lsn>,
     holders: Cell<u32>,
+    /// Bytes of all three.
     length: u32,
-    /// Where the payload begins.
+    /// Where the payload begins: in the block, or in what is behind the topic if that stands elsewhere.
     payload_at: u32,
     topic_length: u16,
-    /// Unused bytes between the topic and the properties.
-    gap: u8,
+}
+
+/// Where topic, properties and payload stand.
+#[derive(Debug)]
+enum Block {
+    /// One behind the other. What is behind them is not used.
+    Whole(Box<[u8]>),
+    Long(Box<LongBlock>),
+}
+
+#[derive(Debug)]
+struct LongBlock {
+    topic: Box<[u8]>,
+    /// Properties and payload.
+    tail: Bytes,
+    /// Whether the payload is text, if that was looked at.
+    is_text: Option<bool>,
 }
 
 impl Message {
@@ -147,7 +176,7 @@ impl Message {
         let length = payload_at + payload.len();
         let mut spare = gauge.take_spare();
         let mut body = Body {
-            block: block_of(parts, length, spare.as_mut().and_then(Rc::get_mut)),
+            block: Block::Whole(block_of(parts, length, spare.as_mut().and_then(Rc::get_mut))),
             gauge: gauge.clone().into(),
             expires_at: expires_at.unwrap_or(NEVER).into(),
             record: Cell::default(),
@@ -155,7 +184,6 @@ impl Message {
             length: u32::try_from(length).expect("a packet has less than 2^28 bytes"),
             payload_at: u32::try_from(payload_at).expect("a packet has less than 2^28 bytes"),
             topic_length: u16::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
-            gap: 0,
         };
         gauge.add(body.size());
         Self(match spare {
@@ -168,37 +196,30 @@ impl Message {
         })
     }
 
-    /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end. The frame is given
-    /// back if there is no room for what goes before that, or more than 255 bytes too much.
+    /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end and stands behind
+    /// these properties or more. `is_text` says whether it is text, if that is known.
     pub(super) fn in_place(
         frame: OwnedFrame,
         topic: &str,
         properties: Properties<'_>,
         payload_length: usize,
-    ) -> Result<Self, OwnedFrame> {
-        let place = || {
-            let length = u32::try_from(frame.length()).ok()?;
-            let payload_at = length.checked_sub(u32::try_from(payload_length).ok()?)?;
-            let properties_at = payload_at.checked_sub(u32::try_from(properties.as_bytes().len()).ok()?)?;
-            let topic_length = u16::try_from(topic.len()).ok()?;
-            let gap = u8::try_from(properties_at.checked_sub(topic_length.into())?).ok()?;
-            Some((length, payload_at, properties_at, topic_length, gap))
-        };
-        let Some((length, payload_at, properties_at, topic_length, gap)) = place() else { return Err(frame) };
-        let mut block = frame.into_bytes().into_boxed_slice();
-        block[..topic.len()].copy_from_slice(topic.as_bytes());
-        block[properties_at as usize..payload_at as usize].copy_from_slice(properties.as_bytes());
-        Ok(Self(Rc::new(Body {
-            block,
+        is_text: Option<bool>,
+    ) -> Self {
+        let mut bytes = frame.into_bytes();
+        let payload_at = bytes.len() - payload_length;
+        let properties_at = payload_at - properties.len();
+        bytes[properties_at..payload_at].copy_from_slice(properties.as_bytes());
+        let tail = Bytes::from(bytes).slice(properties_at..);
+        Self(Rc::new(Body {
+            length: u32::try_from(topic.len() + tail.len()).expect("a packet has less than 2^28 bytes"),
+            payload_at: u32::try_from(properties.len()).expect("a packet has less than 2^28 bytes"),
+            topic_length: u16::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
+            block: Block::Long(Box::new(LongBlock { topic: topic.as_bytes().into(), tail, is_text })),
             gauge: OnceCell::new(),
             expires_at: NEVER.into(),
             record: Cell::default(),
             holders: Cell::default(),
-            length,
-            payload_at,
-            topic_length,
-            gap,
-        })))
+        }))
     }
 
     /// The message that has been prepared, if it is this one.
@@ -224,7 +245,8 @@ impl Message {
     #[inline]
     pub(super) fn end(mut self) {
         if let Some(body) = Rc::get_mut(&mut self.0)
-            && body.block.len() <= SPARE_BYTES_MAX
+            && let Block::Whole(block) = &body.block
+            && block.len() <= SPARE_BYTES_MAX
             && let Some(gauge) = body.gauge.take()
         {
             gauge.subtract(body.size());
@@ -240,13 +262,19 @@ impl Message {
     /// The bytes of the topic name.
     pub fn topic_bytes(&self) -> &[u8] {
         let body = &self.0;
-        &body.block[..body.topic_length as usize]
+        match &body.block {
+            Block::Whole(block) => &block[..body.topic_length as usize],
+            Block::Long(long) => &long.topic,
+        }
     }
 
     /// The properties that are passed on.
     pub fn properties(&self) -> Properties<'_> {
         let body = &self.0;
-        Properties::checked_before(&body.block[body.properties_at() as usize..body.payload_at as usize])
+        Properties::checked_before(match &body.block {
+            Block::Whole(block) => &block[body.topic_length as usize..body.payload_at as usize],
+            Block::Long(long) => &long.tail[..body.payload_at as usize],
+        })
     }
 
     /// The payload.
@@ -257,8 +285,22 @@ impl Message {
     /// The end of the message that can be sent as it is: the payload, and the properties before it if they are wanted.
     pub fn tail(&self, with_properties: bool) -> &[u8] {
         let body = &self.0;
-        let from = if with_properties { body.properties_at() } else { body.payload_at };
-        &body.block[from as usize..body.length as usize]
+        match &body.block {
+            Block::Whole(block) => {
+                let from = if with_properties { body.topic_length.into() } else { body.payload_at };
+                &block[from as usize..body.length as usize]
+            }
+            Block::Long(long) if with_properties => &long.tail,
+            Block::Long(long) => &long.tail[body.payload_at as usize..],
+        }
+    }
+
+    /// The payload of a large message, for whoever keeps it without copying it.
+    pub(super) fn shared_payload(&self) -> Option<Bytes> {
+        match &self.0.block {
+            Block::Whole(_) => None,
+            Block::Long(long) => Some(long.tail.slice(self.0.payload_at as usize..)),
+        }
     }
 
     /// When nobody wants it any more; `None` is never.
@@ -296,10 +338,6 @@ impl Drop for Body {
 }
 
 impl Body {
-    fn properties_at(&self) -> u32 {
-        u32::from(self.topic_length) + u32::from(self.gap)
-    }
-
     fn size(&self) -> u64 {
         u64::from(self.length) + OVERHEAD_BYTES
     }
@@ -308,17 +346,17 @@ impl Body {
 /// These bytes one behind the other, in the block of a spare if that fits.
 #[inline]
 fn block_of(parts: [&[u8]; 3], length: usize, spare: Option<&mut Body>) -> Box<[u8]> {
-    if let Some(spare) = spare
-        && length <= spare.block.len()
-        && spare.block.len() <= length + UNUSED_BYTES_MAX
+    if let Some(Body { block: Block::Whole(spare), .. }) = spare
+        && length <= spare.len()
+        && spare.len() <= length + UNUSED_BYTES_MAX
     {
-        let mut rest = &mut spare.block[..];
+        let mut rest = &mut spare[..];
         for part in parts {
             let (here, behind) = rest.split_at_mut(part.len());
             here.copy_from_slice(part);
             rest = behind;
         }
-        return std::mem::take(&mut spare.block);
+        return std::mem::take(spare);
     }
     let mut block = Vec::with_capacity(length);
     parts.iter().for_each(|part| block.extend_from_slice(part));
@@ -424,11 +462,12 @@ mod tests {
             };
             let header = frame.header;
             bytes.shrink_to_fit();
-            let address = bytes.as_ptr();
+            let memory = bytes.as_ptr_range();
             let frame = OwnedFrame::new(header, bytes);
-            let message =
-                Message::in_place(frame, "a/b", passed_on.as_properties(), PREPARED_BYTES_MIN).unwrap();
-            assert_eq!(message.topic_bytes().as_ptr(), address, "it keeps the memory");
+            let (properties, is_text) = (passed_on.as_properties(), Some(false));
+            let message = Message::in_place(frame, "a/b", properties, PREPARED_BYTES_MIN, is_text);
+            let end = message.payload().as_ptr_range().end;
+            assert_eq!(end, memory.end, "it keeps the memory");
             gauge.prepare(Some(message.clone()));
             message
         };

@@ -115,6 +115,8 @@ pub struct Broker {
     refills: VecDeque<SessionId>,
     /// Links with requests that take several turns.
     long_requests: VecDeque<ConnectionId>,
+    /// Where there is a PUBLISH whose payload is being looked at.
+    long_publishes: VecDeque<ConnectionId>,
     /// The message on its way to more sessions than one turn has time for, and what has to wait for its end.
     fan_out: Option<Box<FanOut>>,
     fan_out_number: FanOutNumber,
@@ -189,6 +191,7 @@ impl Broker {
             messages: Gauge::default(),
             refills: VecDeque::new(),
             long_requests: VecDeque::new(),
+            long_publishes: VecDeque::new(),
             fan_out: None,
             fan_out_number: FanOutNumber::default(),
             put_off: PutOffs::new(options.seed),
@@ -439,6 +442,7 @@ impl Broker {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let work_left = !self.refills.is_empty()
             || !self.long_requests.is_empty()
+            || !self.long_publishes.is_empty()
             || self.has_fan_out()
             || self.has_remains()
             || self.undrained_from_slot.is_some()

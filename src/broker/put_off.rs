@@ -322,6 +322,11 @@ impl Broker {
 
     /// Whether this publisher is read again once the message under way has reached everybody.
     pub(super) fn is_behind_fan_out(&self, id: ConnectionId) -> bool {
-        self.is_fan_out_of(id) || self.put_off.first_of(id).is_some()
+        self.is_fan_out_of(id) || self.is_put_off(id)
+    }
+
+    /// Whether a PUBLISH of this connection waits.
+    pub(super) fn is_put_off(&self, id: ConnectionId) -> bool {
+        self.put_off.first_of(id).is_some()
     }
 }

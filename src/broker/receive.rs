@@ -46,10 +46,14 @@ pub(super) fn forwarded(properties: Properties<'_>, forwarded: &mut Vec<u8>) {
     }
 }
 
+/// Whether a payload is said to be text.
+pub(super) fn says_text(properties: Properties<'_>) -> bool {
+    properties.iter().any(|property| property == Property::PayloadIsText(true))
+}
+
 /// Whether a payload is what its payload format says.
-pub(super) fn is_text(properties: Properties<'_>, payload: &[u8]) -> bool {
-    let says_so = properties.iter().any(|property| property == Property::PayloadIsText(true));
-    !says_so || std::str::from_utf8(payload).is_ok()
+pub(super) fn is_as_said(properties: Properties<'_>, payload: &[u8]) -> bool {
+    !says_text(properties) || std::str::from_utf8(payload).is_ok()
 }
 
 /// What the sender of a message that was taken is told.
@@ -262,7 +266,7 @@ impl Broker {
             let (reason, drop) = (ReasonCode::NotAuthorized, DropReason::ReservedTopic);
             return Some(Refusal { reason, drop, close: None });
         }
-        if self.options.check_payload_format && !is_text(publish.properties, publish.payload) {
+        if self.options.check_payload_format && !self.is_payload_as_said(publish) {
             let (reason, drop) = (ReasonCode::PayloadFormatInvalid, DropReason::PayloadFormat);
             return Some(Refusal { reason, drop, close: None });
         }
@@ -281,6 +285,12 @@ impl Broker {
             return Some(Refusal { reason, drop, close: Some(CloseReason::RetainedFull) });
         }
         None
+    }
+
+    fn is_payload_as_said(&self, publish: &Publish<'_>) -> bool {
+        let known =
+            if publish.properties.is_empty() { None } else { self.messages.knows_text(publish.payload) };
+        known.unwrap_or_else(|| is_as_said(publish.properties, publish.payload))
     }
 
     /// Says no where the client understands it. Where it does not: an acknowledgement would promise what cannot be kept

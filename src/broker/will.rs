@@ -13,7 +13,7 @@ use super::deliver::Routing;
 use super::event::{Event, WillStep};
 use super::journal::message_record;
 use super::message::{Content, Gauge, Message};
-use super::receive::{has_wildcard, is_reserved, is_text};
+use super::receive::{has_wildcard, is_as_said, is_reserved};
 use super::restore::content_of;
 use super::session::SessionId;
 
@@ -67,7 +67,7 @@ impl Broker {
                 property => forwarded.push(&property), // [MQTT5-3.1.3-10]
             }
         }
-        if self.options.check_payload_format && !is_text(will.properties, will.payload) {
+        if self.options.check_payload_format && !is_as_said(will.properties, will.payload) {
             return Err(CloseReason::PayloadFormat);
         }
         let content = Content {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use super::property::PROPERTIES_LENGTH_MAX;
 use super::reason::ReasonCode;
 
 /// Why bytes are not an MQTT packet. Wrong behaviour in well-formed packets is `broker::CloseReason`, not this.
@@ -55,6 +56,8 @@ pub enum DecodeError {
     RepeatedProperty(u8),
     /// A value that this property cannot have.
     PropertyValue(u8),
+    /// More bytes of properties than [`PROPERTIES_LENGTH_MAX`](super::property::PROPERTIES_LENGTH_MAX).
+    TooManyProperties,
     /// A topic alias of 0 [MQTT5-3.3.2-8].
     TopicAliasZero,
     /// Reserved bits of a CONNACK are set.
@@ -70,6 +73,8 @@ impl DecodeError {
             Self::UnsupportedProtocolLevel(_) => ReasonCode::UnsupportedProtocolVersion,
             Self::PacketTooLarge => ReasonCode::PacketTooLarge,
             Self::TopicAliasZero => ReasonCode::TopicAliasInvalid,
+            // A limit of this implementation [MQTT5-4.13.1-1].
+            Self::TooManyProperties => ReasonCode::QuotaExceeded,
             Self::PacketIdZero
             | Self::NoTopicFilter
             | Self::SubscriptionOptionValue
@@ -113,6 +118,9 @@ impl fmt::Display for DecodeError {
             Self::RepeatedProperty(id) => return write!(f, "property {id:#04x} twice"),
             Self::PropertyValue(id) => {
                 return write!(f, "property {id:#04x} with a value that it cannot have");
+            }
+            Self::TooManyProperties => {
+                return write!(f, "more than {PROPERTIES_LENGTH_MAX} bytes of properties");
             }
             Self::TopicAliasZero => "topic alias 0",
             Self::ConnackFlags => "reserved bits in CONNACK flags",

@@ -6,7 +6,7 @@ use bytes::BufMut;
 
 use super::error::DecodeError;
 use super::packet::PacketId;
-use super::property::{Place, Properties};
+use super::property::{PROPERTIES_LENGTH_MAX, Place, Properties};
 
 /// The fourth byte of a variable byte integer is its last.
 pub(super) const VARIABLE_INTEGER_BYTES_MAX: usize = 4;
@@ -66,7 +66,11 @@ impl<'a> Reader<'a> {
         let length = self.variable_integer()? as usize;
         let (bytes, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;
         self.rest = rest;
-        if bytes.is_empty() { Ok(Properties::NONE) } else { Properties::check(bytes, place) }
+        match length {
+            0 => Ok(Properties::NONE),
+            1..=PROPERTIES_LENGTH_MAX => Properties::check(bytes, place),
+            _ => Err(DecodeError::TooManyProperties),
+        }
     }
 
     /// A packet identifier [MQTT-2.3.1-1].

@@ -12,6 +12,10 @@ use super::error::DecodeError;
 use super::packet::QoS;
 use super::primitive::{Reader, put_binary, put_variable_integer};
 
+/// No packet may have more bytes of properties than that: all of them are checked in one go, and nobody should wait for that. The
+/// standard leaves it to a server to have such limits, and has a reason code for them, 0x97. Any one property fits.
+pub const PROPERTIES_LENGTH_MAX: usize = 256 * 1024;
+
 /// One property [MQTT5-2.2.2-1].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Property<'a> {

@@ -5,8 +5,13 @@
 //! ```
 //!
 //! All integers have their high byte first.
+//!
+//! The payload of a large message stands in a batch by reference: it is not copied before it is written.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+
+use bytes::Bytes;
 
 use crate::clock::Instant;
 
@@ -16,11 +21,22 @@ use super::record::{KEY_HEAD_BYTES, Key, Record, write_message_parts};
 /// Changes that are stored together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
+    /// All but what stands in it by reference.
     bytes: Vec<u8>,
+    shared: Vec<Shared>,
+    shared_length: usize,
     len: usize,
     last: Lsn,
     /// Whether most of it will not be wanted any more in a moment.
     may_wait: bool,
+}
+
+/// Bytes by reference.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Shared {
+    /// They stand before this one of the other bytes.
+    at: usize,
+    bytes: Bytes,
 }
 
 /// One change of what is stored.
@@ -33,6 +49,9 @@ pub enum Change<'a> {
 }
 
 const HEAD_BYTES: usize = 8;
+
+/// Larger batches stem from a store that did not keep up.
+const KEPT_BYTES_MAX: usize = 1 << 20;
 
 impl Batch {
     /// Adds that a record exists, or has changed.
@@ -54,12 +73,34 @@ impl Batch {
         });
     }
 
+    /// The same of a large message, whose payload stays where it is.
+    pub fn put_long_message(
+        &mut self,
+        number: Lsn,
+        topic: &[u8],
+        properties: &[u8],
+        payload: Bytes,
+        expires_at: Option<Instant>,
+    ) {
+        let length = payload.len();
+        self.put_value_before(length, Key::Message(number), |bytes| {
+            write_message_parts(bytes, topic, properties, &[], expires_at);
+        });
+        self.shared_length += length;
+        self.shared.push(Shared { at: self.bytes.len(), bytes: payload });
+    }
+
     fn put_value(&mut self, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+        self.put_value_before(0, key, write);
+    }
+
+    /// Behind what is written here so many bytes of the value follow.
+    fn put_value_before(&mut self, following: usize, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         let at = self.begin(key);
         let value_at = self.bytes.len();
         write(&mut self.bytes);
-        let length =
-            u32::try_from(self.bytes.len() - value_at + 1).expect("a packet has less than 2^28 bytes");
+        let length = u32::try_from(self.bytes.len() - value_at + following + 1)
+            .expect("a packet has less than 2^28 bytes");
         self.bytes[at + 4..at + HEAD_BYTES].copy_from_slice(&length.to_be_bytes());
     }
 
@@ -83,7 +124,12 @@ impl Batch {
 
     /// Adds the changes of another batch.
     pub fn append(&mut self, other: &Self) {
+        let before = self.bytes.len();
         self.bytes.extend_from_slice(&other.bytes);
+        let shared =
+            other.shared.iter().map(|Shared { at, bytes }| Shared { at: before + at, bytes: bytes.clone() });
+        self.shared.extend(shared);
+        self.shared_length += other.shared_length;
         self.len += other.len;
     }
 
@@ -117,30 +163,45 @@ impl Batch {
         self.len == 0
     }
 
-    /// The same memory without changes.
-    pub(crate) fn emptied(mut self) -> Self {
-        self.bytes.clear();
-        Self { bytes: self.bytes, ..Self::default() }
+    /// Leaves nothing of it but its last number, and its memory if that is not much.
+    pub(crate) fn clear(&mut self) {
+        let mut bytes = std::mem::take(&mut self.bytes);
+        bytes.clear();
+        if bytes.capacity() > KEPT_BYTES_MAX {
+            bytes = Vec::new();
+        }
+        *self = Self { bytes, last: self.last, ..Self::default() };
     }
 
-    /// The size of its memory.
-    pub(crate) const fn capacity(&self) -> usize {
-        self.bytes.capacity()
+    /// How many bytes it has.
+    pub const fn length(&self) -> usize {
+        self.bytes.len() + self.shared_length
     }
 
-    /// Its bytes, from which [`Batch::changes_in`] reads.
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
+    /// Its bytes, piece by piece, from all of which [`Batch::changes_in`] reads.
+    pub fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let mut before = 0;
+        let ends = self.shared.iter().map(|shared| (shared.at, &*shared.bytes));
+        ends.chain([(self.bytes.len(), [].as_slice())]).flat_map(move |(at, shared)| {
+            let copied = &self.bytes[before..at];
+            before = at;
+            [copied, shared]
+        })
     }
 
-    /// The changes in their order.
-    pub fn changes(&self) -> impl Iterator<Item = Change<'_>> {
-        Self::changes_in(&self.bytes).map_while(Result::ok)
+    /// Its bytes in one piece.
+    pub fn to_bytes(&self) -> Cow<'_, [u8]> {
+        if self.shared.is_empty() {
+            Cow::Borrowed(&self.bytes)
+        } else {
+            Cow::Owned(self.pieces().flatten().copied().collect())
+        }
     }
 
     /// Makes the changes: what a store comes to in the end, for whoever stands in for one.
     pub fn apply(&self, records: &mut BTreeMap<Vec<u8>, Vec<u8>>) {
-        for change in self.changes() {
+        let bytes = self.to_bytes();
+        for change in Self::changes_in(&bytes).map_while(Result::ok) {
             match change {
                 Change::Put(key, value) => records.insert(key.to_vec(), value.to_vec()),
                 Change::Remove(key) => records.remove(key),
@@ -170,6 +231,40 @@ fn split_change(bytes: &[u8]) -> Option<(Change<'_>, &[u8])> {
         Some(length) => {
             let (value, rest) = rest.split_at_checked(length as usize)?;
             Some((Change::Put(key, value), rest))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_by_reference_is_stored_like_one_that_was_copied() {
+        let payloads = [b"first".as_slice(), &[7; 1_000], b""];
+        let (mut copied, mut shared, mut parts) = (Batch::default(), Batch::default(), Batch::default());
+        for (number, payload) in (1..).map(Lsn).zip(payloads) {
+            let expires_at = Some(Instant(number.0));
+            copied.put_message(number, b"a/b", b"", payload, expires_at);
+            shared.put_long_message(number, b"a/b", b"", Bytes::copy_from_slice(payload), expires_at);
+            let mut part = Batch::default();
+            part.put_long_message(number, b"a/b", b"", Bytes::copy_from_slice(payload), expires_at);
+            parts.append(&part);
+            for batch in [&mut copied, &mut shared, &mut parts] {
+                batch.remove(Key::Delivery(number));
+            }
+        }
+        for batch in [&mut shared, &mut parts] {
+            assert_eq!((batch.to_bytes(), batch.length()), (copied.to_bytes(), copied.length()));
+            assert_eq!(batch.len(), copied.len());
+            assert!(batch.shared.iter().any(|shared| *shared.bytes == [7; 1_000]), "it is not copied");
+            let mut records = (BTreeMap::new(), BTreeMap::new());
+            batch.apply(&mut records.0);
+            copied.apply(&mut records.1);
+            assert_eq!((records.0.len(), records.0 == records.1), (3, true));
+            batch.finish(Lsn(9));
+            batch.clear();
+            assert_eq!((batch.length(), batch.is_empty(), batch.last()), (0, true, Lsn(9)));
         }
     }
 }

@@ -56,7 +56,7 @@ impl Changes {
 
     /// Adds a batch.
     pub(super) fn add_batch(&mut self, batch: &Batch, name: &str) -> Result<(), Damage> {
-        let bytes = batch.as_bytes().to_vec();
+        let bytes = batch.to_bytes().into_owned();
         let whole = 0..bytes.len();
         self.add(bytes, std::iter::once(whole), name, &mut Pace::hurried())
     }

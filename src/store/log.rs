@@ -250,7 +250,7 @@ fn fill_frame(
     (previous, last): (Lsn, Lsn),
     batches: &[Batch],
 ) -> io::Result<()> {
-    let length = batches.iter().map(|batch| batch.as_bytes().len()).sum::<usize>();
+    let length = batches.iter().map(Batch::length).sum::<usize>();
     let length = u32::try_from(length).map_err(|_| {
         let what = format!("{length} bytes are to be stored at once: lower --unstored-bytes-max");
         io::Error::new(io::ErrorKind::FileTooLarge, what)
@@ -261,9 +261,7 @@ fn fill_frame(
         memory.extend_from_slice(&[0; 4]);
         memory.extend_from_slice(&previous.0.to_be_bytes());
         memory.extend_from_slice(&last.0.to_be_bytes());
-        for batch in batches {
-            memory.extend_from_slice(batch.as_bytes());
-        }
+        batches.iter().flat_map(Batch::pieces).for_each(|piece| memory.extend_from_slice(piece));
         let checksum = checksum(salt, &memory[at + 8..]);
         memory[at + 4..at + 8].copy_from_slice(&checksum.to_be_bytes());
     });

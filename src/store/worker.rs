@@ -39,7 +39,7 @@ const QUIET: Duration = Duration::from_secs(2);
 /// What a store has to say.
 #[derive(Debug)]
 pub enum Report {
-    /// These batches and all before them are on disk; so many bytes were written for them.
+    /// These batches, of which nothing else is left, and all before them are on disk; so many bytes were written for them.
     Stored(Vec<Batch>, u64),
     /// The batches in hand cannot be stored for now.
     Failed(io::Error),
@@ -115,7 +115,11 @@ impl LogWorker {
         }
         let is_stored = result.is_ok();
         let report = match result {
-            Ok(bytes) => Report::Stored(std::mem::take(&mut self.in_hand), bytes),
+            Ok(bytes) => {
+                // Here and not in the loop: to give large memory back takes long.
+                self.in_hand.iter_mut().for_each(Batch::clear);
+                Report::Stored(std::mem::take(&mut self.in_hand), bytes)
+            }
             Err(error) => Report::Failed(error),
         };
         let _ = self.reports.send(report);
@@ -129,7 +133,7 @@ impl LogWorker {
         while bytes < TOGETHER_BYTES
             && let Some(batch) = self.put_off.pop_front().or_else(|| self.batches.try_recv().ok())
         {
-            bytes += batch.as_bytes().len();
+            bytes += batch.length();
             self.in_hand.push(batch);
         }
     }

@@ -8,7 +8,7 @@ use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Connect, Packet, Publish, QoS};
 use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, Property, Protocol, ReasonCode, encode};
-use broker::journal::{Change, Key};
+use broker::journal::Key;
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect5, connect311, publish, subscribe_bytes, will};
@@ -492,12 +492,7 @@ fn a_will_that_waits_is_stored() {
     let mut records = BTreeMap::new();
     let mut store = |broker: &mut Broker, expected: usize| {
         while let Some(batch) = broker.poll_journal(NOW) {
-            for change in batch.changes() {
-                match change {
-                    Change::Put(key, value) => records.insert(key.to_vec(), value.to_vec()),
-                    Change::Remove(key) => records.remove(key),
-                };
-            }
+            batch.apply(&mut records);
             broker.handle_stored(NOW, batch.last());
         }
         let keys = records.keys().map(|key| Key::read(key).expect("it is a key"));

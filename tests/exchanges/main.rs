@@ -1,12 +1,13 @@
 //! Exchanges beyond the plain ones: enhanced authentication, being sent away, and work that takes several turns.
 //!
 //! `authentication` speaks SCRAM-SHA-256 over real sockets, `own_method` a method of an embedding program's own;
-//! `late_verdicts`, `long_work` and `fan_out` ask the core alone; `redirection` drains and stops servers.
+//! `late_verdicts`, `long_work`, `long_publish` and `fan_out` ask the core alone; `redirection` drains and stops servers.
 
 mod authentication;
 mod fan_out;
 mod fixture;
 mod late_verdicts;
+mod long_publish;
 mod long_work;
 mod own_method;
 mod redirection;

@@ -159,6 +159,7 @@ impl World {
             stall_timeout: Duration(5_000),
             steps_per_turn: *random.pick(&[1, 3, 2_000]),
             long_packet_bytes_min: *random.pick(&[0, 30, 64 * 1024]),
+            check_payload_format: random.once_in(2),
             handshake_timeout: Duration(5_000),
             sys_interval: None,
             trace_packets: true,
@@ -563,11 +564,20 @@ impl World {
     /// The core has put off a PUBLISH, or taken one that it had put off, or one that takes several turns.
     fn note_fan_out(&mut self, id: ConnectionId, step: FanOutStep) {
         match step {
-            FanOutStep::PutOff => {
+            // It was not ready to be taken, and now it has to wait.
+            FanOutStep::PutOff if self.put_off.contains_key(&id) => {
+                self.model.coverage.see("PUBLISH put off when it was looked at");
+            }
+            FanOutStep::PutOff | FanOutStep::LookedAt => {
                 let publish = std::mem::take(&mut self.publish_in_hand);
                 let other = self.put_off.insert(id, publish);
                 assert!(other.is_none(), "its sender is not read meanwhile");
-                self.model.coverage.see("PUBLISH put off");
+                let what = if step == FanOutStep::PutOff {
+                    "PUBLISH put off"
+                } else {
+                    "PUBLISH looked at in several turns"
+                };
+                self.model.coverage.see(what);
             }
             FanOutStep::Taken => self.take_put_off(id),
             FanOutStep::Begun => self.sender = Some(id),

@@ -51,6 +51,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "a packet amid a message to many",
     "a packet amid a message to groups",
     "PUBLISH put off",
+    "PUBLISH looked at in several turns",
     "a subscription changes while receivers are listed",
     "crash amid a message to many",
     "take-over",

@@ -140,8 +140,10 @@ impl World {
                 properties.push(&Property::UserProperty(name, &value));
             }
         }
+        if self.random.once_in(4) {
+            properties.push(&Property::PayloadIsText(!self.random.once_in(4)));
+        }
         if self.random.once_in(10) {
-            properties.push(&Property::PayloadIsText(self.random.once_in(2)));
             properties.push(&Property::ResponseTopic("answers/here"));
             properties.push(&Property::UserProperty("last", ""));
             properties.push(&Property::CorrelationData(&[0, 0xFF]));
@@ -168,7 +170,7 @@ impl World {
         }
         client.messages += 1;
         let filling =
-            if self.random.once_in(8) { "x".repeat(self.random.below(1_500)) } else { String::new() };
+            if self.random.once_in(8) { "\u{e9}".repeat(self.random.below(750)) } else { String::new() };
         let payload = if retain && self.random.once_in(4) {
             String::new()
         } else {
