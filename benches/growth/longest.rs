@@ -13,7 +13,9 @@ use std::time::Instant;
 use broker::broker::options::Redirect;
 use broker::broker::{ConnectionId, Options};
 use broker::clock::Duration;
-use broker::codec::{PacketId, QoS, ReasonCode, encode};
+use broker::codec::packet::Publish;
+use broker::codec::property::PropertyList;
+use broker::codec::{Packet, PacketId, Properties, Property, Protocol, QoS, ReasonCode, encode};
 use broker::metrics::DropReason;
 
 use crate::chart::{size_text, time_text};
@@ -21,7 +23,7 @@ use crate::clients::{
     PROTOCOL, PUBLISHER, connect_bytes, core_with_publisher, disconnect_bytes, message_bytes_of, ping_bytes,
     publish_bytes, publish_bytes_as, subscribe_bytes, topic, unsubscribe_bytes, with_publisher,
 };
-use crate::core::{Core, connect};
+use crate::core::{Core, bytes_of, connect, list};
 use crate::queue::{message_bytes, with_absent_subscriber};
 use crate::sessions::{client_id, inbox_subscribe_bytes, leave_session};
 use crate::table::{Table, median};
@@ -234,7 +236,64 @@ fn large_packets() -> Vec<Calls> {
     let mut calls = Calls::new(format!("a PUBLISH of {} MiB comes, and is taken", LARGE_BYTES >> 20));
     calls.packet(&mut core, PUBLISHER, &publish);
     assert_eq!(core.deliveries, 1);
-    vec![calls]
+
+    let mut core = with_publisher(Core::new(true));
+    core.open(CLIENT, &connect_bytes("client", true));
+    core.exchange(CLIENT, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
+    core.exchange(CLIENT, &disconnect_bytes());
+    let mut stored = Calls::new("the same for a client that is away, and its batch is handed to the store");
+    for read in publish.chunks(READ_BYTES) {
+        stored.call(|| core.input(PUBLISHER, read));
+    }
+    let mut batch = None;
+    stored.call(|| batch = core.broker.poll_journal(core.now));
+    assert!(batch.is_some_and(|batch| batch.length() > LARGE_BYTES));
+
+    vec![calls, stored, large_text(), large_properties()]
+}
+
+fn large_text() -> Calls {
+    let payload = "\u{20ac}".repeat(LARGE_BYTES / 3);
+    let said = list(Protocol::Mqtt5, &[Property::PayloadIsText(true)]);
+    large_publish(
+        "one of as much text that is not ASCII, which is checked",
+        said.as_properties(),
+        payload.as_bytes(),
+    )
+}
+
+fn large_properties() -> Calls {
+    let count = LARGE_BYTES / 10;
+    let said: PropertyList = (0..count).map(|_| Property::UserProperty("name", "v")).collect();
+    large_publish(&format!("one of {} properties", size_text(count as u64)), said.as_properties(), b"x")
+}
+
+fn large_publish(name: &str, properties: Properties<'_>, payload: &[u8]) -> Calls {
+    let mut core = Core::with_options(|options| Options { check_payload_format: true, ..options });
+    for slot in [PUBLISHER, CLIENT] {
+        core.open(slot, &connect(Protocol::Mqtt5, &client_id(slot.into()), false, 0));
+    }
+    core.exchange(CLIENT, &subscribe5_bytes(&topic(0)));
+    let publish = Publish {
+        dup: false,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: &topic(0),
+        packet_id: None,
+        properties,
+        payload,
+    };
+    let mut calls = Calls::new(name);
+    calls.packet(&mut core, PUBLISHER, &bytes_of(Protocol::Mqtt5, Packet::Publish(publish)));
+    assert_eq!(core.deliveries, 1);
+    calls
+}
+
+fn subscribe5_bytes(filter: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let requests = [(filter, QoS::AtMostOnce.into())];
+    encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
+    bytes
 }
 
 fn draining() -> Vec<Calls> {

@@ -512,7 +512,8 @@ impl Outputs {
             payload_len: payload.len(),
         };
         let has_properties = link.protocol.has_properties();
-        let body = if message.tail(has_properties).len() < SHARED_PAYLOAD_MIN {
+        let [first, second] = message.tail(has_properties);
+        let body = if first.len() + second.len() < SHARED_PAYLOAD_MIN {
             Body::Copied(payload)
         } else {
             Body::Shared(message.clone())

@@ -70,7 +70,7 @@ pub enum PacketKind {
 /// Where a PUBLISH is that takes several turns, or has to wait for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FanOutStep {
-    /// Its payload is looked at, a turn's worth at a time.
+    /// It is looked at, a turn's worth at a time.
     LookedAt,
     /// It has to wait.
     PutOff,

@@ -650,11 +650,11 @@ fn subscription_record(grant: Grant, streams: bool) -> SubscriptionRecord {
 }
 
 fn put_message(batch: &mut Batch, lsn: Lsn, message: &Message) {
-    let (topic, properties, expires_at) =
-        (message.topic_bytes(), message.properties().as_bytes(), message.expires_at());
-    match message.shared_payload() {
+    let (topic, properties) = (message.topic_bytes(), message.properties().as_bytes());
+    let expires_at = message.expires_at();
+    match message.shared_tail() {
         None => batch.put_message(lsn, topic, properties, message.payload(), expires_at),
-        Some(payload) => batch.put_long_message(lsn, topic, properties, payload, expires_at),
+        Some(tail) => batch.put_long_message(lsn, topic, tail, expires_at),
     }
 }
 

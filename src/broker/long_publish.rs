@@ -4,32 +4,78 @@
 //! For the rest of the core it is a PUBLISH like any other; where that makes a message of it, the one prepared here is
 //! taken.
 //!
-//! If it says that its payload is text, and that is to be checked, it is looked at a turn's worth at a time. To its sender it is as
-//! if it were still in the socket: it is not read meanwhile, and if it goes, the PUBLISH was never sent. Nobody else waits.
+//! Its properties are checked a turn's worth at a time, and so is its payload, if it says that this is text and that is to be
+//! checked. Nearly always one turn is enough. If not, then to its sender it is as if it were still in the socket: it is not read
+//! meanwhile, and if it goes, the PUBLISH was never sent. Nobody else waits.
 //!
-//! Invariant: a link with one is in the list of those to go on with, and is not read.
+//! Invariants: a link with one is in the list of those to go on with, and is not read; that a packet is malformed goes before any
+//! other fault, wherever in it that is found.
 //!
 //! Deliberately not here: what a PUBLISH does (see `receive`), and how a message lies in its memory (see `message`).
 
 use crate::clock::Instant;
+use crate::codec::decode::{UncheckedPublish, decode_publish_but_properties};
 use crate::codec::packet::Publish;
-use crate::codec::{OwnedFrame, Packet, Properties, Property, Protocol, decode};
+use crate::codec::property::{Place, UncheckedProperties};
+use crate::codec::{DecodeError, OwnedFrame, Packet, Protocol};
 use crate::metrics::DropReason;
 
 use super::Broker;
+use super::close_reason::CloseReason;
 use super::event::{FanOutStep, trace_received};
 use super::link::{ConnectionId, Link};
 use super::message::Message;
-use super::receive::{forwarded, says_text};
+use super::receive::{Instructions, is_passed_on};
 
-/// So much text is a step.
+/// To look at so many bytes is a step.
 const STEP_BYTES: usize = 128;
 
-/// One whose payload is being looked at.
+/// One that is being looked at.
 #[derive(Debug)]
 pub(super) struct LongPublish {
     frame: OwnedFrame,
+    properties: LongProperties,
     text: LongText,
+    /// Whether it has been put off.
+    is_put_off: bool,
+}
+
+/// Properties that stand before so many bytes at the end of a packet, and what they say.
+#[derive(Debug)]
+struct LongProperties {
+    length: usize,
+    payload_length: usize,
+    unchecked: UncheckedProperties,
+    /// So many bytes of them are checked.
+    checked: usize,
+    instructions: Instructions,
+    /// What else is wrong with the packet, if it is not malformed.
+    violation: Option<CloseReason>,
+    passed_on: Vec<u8>,
+}
+
+impl LongProperties {
+    /// Checks as many as there are steps for. False if there are more.
+    fn look(&mut self, bytes: &[u8], steps: &mut usize) -> Result<bool, DecodeError> {
+        let end = bytes.len() - self.payload_length;
+        let bytes = &bytes[end - self.length..end];
+        while *steps > 0 && self.checked < bytes.len() {
+            let rest = &bytes[self.checked..];
+            let (property, length) = self.unchecked.first(rest)?;
+            if let Err(reason) = self.instructions.note(property) {
+                self.violation.get_or_insert(reason);
+            }
+            if is_passed_on(property) {
+                if self.passed_on.is_empty() {
+                    self.passed_on.reserve_exact(rest.len());
+                }
+                self.passed_on.extend_from_slice(&rest[..length]);
+            }
+            self.checked += length;
+            *steps = steps.saturating_sub(length.div_ceil(STEP_BYTES));
+        }
+        Ok(self.checked == bytes.len())
+    }
 }
 
 /// What was found out about bytes at the end of a packet.
@@ -63,7 +109,7 @@ impl LongText {
 }
 
 impl Broker {
-    /// A large PUBLISH came. False if it is malformed.
+    /// A large PUBLISH came. False if it is known to be malformed.
     pub(super) fn handle_long_publish(
         &mut self,
         now: Instant,
@@ -72,17 +118,25 @@ impl Broker {
         protocol: Protocol,
     ) -> bool {
         let is_of_client = self.links.find(id).is_some_and(|link| link.session().is_some());
-        let publish = match decode::decode(frame.as_frame(), protocol) {
-            Ok(Packet::Publish(publish)) if is_of_client => publish,
-            _ => return self.handle_frame(now, id, frame.as_frame(), protocol),
-        };
+        let UncheckedPublish { publish, properties } =
+            match decode_publish_but_properties(frame.as_frame(), protocol) {
+                Ok(unchecked) if is_of_client => unchecked,
+                _ => return self.handle_frame(now, id, frame.as_frame(), protocol),
+            };
         self.begin_packet(now, id, || trace_received(id, &Packet::Publish(publish)));
-        if self.options.check_payload_format && says_text(publish.properties) {
-            let text = LongText { length: publish.payload.len(), checked: 0 };
-            self.look_at_text(id, LongPublish { frame, text }, &mut { self.options.steps_per_turn });
-        } else {
-            self.take_long_publish(id, frame, None);
-        }
+        let (length, payload_length) = (properties.len(), publish.payload.len());
+        let properties = LongProperties {
+            length,
+            payload_length,
+            unchecked: UncheckedProperties::new(Place::Publish),
+            checked: 0,
+            instructions: Instructions::default(),
+            violation: None,
+            passed_on: Vec::new(),
+        };
+        let text = LongText { length: payload_length, checked: 0 };
+        let publish = LongPublish { frame, properties, text, is_put_off: false };
+        self.look_at_long_publish(id, publish, &mut { self.options.steps_per_turn });
         self.await_store_if_behind(id);
         true
     }
@@ -100,24 +154,39 @@ impl Broker {
             };
             let Some(publish) = link.extras_mut().long_publish.take() else { continue };
             self.outputs.journal.begin_input(Some(id));
-            self.look_at_text(id, *publish, &mut steps);
+            self.look_at_long_publish(id, *publish, &mut steps);
             self.await_store_if_behind(id);
             self.outputs.journal.begin_input(None);
         }
     }
 
-    /// Takes the PUBLISH if all of its payload has been looked at, or puts it off.
-    fn look_at_text(&mut self, id: ConnectionId, mut publish: LongPublish, steps: &mut usize) {
-        let is_first = publish.text.checked == 0;
-        let verdict = publish.text.look(publish.frame.as_frame().body, steps);
-        if verdict.is_some() {
-            self.take_long_publish(id, publish.frame, verdict);
-            if !is_first {
+    /// Takes the PUBLISH if all of it has been looked at, or puts it off.
+    fn look_at_long_publish(&mut self, id: ConnectionId, mut publish: LongPublish, steps: &mut usize) {
+        let LongPublish { frame, properties, text, .. } = &mut publish;
+        let body = frame.as_frame().body;
+        let is_text = match properties.look(body, steps) {
+            Err(error) => return self.close(id, CloseReason::Malformed(error)),
+            Ok(true) => {
+                if let Some(violation) = properties.violation {
+                    return self.close(id, violation);
+                }
+                if properties.instructions.says_text && self.options.check_payload_format {
+                    text.look(body, steps)
+                } else {
+                    Some(true)
+                }
+            }
+            Ok(false) => None,
+        };
+        if let Some(is_text) = is_text {
+            let was_put_off = publish.is_put_off;
+            self.take_long_publish(id, publish, is_text);
+            if was_put_off {
                 self.resume_after_long_publish(id);
             }
             return;
         }
-        if is_first {
+        if !std::mem::replace(&mut publish.is_put_off, true) {
             self.trace_fan_out(id, FanOutStep::LookedAt);
         }
         if let Some(link) = self.links.find_mut(id) {
@@ -126,7 +195,26 @@ impl Broker {
         }
     }
 
-    /// Its PUBLISH has been looked at: reads the sender again, if it is still there and has nothing else to wait for.
+    /// Takes a PUBLISH that is well-formed, in the memory that it came in.
+    fn take_long_publish(&mut self, id: ConnectionId, publish: LongPublish, is_text: bool) {
+        let LongPublish { frame, properties, .. } = publish;
+        let LongProperties { instructions, passed_on, .. } = properties;
+        let Some(link) = self.links.find(id) else { return };
+        let Some(session) = link.session() else { return };
+        let Ok(unchecked) = decode_publish_but_properties(frame.as_frame(), link.protocol) else { return };
+        let Publish { dup, qos, retain, packet_id, .. } = unchecked.publish;
+        let (topic, payload_length) = (unchecked.publish.topic.to_owned(), unchecked.publish.payload.len());
+        let known = instructions.alias_for(&topic).and_then(|alias| topic_of(link, alias));
+        let message = Message::in_place(frame, known.unwrap_or(&topic), passed_on, payload_length, is_text);
+        self.messages.prepare(Some(message.clone()));
+        let (properties, payload) = (message.properties(), message.payload());
+        let publish = Publish { dup, qos, retain, topic: &topic, packet_id, properties, payload };
+        self.outputs.metrics.publish_received += 1;
+        self.publish_as_instructed(id, session, publish, instructions);
+        self.messages.prepare(None);
+    }
+
+    /// Its PUBLISH was taken: reads the sender again, if it is still there and has nothing else to wait for.
     fn resume_after_long_publish(&mut self, id: ConnectionId) {
         let Some(link) = self.links.find_mut(id).filter(|link| link.session().is_some()) else { return };
         // Its packets waited in the socket for our sake.
@@ -137,28 +225,6 @@ impl Broker {
         if !self.is_put_off(id) {
             self.trace_fan_out(id, FanOutStep::Taken);
         }
-    }
-
-    /// Takes a PUBLISH, which was decoded before, in the memory that it came in.
-    fn take_long_publish(&mut self, id: ConnectionId, frame: OwnedFrame, is_text: Option<bool>) {
-        let Some(link) = self.links.find(id) else { return };
-        let Some(session) = link.session() else { return };
-        let Ok(Packet::Publish(publish)) = decode::decode(frame.as_frame(), link.protocol) else { return };
-        let Publish { dup, qos, retain, packet_id, .. } = publish;
-        let payload_length = publish.payload.len();
-        let (topic, alias) = (publish.topic.to_owned(), alias_of(link, &publish).map(str::to_owned));
-        let properties = publish.properties.as_bytes().to_vec();
-        let properties = Properties::checked_before(&properties);
-        let mut passed_on = Vec::new();
-        forwarded(properties, &mut passed_on);
-        let passed_on = Properties::checked_before(&passed_on);
-        let topic_name = alias.as_ref().unwrap_or(&topic);
-        let message = Message::in_place(frame, topic_name, passed_on, payload_length, is_text);
-        self.messages.prepare(Some(message.clone()));
-        let payload = message.payload();
-        let publish = Publish { dup, qos, retain, topic: &topic, packet_id, properties, payload };
-        self.publish(id, session, &publish);
-        self.messages.prepare(None);
     }
 
     /// The connection ends: what it has yet to have taken is as good as never sent.
@@ -173,11 +239,6 @@ impl Broker {
 }
 
 /// The topic that an alias stands for, if it does.
-fn alias_of<'a>(link: &'a Link, publish: &Publish<'_>) -> Option<&'a str> {
-    let aliases = &link.extras.as_ref()?.received_aliases;
-    let mut properties = publish.properties.iter().filter(|_| publish.topic.is_empty());
-    properties.find_map(|property| match property {
-        Property::TopicAlias(alias) => aliases.find(alias),
-        _ => None,
-    })
+fn topic_of(link: &Link, alias: u16) -> Option<&str> {
+    link.extras.as_ref()?.received_aliases.find(alias)
 }

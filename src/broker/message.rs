@@ -5,8 +5,8 @@
 //! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
 //!
 //! A large message keeps the memory in which its packet came, because to copy it would take longer than a turn has time for.
-//! Its payload stays where it is, its properties are brought there, and its topic has a block of its own. What is sent and
-//! what is stored of it goes by reference.
+//! Its payload stays where it is; its topic and its properties have blocks of their own. What is sent and what is stored of it goes
+//! by reference.
 //!
 //! The memory of small messages that have ended is kept for the next ones: in a process with several threads, which a store
 //! makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth. The gauge counts what messages need,
@@ -80,11 +80,11 @@ impl Gauge {
         self.0.prepared.set(message);
     }
 
-    /// Whether this payload is text, if it is that of the message that is prepared and was looked at.
-    pub(super) fn knows_text(&self, payload: &[u8]) -> Option<bool> {
+    /// Whether this payload is what its payload format says, if it is that of the message that is prepared.
+    pub(super) fn knows_payload(&self, payload: &[u8]) -> Option<bool> {
         let prepared = self.0.prepared.take()?;
         let known = match &prepared.0.block {
-            Block::Long(long) if std::ptr::eq(prepared.payload(), payload) => long.is_text,
+            Block::Long(long) if std::ptr::eq(prepared.payload(), payload) => Some(long.is_as_said),
             _ => None,
         };
         self.0.prepared.set(Some(prepared));
@@ -135,7 +135,7 @@ struct Body {
     holders: Cell<u32>,
     /// Bytes of all three.
     length: u32,
-    /// Where the payload begins: in the block, or in what is behind the topic if that stands elsewhere.
+    /// Where the payload begins, if they stand in one block.
     payload_at: u32,
     topic_length: u16,
 }
@@ -151,10 +151,10 @@ enum Block {
 #[derive(Debug)]
 struct LongBlock {
     topic: Box<[u8]>,
-    /// Properties and payload.
-    tail: Bytes,
-    /// Whether the payload is text, if that was looked at.
-    is_text: Option<bool>,
+    properties: Bytes,
+    payload: Bytes,
+    /// False if the payload is said to be text, and is not.
+    is_as_said: bool,
 }
 
 impl Message {
@@ -196,29 +196,29 @@ impl Message {
         })
     }
 
-    /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end and stands behind
-    /// these properties or more. `is_text` says whether it is text, if that is known.
+    /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end. `is_as_said` is false if
+    /// that is said to be text, and is not.
     pub(super) fn in_place(
         frame: OwnedFrame,
         topic: &str,
-        properties: Properties<'_>,
+        properties: Vec<u8>,
         payload_length: usize,
-        is_text: Option<bool>,
+        is_as_said: bool,
     ) -> Self {
-        let mut bytes = frame.into_bytes();
+        let bytes = frame.into_bytes();
         let payload_at = bytes.len() - payload_length;
-        let properties_at = payload_at - properties.len();
-        bytes[properties_at..payload_at].copy_from_slice(properties.as_bytes());
-        let tail = Bytes::from(bytes).slice(properties_at..);
+        let payload = Bytes::from(bytes).slice(payload_at..);
+        let length = topic.len() + properties.len() + payload_length;
+        let (topic_bytes, properties) = (topic.as_bytes().into(), properties.into());
         Self(Rc::new(Body {
-            length: u32::try_from(topic.len() + tail.len()).expect("a packet has less than 2^28 bytes"),
-            payload_at: u32::try_from(properties.len()).expect("a packet has less than 2^28 bytes"),
-            topic_length: u16::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
-            block: Block::Long(Box::new(LongBlock { topic: topic.as_bytes().into(), tail, is_text })),
+            block: Block::Long(Box::new(LongBlock { topic: topic_bytes, properties, payload, is_as_said })),
             gauge: OnceCell::new(),
             expires_at: NEVER.into(),
             record: Cell::default(),
             holders: Cell::default(),
+            length: u32::try_from(length).expect("a packet has less than 2^28 bytes"),
+            payload_at: 0,
+            topic_length: 0,
         }))
     }
 
@@ -228,7 +228,7 @@ impl Message {
         let message = gauge.0.prepared.take()?;
         let is_this = std::ptr::eq(message.payload(), content.payload)
             && message.topic_bytes() == content.topic.as_bytes()
-            && message.properties() == content.properties;
+            && std::ptr::eq(message.properties().as_bytes(), content.properties.as_bytes());
         if !is_this {
             return None;
         }
@@ -273,33 +273,38 @@ impl Message {
         let body = &self.0;
         Properties::checked_before(match &body.block {
             Block::Whole(block) => &block[body.topic_length as usize..body.payload_at as usize],
-            Block::Long(long) => &long.tail[..body.payload_at as usize],
+            Block::Long(long) => &long.properties,
         })
     }
 
     /// The payload.
     pub fn payload(&self) -> &[u8] {
-        self.tail(false)
+        let body = &self.0;
+        match &body.block {
+            Block::Whole(block) => &block[body.payload_at as usize..body.length as usize],
+            Block::Long(long) => &long.payload,
+        }
     }
 
-    /// The end of the message that can be sent as it is: the payload, and the properties before it if they are wanted.
-    pub fn tail(&self, with_properties: bool) -> &[u8] {
+    /// The end of the message that can be sent as it is: the payload, and the properties before it if they are wanted. Two pieces,
+    /// of which the second may be empty.
+    pub fn tail(&self, with_properties: bool) -> [&[u8]; 2] {
         let body = &self.0;
         match &body.block {
             Block::Whole(block) => {
                 let from = if with_properties { body.topic_length.into() } else { body.payload_at };
-                &block[from as usize..body.length as usize]
+                [&block[from as usize..body.length as usize], &[]]
             }
-            Block::Long(long) if with_properties => &long.tail,
-            Block::Long(long) => &long.tail[body.payload_at as usize..],
+            Block::Long(long) if with_properties => [&long.properties, &long.payload],
+            Block::Long(long) => [&long.payload, &[]],
         }
     }
 
-    /// The payload of a large message, for whoever keeps it without copying it.
-    pub(super) fn shared_payload(&self) -> Option<Bytes> {
+    /// Properties and payload of a large message, for whoever keeps them without copying them.
+    pub(super) fn shared_tail(&self) -> Option<[Bytes; 2]> {
         match &self.0.block {
             Block::Whole(_) => None,
-            Block::Long(long) => Some(long.tail.slice(self.0.payload_at as usize..)),
+            Block::Long(long) => Some([long.properties.clone(), long.payload.clone()]),
         }
     }
 
@@ -464,8 +469,8 @@ mod tests {
             bytes.shrink_to_fit();
             let memory = bytes.as_ptr_range();
             let frame = OwnedFrame::new(header, bytes);
-            let (properties, is_text) = (passed_on.as_properties(), Some(false));
-            let message = Message::in_place(frame, "a/b", properties, PREPARED_BYTES_MIN, is_text);
+            let properties = passed_on.as_properties().as_bytes().to_vec();
+            let message = Message::in_place(frame, "a/b", properties, PREPARED_BYTES_MIN, true);
             let end = message.payload().as_ptr_range().end;
             assert_eq!(end, memory.end, "it keeps the memory");
             gauge.prepare(Some(message.clone()));
@@ -481,7 +486,7 @@ mod tests {
         assert!(taken.is_same(&message));
         assert_eq!((taken.topic(), taken.payload()), ("a/b", [1; PREPARED_BYTES_MIN].as_slice()));
         assert_eq!((taken.properties(), taken.expires_at()), (passed_on.as_properties(), Some(Instant(9))));
-        assert_eq!(taken.tail(true), [passed_on.as_properties().as_bytes(), taken.payload()].concat());
+        assert_eq!(taken.tail(true), [passed_on.as_properties().as_bytes(), taken.payload()]);
         assert_eq!(gauge.bytes(), taken.size());
         assert!(!new("a/b", message.payload()).is_same(&message), "only once");
         drop((taken, message));

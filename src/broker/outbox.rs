@@ -60,8 +60,15 @@ struct SharedPayload {
 }
 
 impl SharedPayload {
-    fn bytes(&self) -> &[u8] {
-        self.message.tail(self.with_properties)
+    fn length(&self) -> usize {
+        self.message.tail(self.with_properties).map(<[u8]>::len).iter().sum()
+    }
+
+    /// What is not yet written.
+    fn unwritten(&self) -> [&[u8]; 2] {
+        let [first, second] = self.message.tail(self.with_properties);
+        let written = self.written.min(first.len());
+        [&first[written..], &second[self.written - written..]]
     }
 }
 
@@ -200,7 +207,7 @@ impl Outbox {
         let mut shared = self.shared.take();
         shared.truncate(open_payloads);
         self.shared = shared.into();
-        self.shared_pending = self.shared.iter().map(|payload| payload.bytes().len() - payload.written).sum();
+        self.shared_pending = self.shared.iter().map(|payload| payload.length() - payload.written).sum();
         self.gates = None;
         let packets = if self.is_empty() {
             self.packets
@@ -239,7 +246,7 @@ impl Outbox {
     pub(super) fn append_shared(&mut self, message: Message, with_properties: bool) {
         let position = self.base + self.bytes.len() as u64;
         let payload = SharedPayload { position, message, with_properties, written: 0 };
-        self.shared_pending += payload.bytes().len();
+        self.shared_pending += payload.length();
         self.shared.push_back(payload);
     }
 
@@ -250,7 +257,8 @@ impl Outbox {
         let end = self.copied_end();
         for payload in self.shared.iter().take_while(|payload| self.is_open(payload)) {
             let until = (payload.position - self.base) as usize;
-            for part in [&self.bytes[at..until], &payload.bytes()[payload.written..]] {
+            let [first, second] = payload.unwritten();
+            for part in [&self.bytes[at..until], first, second] {
                 if !part.is_empty() {
                     if filled == slices.len() {
                         return filled;
@@ -281,7 +289,7 @@ impl Outbox {
             let copied = (until - self.start).min(count);
             self.start += copied;
             count -= copied;
-            let length = payload.bytes().len();
+            let length = payload.length();
             let shared = (length - payload.written).min(count);
             payload.written += shared;
             self.shared_pending -= shared;

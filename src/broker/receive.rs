@@ -35,25 +35,45 @@ pub(super) fn has_wildcard(topic: &str) -> bool {
     topic.contains(['+', '#'])
 }
 
-/// Makes `forwarded` the properties of a PUBLISH that are passed on.
-pub(super) fn forwarded(properties: Properties<'_>, forwarded: &mut Vec<u8>) {
-    forwarded.clear();
-    let mut all = properties.iter();
-    while let Some((bytes, property)) = all.next_with_bytes() {
-        if !matches!(property, Property::TopicAlias(_) | Property::MessageExpirySecs(_)) {
-            forwarded.extend_from_slice(bytes);
+/// Whether a payload is what its payload format says.
+pub(super) fn is_as_said(properties: Properties<'_>, payload: &[u8]) -> bool {
+    let says_text = properties.iter().any(|property| property == Property::PayloadIsText(true));
+    !says_text || std::str::from_utf8(payload).is_ok()
+}
+
+/// What the properties of a PUBLISH say to us.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Instructions {
+    alias: Option<u16>,
+    message_expiry_secs: Option<u32>,
+    pub(super) says_text: bool,
+}
+
+impl Instructions {
+    /// Notes one of them.
+    #[inline]
+    pub(super) fn note(&mut self, property: Property<'_>) -> Result<(), CloseReason> {
+        match property {
+            Property::TopicAlias(number) => self.alias = Some(number),
+            Property::MessageExpirySecs(secs) => self.message_expiry_secs = Some(secs),
+            Property::PayloadIsText(is_text) => self.says_text = is_text,
+            Property::SubscriptionId(_) => return Err(CloseReason::SubscriptionIdInPublish),
+            Property::ResponseTopic(topic) if has_wildcard(topic) => return Err(CloseReason::ResponseTopic),
+            _ => {}
         }
+        Ok(())
+    }
+
+    /// The alias that stands for the topic, if that is empty.
+    pub(super) fn alias_for(&self, topic: &str) -> Option<u16> {
+        self.alias.filter(|_| topic.is_empty())
     }
 }
 
-/// Whether a payload is said to be text.
-pub(super) fn says_text(properties: Properties<'_>) -> bool {
-    properties.iter().any(|property| property == Property::PayloadIsText(true))
-}
-
-/// Whether a payload is what its payload format says.
-pub(super) fn is_as_said(properties: Properties<'_>, payload: &[u8]) -> bool {
-    !says_text(properties) || std::str::from_utf8(payload).is_ok()
+/// Whether a property is for the subscribers too.
+#[inline]
+pub(super) const fn is_passed_on(property: Property<'_>) -> bool {
+    !matches!(property, Property::TopicAlias(_) | Property::MessageExpirySecs(_))
 }
 
 /// What the sender of a message that was taken is told.
@@ -95,67 +115,82 @@ impl Broker {
 
     #[inline(never)]
     fn publish_with_properties(&mut self, id: ConnectionId, session_id: SessionId, publish: &Publish<'_>) {
-        let mut scratch = std::mem::take(&mut self.scratch);
-        match self.read_properties(id, publish, &mut scratch) {
-            Ok((publish, expires_at)) => self.take(id, session_id, &publish, expires_at),
-            Err(reason) => self.close(id, reason),
+        let mut instructions = Instructions::default();
+        for property in publish.properties {
+            if let Err(reason) = instructions.note(property) {
+                return self.close(id, reason);
+            }
         }
-        if scratch.properties.capacity() <= SCRATCH_BYTES_MAX {
-            self.scratch = scratch;
+        let mut publish = *publish;
+        let mut passed_on = std::mem::take(&mut self.scratch.properties);
+        if instructions.alias.is_some() || instructions.message_expiry_secs.is_some() {
+            passed_on.clear();
+            let mut all = publish.properties.iter();
+            while let Some((bytes, property)) = all.next_with_bytes() {
+                if is_passed_on(property) {
+                    passed_on.extend_from_slice(bytes);
+                }
+            }
+            publish.properties = Properties::checked_before(&passed_on);
+        }
+        self.publish_as_instructed(id, session_id, publish, instructions);
+        if passed_on.capacity() <= SCRATCH_BYTES_MAX {
+            self.scratch.properties = passed_on;
         }
     }
 
-    /// Resolves a topic alias, and separates the properties that are for us from those that are passed on.
-    fn read_properties<'a>(
+    /// Takes a PUBLISH that has the properties that are passed on, and these for us.
+    pub(super) fn publish_as_instructed(
         &mut self,
         id: ConnectionId,
-        publish: &Publish<'a>,
-        scratch: &'a mut Scratch,
-    ) -> Result<(Publish<'a>, Option<Instant>), CloseReason> {
-        let (mut alias, mut expires_at) = (None, None);
-        for property in publish.properties {
-            match property {
-                Property::TopicAlias(number) => alias = Some(number),
-                Property::MessageExpirySecs(secs) => {
-                    expires_at = Some(self.now + Duration::from_secs(secs.into()));
-                }
-                Property::SubscriptionId(_) => return Err(CloseReason::SubscriptionIdInPublish),
-                Property::ResponseTopic(topic) if has_wildcard(topic) => {
-                    return Err(CloseReason::ResponseTopic);
-                }
-                _ => {}
+        session_id: SessionId,
+        publish: Publish<'_>,
+        instructions: Instructions,
+    ) {
+        let mut topic = std::mem::take(&mut self.scratch.topic);
+        match self.resolve_alias(id, publish, instructions.alias, &mut topic) {
+            Ok(resolved) => {
+                let publish = Publish { topic: resolved, ..publish };
+                let expires_at =
+                    instructions.message_expiry_secs.map(|secs| self.now + Duration::from_secs(secs.into()));
+                self.take(id, session_id, &publish, expires_at);
             }
+            Err(reason) => self.close(id, reason),
         }
-        let Scratch { topic, properties } = scratch;
-        let mut publish = *publish;
-        if alias.is_some() || expires_at.is_some() {
-            forwarded(publish.properties, properties);
-            publish.properties = Properties::checked_before(properties);
+        self.scratch.topic = topic;
+    }
+
+    /// The topic of a PUBLISH, which an alias may stand for or be set to.
+    #[inline]
+    fn resolve_alias<'a>(
+        &mut self,
+        id: ConnectionId,
+        publish: Publish<'a>,
+        alias: Option<u16>,
+        topic: &'a mut String,
+    ) -> Result<&'a str, CloseReason> {
+        let Some(alias) = alias else { return Ok(publish.topic) };
+        if alias > self.options.topic_alias_max {
+            return Err(CloseReason::TopicAlias); // [MQTT5-3.2.2-17] [MQTT5-3.2.2-18]
         }
-        if let Some(alias) = alias {
-            if alias > self.options.topic_alias_max {
-                return Err(CloseReason::TopicAlias); // [MQTT5-3.2.2-17] [MQTT5-3.2.2-18]
+        let link = self.links.find_mut(id).expect("its PUBLISH is being handled");
+        let aliases = &mut link.extras_mut().received_aliases;
+        if publish.topic.is_empty() {
+            let known = aliases.find(alias).ok_or(CloseReason::UnknownTopicAlias)?; // [MQTT5-3.3.2-7]
+            topic.clear();
+            topic.push_str(known);
+            let head_length_max = 9 + topic.len();
+            if head_length_max + publish.payload.len() > PACKET_SIZE_MAX as usize {
+                // With its topic the packet would be larger than MQTT can express.
+                return Err(CloseReason::Malformed(DecodeError::PacketTooLarge));
             }
-            let link = self.links.find_mut(id).expect("its PUBLISH is being handled");
-            let aliases = &mut link.extras_mut().received_aliases;
-            if publish.topic.is_empty() {
-                let known = aliases.find(alias).ok_or(CloseReason::UnknownTopicAlias)?; // [MQTT5-3.3.2-7]
-                topic.clear();
-                topic.push_str(known);
-                publish.topic = topic;
-                let head_length_max = 9 + topic.len();
-                if head_length_max + publish.payload.len() > PACKET_SIZE_MAX as usize {
-                    // With its topic the packet would be larger than MQTT can express.
-                    return Err(CloseReason::Malformed(DecodeError::PacketTooLarge));
-                }
-            } else {
-                TopicName::parse(publish.topic, self.options.topic_levels_max)
-                    .map_err(CloseReason::TopicName)?;
-                // Even if the message is refused: the client relies on it [B-111].
-                aliases.set(alias, publish.topic);
-            }
+            Ok(topic)
+        } else {
+            TopicName::parse(publish.topic, self.options.topic_levels_max).map_err(CloseReason::TopicName)?;
+            // Even if the message is refused: the client relies on it [B-111].
+            aliases.set(alias, publish.topic);
+            Ok(publish.topic)
         }
-        Ok((publish, expires_at))
     }
 
     /// Takes a message whose properties are passed on as they are.
@@ -289,7 +324,7 @@ impl Broker {
 
     fn is_payload_as_said(&self, publish: &Publish<'_>) -> bool {
         let known =
-            if publish.properties.is_empty() { None } else { self.messages.knows_text(publish.payload) };
+            if publish.properties.is_empty() { None } else { self.messages.knows_payload(publish.payload) };
         known.unwrap_or_else(|| is_as_said(publish.properties, publish.payload))
     }
 

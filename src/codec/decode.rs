@@ -75,22 +75,56 @@ fn outcome<'a>(
     Ok((reason, properties))
 }
 
+/// A PUBLISH whose properties are not checked yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UncheckedPublish<'a> {
+    /// Without its properties.
+    pub(crate) publish: Publish<'a>,
+    pub(crate) properties: &'a [u8],
+}
+
+/// Decodes a PUBLISH but for its properties, which are left for `UncheckedProperties`: with those it comes to the same as
+/// [`decode`].
+pub(crate) fn decode_publish_but_properties(
+    frame: Frame<'_>,
+    protocol: Protocol,
+) -> Result<UncheckedPublish<'_>, DecodeError> {
+    if !frame.header.is_publish() {
+        return Err(DecodeError::ReservedPacketType);
+    }
+    publish_but_properties(frame.header.flags(), Reader::new(frame.body), protocol)
+}
+
 #[inline]
-fn publish(flags: u8, mut reader: Reader<'_>, protocol: Protocol) -> Result<Publish<'_>, DecodeError> {
+fn publish_but_properties(
+    flags: u8,
+    mut reader: Reader<'_>,
+    protocol: Protocol,
+) -> Result<UncheckedPublish<'_>, DecodeError> {
     let qos = QoS::new(flags >> 1 & 0x03).ok_or(DecodeError::ReservedQoS)?;
     let topic = reader.text()?; // [MQTT-3.3.2-1]
     // [MQTT-2.3.1-5]
     let packet_id = if qos == QoS::AtMostOnce { None } else { Some(reader.packet_id()?) };
-    let properties = properties(&mut reader, Place::Publish, protocol)?;
-    Ok(Publish {
+    let properties = if protocol.has_properties() { reader.unchecked_properties()? } else { &[] };
+    let publish = Publish {
         dup: flags & 0x08 != 0,
         qos,
         retain: flags & 0x01 != 0,
         topic,
         packet_id,
-        properties,
+        properties: Properties::NONE,
         payload: reader.rest(),
-    })
+    };
+    Ok(UncheckedPublish { publish, properties })
+}
+
+#[inline]
+fn publish(flags: u8, reader: Reader<'_>, protocol: Protocol) -> Result<Publish<'_>, DecodeError> {
+    let UncheckedPublish { mut publish, properties } = publish_but_properties(flags, reader, protocol)?;
+    if !properties.is_empty() {
+        publish.properties = Properties::check(properties, Place::Publish)?;
+    }
+    Ok(publish)
 }
 
 fn connect<'a>(reader: &mut Reader<'a>) -> Result<Connect<'a>, DecodeError> {

@@ -63,14 +63,21 @@ impl<'a> Reader<'a> {
     /// Properties behind their length.
     #[inline]
     pub(super) fn properties(&mut self, place: Place) -> Result<Properties<'a>, DecodeError> {
-        let length = self.variable_integer()? as usize;
-        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;
-        self.rest = rest;
-        match length {
+        let bytes = self.unchecked_properties()?;
+        match bytes.len() {
             0 => Ok(Properties::NONE),
             1..=PROPERTIES_LENGTH_MAX => Properties::check(bytes, place),
             _ => Err(DecodeError::TooManyProperties),
         }
+    }
+
+    /// The bytes of properties behind their length.
+    #[inline]
+    pub(super) fn unchecked_properties(&mut self) -> Result<&'a [u8], DecodeError> {
+        let length = self.variable_integer()? as usize;
+        let (bytes, rest) = self.rest.split_at_checked(length).ok_or(DecodeError::Truncated)?;
+        self.rest = rest;
+        Ok(bytes)
     }
 
     /// A packet identifier [MQTT-2.3.1-1].

@@ -12,8 +12,9 @@ use super::error::DecodeError;
 use super::packet::QoS;
 use super::primitive::{Reader, put_binary, put_variable_integer};
 
-/// No packet may have more bytes of properties than that: all of them are checked in one go, and nobody should wait for that. The
-/// standard leaves it to a server to have such limits, and has a reason code for them, 0x97. Any one property fits.
+/// No packet but a PUBLISH may have more bytes of properties than that, which are for us: all of them are checked in one go, and
+/// nobody should wait for that. The standard leaves it to a server to have such limits, and has a reason code for them, 0x97. Any
+/// one property fits.
 pub const PROPERTIES_LENGTH_MAX: usize = 256 * 1024;
 
 /// One property [MQTT5-2.2.2-1].
@@ -154,21 +155,10 @@ impl<'a> Properties<'a> {
     ///
     /// The first thing that is wrong with them in this place.
     pub fn check(bytes: &'a [u8], place: Place) -> Result<Self, DecodeError> {
+        let mut unchecked = UncheckedProperties::new(place);
         let mut reader = Reader::new(bytes);
-        let mut seen = 0_u64;
         while !reader.is_empty() {
-            let id = reader.byte()?;
-            if id >= 64 || KNOWN >> id & 1 == 0 {
-                return Err(DecodeError::UnknownProperty(id));
-            }
-            if place.allowed() >> id & 1 == 0 {
-                return Err(DecodeError::MisplacedProperty(id));
-            }
-            if seen & !place.repeatable() & 1 << id != 0 {
-                return Err(DecodeError::RepeatedProperty(id));
-            }
-            seen |= 1 << id;
-            value(id, &mut reader)?;
+            unchecked.read(&mut reader)?;
         }
         Ok(Self(bytes))
     }
@@ -198,6 +188,44 @@ impl<'a> Properties<'a> {
     /// The properties in their order.
     pub const fn iter(self) -> Iter<'a> {
         Iter { reader: Reader::new(self.0) }
+    }
+}
+
+/// Properties of which those that come next are not checked yet: what those before them say of them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct UncheckedProperties {
+    place: Place,
+    /// The kinds that came.
+    seen: u64,
+}
+
+impl UncheckedProperties {
+    pub(crate) const fn new(place: Place) -> Self {
+        Self { place, seen: 0 }
+    }
+
+    /// The property that begins these bytes, which are not empty, and how many of them it takes.
+    pub(crate) fn first<'a>(&mut self, bytes: &'a [u8]) -> Result<(Property<'a>, usize), DecodeError> {
+        let mut reader = Reader::new(bytes);
+        let property = self.read(&mut reader)?;
+        Ok((property, bytes.len() - reader.rest().len()))
+    }
+
+    #[inline]
+    fn read<'a>(&mut self, reader: &mut Reader<'a>) -> Result<Property<'a>, DecodeError> {
+        let Self { place, seen } = self;
+        let id = reader.byte()?;
+        if id >= 64 || KNOWN >> id & 1 == 0 {
+            return Err(DecodeError::UnknownProperty(id));
+        }
+        if place.allowed() >> id & 1 == 0 {
+            return Err(DecodeError::MisplacedProperty(id));
+        }
+        if *seen & !place.repeatable() & 1 << id != 0 {
+            return Err(DecodeError::RepeatedProperty(id));
+        }
+        *seen |= 1 << id;
+        value(id, reader)
     }
 }
 

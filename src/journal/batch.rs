@@ -6,7 +6,7 @@
 //!
 //! All integers have their high byte first.
 //!
-//! The payload of a large message stands in a batch by reference: it is not copied before it is written.
+//! What is large of a large message stands in a batch by reference: it is not copied before it is written.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use crate::clock::Instant;
 
 use super::Lsn;
-use super::record::{KEY_HEAD_BYTES, Key, Record, write_message_parts};
+use super::record::{KEY_HEAD_BYTES, Key, Record, write_message_head, write_message_parts};
 
 /// Changes that are stored together or not at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,21 +73,23 @@ impl Batch {
         });
     }
 
-    /// The same of a large message, whose payload stays where it is.
+    /// The same of a large message, whose properties and payload stay where they are.
     pub fn put_long_message(
         &mut self,
         number: Lsn,
         topic: &[u8],
-        properties: &[u8],
-        payload: Bytes,
+        tail: [Bytes; 2],
         expires_at: Option<Instant>,
     ) {
-        let length = payload.len();
-        self.put_value_before(length, Key::Message(number), |bytes| {
-            write_message_parts(bytes, topic, properties, &[], expires_at);
+        let [properties, payload] = tail;
+        self.put_value_before(properties.len() + payload.len(), Key::Message(number), |bytes| {
+            write_message_head(bytes, topic, properties.len(), expires_at);
         });
-        self.shared_length += length;
-        self.shared.push(Shared { at: self.bytes.len(), bytes: payload });
+        let at = self.bytes.len();
+        for bytes in [properties, payload] {
+            self.shared_length += bytes.len();
+            self.shared.push(Shared { at, bytes });
+        }
     }
 
     fn put_value(&mut self, key: Key<'_>, write: impl FnOnce(&mut Vec<u8>)) {
@@ -245,10 +247,11 @@ mod tests {
         let (mut copied, mut shared, mut parts) = (Batch::default(), Batch::default(), Batch::default());
         for (number, payload) in (1..).map(Lsn).zip(payloads) {
             let expires_at = Some(Instant(number.0));
-            copied.put_message(number, b"a/b", b"", payload, expires_at);
-            shared.put_long_message(number, b"a/b", b"", Bytes::copy_from_slice(payload), expires_at);
+            copied.put_message(number, b"a/b", &[1, 1], payload, expires_at);
+            let tail = [Bytes::from_static(&[1, 1]), Bytes::copy_from_slice(payload)];
+            shared.put_long_message(number, b"a/b", tail.clone(), expires_at);
             let mut part = Batch::default();
-            part.put_long_message(number, b"a/b", b"", Bytes::copy_from_slice(payload), expires_at);
+            part.put_long_message(number, b"a/b", tail, expires_at);
             parts.append(&part);
             for batch in [&mut copied, &mut shared, &mut parts] {
                 batch.remove(Key::Delivery(number));

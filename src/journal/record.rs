@@ -393,9 +393,13 @@ fn put_lsn(out: &mut Vec<u8>, Lsn(number): Lsn) {
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    let length = u32::try_from(bytes.len()).expect("a packet has less than 2^28 bytes");
-    out.extend_from_slice(&length.to_be_bytes());
+    put_length(out, bytes.len());
     out.extend_from_slice(bytes);
+}
+
+fn put_length(out: &mut Vec<u8>, length: usize) {
+    let length = u32::try_from(length).expect("a packet has less than 2^28 bytes");
+    out.extend_from_slice(&length.to_be_bytes());
 }
 
 /// `None` is a number that never comes.
@@ -467,10 +471,21 @@ pub(super) fn write_message_parts(
     payload: &[u8],
     expires_at: Option<Instant>,
 ) {
+    write_message_head(out, topic, properties.len(), expires_at);
+    out.extend_from_slice(properties);
+    out.extend_from_slice(payload);
+}
+
+/// What stands before the properties, and then the payload.
+pub(super) fn write_message_head(
+    out: &mut Vec<u8>,
+    topic: &[u8],
+    properties_length: usize,
+    expires_at: Option<Instant>,
+) {
     put_millis(out, expires_at.map(|expires_at| expires_at.0));
     put_bytes(out, topic);
-    put_bytes(out, properties);
-    out.extend_from_slice(payload);
+    put_length(out, properties_length);
 }
 
 fn read_message<'a>(fields: &mut Fields<'a>) -> Result<MessageRecord<'a>, RecordError> {

@@ -63,7 +63,7 @@ pub(super) fn log_event(event: &Event, address: impl Display) {
         }
         Event::FanOut { step, .. } => {
             let what = match step {
-                FanOutStep::LookedAt => "is very large, and whether it is text takes several turns",
+                FanOutStep::LookedAt => "is very large: looking at it takes several turns",
                 FanOutStep::PutOff => "waits until another message has reached very many clients",
                 FanOutStep::Taken => "has waited long enough",
                 FanOutStep::Begun => "is on its way to very many clients",

@@ -1,18 +1,20 @@
-//! A PUBLISH that is very large and says that it is text, against the core alone: it is looked at in several turns.
+//! A PUBLISH that is very large, against the core alone: its properties, and a payload that says that it is text, are looked at in
+//! several turns.
 
-use broker::broker::{Broker, ConnectionId, Event, Options};
+use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
+use broker::clock::Instant;
 use broker::codec::packet::{Ack, Connect, Packet, Protocol, Publish, QoS};
 use broker::codec::property::PropertyList;
-use broker::codec::{PacketId, Property, ReasonCode};
+use broker::codec::{DecodeError, PacketId, Properties, Property, ReasonCode, encode};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect311};
-use crate::fixture::core::{NOW, hear_as, say, say_in, turns};
+use crate::fixture::core::{NOW, hear_as, say, say_bad, say_in, turns};
 
 const PROTOCOL: Protocol = Protocol::Mqtt5;
 const STEPS_PER_TURN: usize = 4;
 
-/// Of a text so much is looked at in a turn.
+/// Of a payload so much is looked at in a turn.
 const BYTES_PER_TURN: usize = STEPS_PER_TURN * 128;
 
 const READ_BYTES: usize = 200;
@@ -45,8 +47,7 @@ fn world() -> (Broker, ConnectionId, ConnectionId) {
     let (publisher, subscriber) = (connected(&mut broker, 1), connected(&mut broker, 2));
     let mut bytes = Vec::new();
     let requests = [("t", QoS::AtMostOnce.into())];
-    let none = broker::codec::Properties::NONE;
-    broker::codec::encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, none, &requests);
+    encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
     say(&mut broker, subscriber, &bytes);
     hear_as(&mut broker, subscriber, PROTOCOL);
     turns(&mut broker);
@@ -166,7 +167,7 @@ fn its_sender_is_not_taken_for_silent_meanwhile() {
     let connect = Connect { protocol: PROTOCOL, keep_alive_secs: 1, ..connect311("c") };
     say(&mut broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
     publish(&mut broker, id, QoS::AtMostOnce, &vec![b'x'; 3 * BYTES_PER_TURN]);
-    let later = broker::clock::Instant(NOW.0 + 10_000);
+    let later = Instant(NOW.0 + 10_000);
     broker.handle_timeout(later);
     assert!(!broker.wants_input(id));
     while !broker.wants_input(id) {
@@ -176,4 +177,87 @@ fn its_sender_is_not_taken_for_silent_meanwhile() {
     let closed =
         std::iter::from_fn(|| broker.poll_event()).any(|event| matches!(event, Event::Closed { .. }));
     assert!(!closed && broker.poll_close().is_none());
+}
+
+/// All of them are passed on, but those for us, in their order.
+#[test]
+fn large_properties_are_checked_a_turn_s_worth_at_a_time() {
+    let (mut broker, publisher, subscriber) = world();
+    let value = "v".repeat(100);
+    let mut given = PropertyList::from_iter([Property::TopicAlias(1)]);
+    let mut passed_on = PropertyList::default();
+    for number in 0..20 {
+        let name = number.to_string();
+        given.push(&Property::UserProperty(&name, &value));
+        passed_on.push(&Property::UserProperty(&name, &value));
+    }
+    given.push(&Property::MessageExpirySecs(60));
+    for topic in ["t", ""] {
+        let publish = Publish {
+            dup: false,
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            topic,
+            packet_id: Some(PacketId::FIRST),
+            properties: given.as_properties(),
+            payload: b"x",
+        };
+        say_in(&mut broker, publisher, &bytes_of(&Packet::Publish(publish), PROTOCOL), READ_BYTES);
+        broker.check_invariants();
+        assert!(!broker.wants_input(publisher));
+        assert_eq!(turns(&mut broker), 22_usize.div_ceil(STEPS_PER_TURN) - 1);
+        assert_eq!(answer(&mut broker, publisher), Some(ReasonCode::Success));
+        let heard = hear_as(&mut broker, subscriber, PROTOCOL);
+        let Packet::Publish(publish) = heard[0].packet() else { panic!("it is delivered") };
+        assert_eq!((publish.topic, publish.payload), ("t", b"x".as_slice()));
+        let mut heard = publish.properties.iter();
+        assert_eq!(heard.next(), Some(Property::MessageExpirySecs(60)));
+        assert!(heard.eq(passed_on.as_properties()));
+    }
+}
+
+/// That a packet is malformed goes before any other fault, and nothing of it takes effect.
+#[test]
+fn what_is_wrong_with_large_properties_is_found_wherever_it_stands() {
+    let user = Property::UserProperty("name", "value");
+    let filler = vec![user; 100];
+    let with = |first: Option<Property<'static>>, last: Option<Property<'static>>| {
+        PropertyList::from_iter(first.into_iter().chain(filler.iter().copied()).chain(last))
+    };
+    let malformed = |error| CloseReason::Malformed(error);
+    let identifier = Property::SubscriptionId(1);
+    let expiry = Some(Property::MessageExpirySecs(1));
+    let cases = [
+        (with(Some(identifier), None), CloseReason::SubscriptionIdInPublish),
+        (with(None, Some(identifier)), CloseReason::SubscriptionIdInPublish),
+        (with(None, Some(Property::ResponseTopic("a/#"))), CloseReason::ResponseTopic),
+        (with(expiry, expiry), malformed(DecodeError::RepeatedProperty(2))),
+        (
+            with(Some(identifier), Some(Property::ReceiveMaximum(1))),
+            malformed(DecodeError::MisplacedProperty(0x21)),
+        ),
+        (with(None, Some(Property::TopicAlias(2_000))), CloseReason::TopicAlias),
+    ];
+    for (properties, expected) in cases {
+        for read in [READ_BYTES, 10_000] {
+            let (mut broker, publisher, subscriber) = world();
+            while broker.poll_event().is_some() {}
+            let mut bytes = Vec::new();
+            bytes.extend_from_slice(&[0, 1, b't']);
+            let length = properties.as_properties().len();
+            bytes.extend_from_slice(&[(length & 0x7F) as u8 | 0x80, (length >> 7) as u8]);
+            bytes.extend_from_slice(properties.as_properties().as_bytes());
+            let length = bytes.len();
+            let head = [0x30, (length & 0x7F) as u8 | 0x80, (length >> 7) as u8];
+            say_bad(&mut broker, publisher, &[&head, bytes.as_slice()].concat(), read);
+            turns(&mut broker);
+            assert_eq!(broker.poll_close(), Some(publisher));
+            let reason = std::iter::from_fn(|| broker.poll_event()).find_map(|event| match event {
+                Event::Closed { reason, .. } => Some(reason),
+                _ => None,
+            });
+            assert_eq!(reason, Some(expected), "in reads of {read}");
+            assert!(hear_as(&mut broker, subscriber, PROTOCOL).is_empty());
+        }
+    }
 }
