@@ -35,7 +35,7 @@ const NEVER: Instant = Instant(u64::MAX);
 const SPARES_MAX: usize = 1_024;
 const SPARE_BYTES_MAX: usize = 256;
 
-/// A smaller payload is copied sooner than a prepared message is looked for.
+/// What is smaller is copied sooner than a prepared message is looked for.
 const PREPARED_BYTES_MIN: usize = 512;
 
 /// A message takes the memory of one that was longer by so much at most.
@@ -165,7 +165,7 @@ impl Message {
 
     /// Copies a message into a block of its own.
     pub fn new(content: &Content<'_>, gauge: &Gauge) -> Self {
-        if content.payload.len() >= PREPARED_BYTES_MIN
+        if content.payload.len() + content.properties.len() >= PREPARED_BYTES_MIN
             && let Some(message) = Self::take_prepared(content, gauge)
         {
             return message;

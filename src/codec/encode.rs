@@ -118,7 +118,9 @@ pub fn publish_head_with_properties(
 fn publish_head_but_properties(out: &mut Vec<u8>, head: &PublishHead<'_>, properties_length: usize) {
     debug_assert_eq!(head.packet_id.is_some(), head.qos > QoS::AtMostOnce, "[MQTT-2.3.1-5]");
     let id_length = if head.packet_id.is_some() { 2 } else { 0 };
-    out.reserve(7 + head.topic.len() + id_length + properties_length + head.payload_len.min(512));
+    // What is larger is not copied.
+    let tail_length = (properties_length + head.payload_len).min(512);
+    out.reserve(7 + head.topic.len() + id_length + tail_length);
     out.put_u8(0x30 | u8::from(head.dup) << 3 | head.qos.number() << 1 | u8::from(head.retain));
     put_variable_integer(out, head.remaining_length() + properties_length);
     put_binary(out, head.topic);

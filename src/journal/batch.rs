@@ -24,7 +24,6 @@ pub struct Batch {
     /// All but what stands in it by reference.
     bytes: Vec<u8>,
     shared: Vec<Shared>,
-    shared_length: usize,
     len: usize,
     last: Lsn,
     /// Whether most of it will not be wanted any more in a moment.
@@ -87,7 +86,6 @@ impl Batch {
         });
         let at = self.bytes.len();
         for bytes in [properties, payload] {
-            self.shared_length += bytes.len();
             self.shared.push(Shared { at, bytes });
         }
     }
@@ -131,7 +129,6 @@ impl Batch {
         let shared =
             other.shared.iter().map(|Shared { at, bytes }| Shared { at: before + at, bytes: bytes.clone() });
         self.shared.extend(shared);
-        self.shared_length += other.shared_length;
         self.len += other.len;
     }
 
@@ -167,17 +164,18 @@ impl Batch {
 
     /// Leaves nothing of it but its last number, and its memory if that is not much.
     pub(crate) fn clear(&mut self) {
-        let mut bytes = std::mem::take(&mut self.bytes);
-        bytes.clear();
-        if bytes.capacity() > KEPT_BYTES_MAX {
-            bytes = Vec::new();
+        if self.bytes.capacity() > KEPT_BYTES_MAX {
+            self.bytes = Vec::new();
         }
-        *self = Self { bytes, last: self.last, ..Self::default() };
+        self.bytes.clear();
+        self.shared.clear();
+        self.len = 0;
+        self.may_wait = false;
     }
 
     /// How many bytes it has.
-    pub const fn length(&self) -> usize {
-        self.bytes.len() + self.shared_length
+    pub fn length(&self) -> usize {
+        self.bytes.len() + self.shared.iter().map(|shared| shared.bytes.len()).sum::<usize>()
     }
 
     /// Its bytes, piece by piece, from all of which [`Batch::changes_in`] reads.
