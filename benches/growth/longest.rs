@@ -37,7 +37,7 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 14] = [
     fan_out,
     absent,
     queues,
@@ -46,6 +46,7 @@ const SCENARIOS: [Scenario; 13] = [
     retained,
     sessions,
     identifiers,
+    answers,
     returns,
     endings,
     group_queues,
@@ -414,6 +415,36 @@ fn identifiers() -> Vec<Calls> {
     core.broker.handle_open(core.now, CONNECTION);
     ended.packet(&mut core, CLIENT, &connect_bytes("client", false));
     vec![ended]
+}
+
+/// As many messages as there are identifiers, which their receiver answers in this order.
+fn answered(what: &str, order: impl Fn(usize) -> usize) -> Calls {
+    let mut core = with_publisher(Core::with_in_flight_max(false, u16::MAX));
+    core.open(CLIENT, &connect_bytes("client", false));
+    core.exchange(CLIENT, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
+    core.is_mute = true;
+    let publish = publish_bytes(&topic(0), QoS::AtLeastOnce, false);
+    packet_ids().for_each(|_| core.exchange(PUBLISHER, &publish));
+    let ids: Vec<PacketId> = packet_ids().collect();
+    let mut answers = Vec::new();
+    for number in 0..ids.len() {
+        encode::puback(&mut answers, ids[order(number)], ReasonCode::Success);
+    }
+    let all = size_text(u16::MAX.into());
+    let mut calls = Calls::new(format!("{all} PUBACKs {what}"));
+    calls.packet(&mut core, CLIENT, &answers);
+    assert_eq!(core.broker.metrics().in_flight_messages, 0);
+    calls
+}
+
+fn answers() -> Vec<Calls> {
+    let last = usize::from(u16::MAX) - 1;
+    vec![
+        answered("in order", |number| number),
+        answered("backwards", |number| last - number),
+        // So many places further each time: that number and all there are have no common divisor.
+        answered("in no order", |number| number * 40_507 % (last + 1)),
+    ]
 }
 
 /// A member of a group that has as many messages under way as it can, and another member.

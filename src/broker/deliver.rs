@@ -340,7 +340,7 @@ impl Broker {
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
         let outgoing = &mut session.outgoing;
-        while let Some(sent) = outgoing.sent.get(outgoing.sent_here as usize) {
+        while let Some((place, sent)) = outgoing.next_to_repeat() {
             if outgoing.under_way() >= usize::from(link.window) {
                 return; // The next acknowledgement goes on here.
             }
@@ -349,15 +349,14 @@ impl Broker {
                 return;
             }
             if outputs.write_delivery(link, &sent.delivery, Some(sent.packet_id), true, *now) {
-                outgoing.sent_here += 1;
+                outgoing.sent.pass(place, &mut outgoing.sent_here);
                 continue;
             }
             // Too large for the client as it is now, so it counts as completed [MQTT5-3.1.2-25]. At QoS 2 the client may
             // have it from an earlier connection, so it is told that its identifier is done with.
-            let Some(sent) = outgoing.sent.remove(outgoing.sent_here as usize) else { return };
+            let Some(sent) = outgoing.sent.remove(place, &mut outgoing.sent_here) else { return };
             if sent.delivery.qos == QoS::ExactlyOnce {
-                outgoing.release(sent.packet_id, session.name, outputs);
-                let release = outgoing.released.back().map_or(Lsn::NONE, |released| released.record);
+                let release = outgoing.release(sent.packet_id, session.name, outputs);
                 outputs.hold_back(link, outputs.journal.promise_of_record(release));
                 outputs.write_pubrel(link, sent.packet_id, ReasonCode::Success);
             } else {
@@ -415,7 +414,7 @@ impl Outputs {
             delivery.record = Lsn::NONE;
         }
         if self.write_delivery(link, &delivery, Some(packet_id), false, now) {
-            session.outgoing.sent.push_back(Sent { delivery, packet_id });
+            session.outgoing.sent.push_back(Sent { delivery, packet_id }, true);
             session.outgoing.sent_here += 1;
             self.metrics.in_flight_messages += 1;
         } else {

@@ -48,6 +48,7 @@ mod sys_topics;
 mod terms;
 mod thin_list;
 mod topic_aliases;
+mod unanswered;
 mod will;
 
 use std::collections::VecDeque;
@@ -86,7 +87,7 @@ use retained::RetainedMessages;
 use session::{Outgoing, Sent, Session, SessionId, Sessions};
 use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
-use thin_list::ThinList;
+use unanswered::Unanswered;
 
 const PINGRESP_BYTES: usize = 2;
 
@@ -125,7 +126,7 @@ pub struct Broker {
     /// What ended sessions and groups have left, the longest ended first.
     remains: VecDeque<Remains>,
     /// What those sessions were sent, which comes before all that.
-    sent_left: VecDeque<ThinList<Sent>>,
+    sent_left: VecDeque<Unanswered<Sent>>,
     /// What is left of the steps of this turn for what is done at once, whoever asks for it (see `remains`).
     steps_at_once: usize,
     /// Whether the limit on all message bytes was logged since it was last left.
@@ -757,7 +758,8 @@ impl Broker {
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
         self.leave_few_groups(&mut session);
-        let Session { outgoing, mut receipts, memberships, streams, will, .. } = session;
+        let Session { mut outgoing, mut receipts, memberships, streams, will, .. } = session;
+        outgoing.begin_anew();
         let Outgoing { sent, mut released, queue, .. } = outgoing;
         if !name.is_some() {
             (released, receipts) = Default::default();

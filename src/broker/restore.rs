@@ -182,7 +182,7 @@ impl Restore<'_> {
                 match self.find_session(record.session) {
                     Some(session) => {
                         let released = Released { packet_id: record.packet_id, record: lsn };
-                        session.outgoing.released.push_back(released);
+                        session.outgoing.released.push_back(released, false);
                         self.broker.outputs.metrics.in_flight_messages += 1;
                     }
                     None => self.orphans.push(Orphan::Record(Kind::Release, lsn)),
@@ -324,7 +324,7 @@ impl Restore<'_> {
                 let session = sessions.find_mut(self.sessions[&name]).expect("looked up before");
                 match packet_id {
                     Some(packet_id) => {
-                        session.outgoing.sent.push_back(Sent { delivery, packet_id });
+                        session.outgoing.sent.push_back(Sent { delivery, packet_id }, false);
                         outputs.metrics.in_flight_messages += 1;
                     }
                     None => {

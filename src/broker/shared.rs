@@ -654,7 +654,7 @@ impl Broker {
         if left == 0 || session.memberships.is_empty() {
             return;
         }
-        session.outgoing.sent_here = 0;
+        session.outgoing.begin_anew();
         let mut steps = self.steps_at_once;
         let left = self.go_on_returning(session_id, left, &mut steps);
         if left > 0 {
@@ -668,12 +668,12 @@ impl Broker {
         while left > 0 && *steps > 0 {
             let Self { shared, sessions, outputs, .. } = self;
             let Some(session) = sessions.find_mut(giver) else { return 0 };
-            let Some(sent) = session.outgoing.sent.remove(0) else { return 0 };
+            let Some(sent) = session.outgoing.sent.pop_front() else { return 0 };
             left -= 1;
             let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giver).is_some());
             let Some(id) = group.filter(|id| shared.is_attended(*id, sessions)) else {
                 *steps -= 1;
-                self.session_mut(giver).outgoing.sent.push_back(sent);
+                self.session_mut(giver).outgoing.sent.push_back(sent, false);
                 continue;
             };
             *steps = steps.saturating_sub(RETURN_STEPS);
