@@ -7,6 +7,7 @@
 
 use std::env;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -37,7 +38,7 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 15] = [
     fan_out,
     absent,
     queues,
@@ -49,6 +50,7 @@ const SCENARIOS: [Scenario; 14] = [
     answers,
     returns,
     endings,
+    crowds,
     group_queues,
     large_packets,
     draining,
@@ -503,6 +505,58 @@ fn endings() -> Vec<Calls> {
     ending.settle(&mut core);
     assert_eq!((core.deliveries, core.broker.status().subscriptions), (MESSAGES, 2));
     vec![ending, sent, joined]
+}
+
+/// Who has a connection, or loses it, without a turn in between.
+fn come_and_go(core: &mut Core, slots: Range<u32>, is_coming: bool) {
+    for slot in slots {
+        let id = ConnectionId { slot, generation: 1 };
+        if is_coming {
+            core.broker.handle_open(core.now, id);
+            core.input(slot, &connect_bytes(&client_id(slot.into()), true));
+        } else {
+            core.broker.handle_lost(core.now, id, true);
+        }
+    }
+}
+
+/// Groups with the same members, whose window has room for one message.
+fn crowd(members: u32) -> Core {
+    let mut core = with_publisher(Core::with_in_flight_max(false, 1));
+    let filters: Vec<String> = (0..GROUPS).map(|number| format!("$share/{number}/{}", topic(0))).collect();
+    let subscribe = subscribe_bytes(&filters, QoS::AtLeastOnce);
+    for slot in CLIENT..CLIENT + members {
+        core.open(slot, &connect_bytes(&client_id(slot.into()), true));
+        core.exchange(slot, &subscribe);
+    }
+    core
+}
+
+fn crowds() -> Vec<Calls> {
+    let all = size_text(MEMBERS);
+    let slots = CLIENT..CLIENT + MEMBERS as u32;
+    let mut core = crowd(MEMBERS as u32);
+    come_and_go(&mut core, slots.clone(), false);
+    while core.broker.poll_close().map(|id| core.broker.handle_closed(id)).is_some() {}
+    let publish = publish_bytes(&topic(0), QoS::AtMostOnce, false);
+    let mut gone =
+        Calls::new(format!("a message to {GROUPS} groups whose {all} members have just been lost"));
+    gone.packet(&mut core, PUBLISHER, &publish);
+    assert_eq!(core.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize], GROUPS);
+
+    let mut core = crowd(MEMBERS as u32);
+    core.is_mute = true;
+    let own = subscribe_bytes(&[topic(1)], QoS::AtLeastOnce);
+    slots.clone().for_each(|slot| core.exchange(slot, &own));
+    core.exchange(PUBLISHER, &publish_bytes(&topic(1), QoS::AtLeastOnce, false));
+    come_and_go(&mut core, slots.clone(), false);
+    gone.settle(&mut core);
+    come_and_go(&mut core, slots, true);
+    let mut back =
+        Calls::new(format!("the same at QoS 1 when all {all} have just come back, and have no room"));
+    back.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtLeastOnce, false));
+    assert_eq!(core.broker.metrics().queued_messages, GROUPS);
+    vec![gone, back]
 }
 
 fn group_queues() -> Vec<Calls> {

@@ -58,6 +58,8 @@ pub(super) struct Routing<'a> {
     pub(super) is_matched: bool,
     /// Whether it takes several turns: only the first of its receivers have it so far.
     pub(super) goes_on: bool,
+    /// Whether it was taken in an earlier turn.
+    pub(super) is_continued: bool,
     /// Made when the first receiver has to keep it.
     message: Option<Message>,
     /// Payloads up to this size are copied into outboxes.
@@ -78,6 +80,7 @@ impl<'a> Routing<'a> {
             publisher: None,
             is_matched: false,
             goes_on: false,
+            is_continued: false,
             message: None,
             copied_payload_max: 0,
             broker_is_full: false,
@@ -168,6 +171,7 @@ impl Broker {
         self.outputs.is_fan_out = matches.len() >= FAN_OUT_MIN;
         for subscriber in matches.some(range) {
             if self.sessions.has_ended() && self.sessions.is_ended(subscriber.id) {
+                self.outputs.pass_ended(routing);
                 continue;
             }
             routing.is_matched = true;
@@ -395,6 +399,17 @@ pub(super) struct QueueOwner<'a> {
 }
 
 impl Outputs {
+    /// A receiver has ended. When the message was taken it had not, so it is counted like those for whom a message waited; or its
+    /// subscriptions were still being removed then, of which nothing is known any more. To a message that has just
+    /// been taken it is no receiver.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn pass_ended(&mut self, routing: &Routing<'_>) {
+        if routing.is_continued {
+            self.metrics.drop_message(DropReason::SessionEnded);
+        }
+    }
+
     /// Sends a message for the first time, to a client that has room for it.
     pub(super) fn send(
         &mut self,

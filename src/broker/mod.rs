@@ -72,6 +72,7 @@ pub use restore::{Restore, RestoreError, Restored};
 pub use status::{BrokerStatus, ClientStatus};
 
 use authenticate::Authentication;
+use blocks::Blocks;
 use deadlines::Deadline;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
@@ -124,7 +125,7 @@ pub struct Broker {
     slots_to_free: Vec<SessionId>,
     streams_behind: Vec<SessionId>,
     /// What ended sessions and groups have left, the longest ended first.
-    remains: VecDeque<Remains>,
+    remains: Blocks<Remains>,
     /// What those sessions were sent, which comes before all that.
     sent_left: VecDeque<Unanswered<Sent>>,
     /// What is left of the steps of this turn for what is done at once, whoever asks for it (see `remains`).
@@ -195,7 +196,7 @@ impl Broker {
             put_off: PutOffs::new(options.seed),
             slots_to_free: Vec::new(),
             streams_behind: Vec::new(),
-            remains: VecDeque::new(),
+            remains: Blocks::default(),
             sent_left: VecDeque::new(),
             steps_at_once: options.steps_per_turn,
             full_logged: false,

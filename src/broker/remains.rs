@@ -153,12 +153,16 @@ impl Broker {
                 return;
             }
         }
-        while let Some(mut remains) = self.remains.pop_front() {
+        while let Some(first) = self.remains.entry_mut(0) {
+            let mut remains = std::mem::take(first);
             if !self.take_away(&mut remains, &mut steps) {
-                self.remains.push_front(remains);
+                if let Some(first) = self.remains.entry_mut(0) {
+                    *first = remains;
+                }
                 merge_freed();
                 return;
             }
+            self.remains.pop_front();
         }
     }
 

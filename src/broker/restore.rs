@@ -441,7 +441,7 @@ impl Broker {
             add(Key::Delivery(delivery.record));
             hold(&delivery.message);
         }
-        for remains in &self.remains {
+        for remains in self.remains.iter() {
             remains.released.iter().for_each(|released| add(Key::Release(released.record)));
             remains.receipts.records().for_each(|record| add(Key::Receipt(record)));
             let Some(session) = remains.session else { continue };

@@ -10,6 +10,9 @@ use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, turns};
 
 const MESSAGES: usize = 1_000;
 
+/// Which of all messages is answered at this step.
+type Order = fn(usize) -> usize;
+
 /// Has no divisor in common with `MESSAGES`: so many places further each time reach all of them.
 const STRIDE: usize = 617;
 
@@ -132,7 +135,7 @@ fn at_least_once(_: usize) -> QoS {
 
 #[test]
 fn messages_can_be_acknowledged_in_any_order_and_once() {
-    let orders: [(&str, fn(usize) -> usize); 3] = [
+    let orders: [(&str, Order); 3] = [
         ("backwards", |number| MESSAGES - 1 - number),
         ("in no order", |number| number * STRIDE % MESSAGES),
         ("from the middle on", |number| (number + MESSAGES / 2) % MESSAGES),
