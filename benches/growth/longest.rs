@@ -495,6 +495,7 @@ fn endings() -> Vec<Calls> {
     let mut ending = Calls::new(format!("{all} members of {GROUPS} groups expire at the same instant"));
     while core.broker.status().sessions > 2 {
         ending.call(|| core.broker.handle_timeout(core.now));
+        core.hand_out();
     }
     core.deliveries = 0;
     let mut sent = Calls::new(format!("a message to a group of which {all} members have just ended"));

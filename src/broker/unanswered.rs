@@ -260,6 +260,7 @@ impl<T: Identified> Unanswered<T> {
         assert!(!matches!(list.front(), Some(None)) && !matches!(list.back(), Some(None)));
         let Some(index) = index else { return assert!(list.iter().all(Option::is_some)) };
         assert_eq!(index.gaps, list.iter().filter(|entry| entry.is_none()).count());
+        assert!(index.passed_places <= list.len());
         assert_eq!(list.iter().take(index.passed_places).flatten().count(), passed as usize);
         for (place, entry) in list.iter().enumerate() {
             assert!(entry.as_ref().is_none_or(|entry| index.place(entry.packet_id()) == Some(place)));
