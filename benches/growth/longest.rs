@@ -7,6 +7,7 @@
 
 use std::env;
 use std::io::{self, BufWriter, Write};
+use std::ops::Range;
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -39,7 +40,7 @@ const ALLOCATOR: [(&str, usize); 2] =
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 15] = [
     fan_out,
     absent,
     queues,
@@ -48,8 +49,10 @@ const SCENARIOS: [Scenario; 13] = [
     retained,
     sessions,
     identifiers,
+    answers,
     returns,
     endings,
+    crowds,
     group_queues,
     large_packets,
     draining,
@@ -475,6 +478,36 @@ fn identifiers() -> Vec<Calls> {
     vec![ended]
 }
 
+/// As many messages as there are identifiers, which their receiver answers in this order.
+fn answered(what: &str, order: impl Fn(usize) -> usize) -> Calls {
+    let mut core = with_publisher(Core::with_in_flight_max(false, u16::MAX));
+    core.open(CLIENT, &connect_bytes("client", false));
+    core.exchange(CLIENT, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
+    core.is_mute = true;
+    let publish = publish_bytes(&topic(0), QoS::AtLeastOnce, false);
+    packet_ids().for_each(|_| core.exchange(PUBLISHER, &publish));
+    let ids: Vec<PacketId> = packet_ids().collect();
+    let mut answers = Vec::new();
+    for number in 0..ids.len() {
+        encode::puback(&mut answers, ids[order(number)], ReasonCode::Success);
+    }
+    let all = size_text(u16::MAX.into());
+    let mut calls = Calls::new(format!("{all} PUBACKs {what}"));
+    calls.packet(&mut core, CLIENT, &answers);
+    assert_eq!(core.broker.metrics().in_flight_messages, 0);
+    calls
+}
+
+fn answers() -> Vec<Calls> {
+    let last = usize::from(u16::MAX) - 1;
+    vec![
+        answered("in order", |number| number),
+        answered("backwards", |number| last - number),
+        // So many places further each time: that number and all there are have no common divisor.
+        answered("in no order", |number| number * 40_507 % (last + 1)),
+    ]
+}
+
 /// A member of a group that has as many messages under way as it can, and another member.
 fn member_with_unacknowledged(is_kept: bool) -> Core {
     let mut core = stored_core();
@@ -521,6 +554,7 @@ fn endings() -> Vec<Calls> {
     let mut ending = Calls::new(format!("{all} members of {GROUPS} groups expire at the same instant"));
     while core.broker.status().sessions > 2 {
         ending.call(|| core.broker.handle_timeout(core.now));
+        core.hand_out();
     }
     core.deliveries = 0;
     let mut sent = Calls::new(format!("a message to a group of which {all} members have just ended"));
@@ -531,6 +565,58 @@ fn endings() -> Vec<Calls> {
     ending.settle(&mut core);
     assert_eq!((core.deliveries, core.broker.status().subscriptions), (MESSAGES, 2));
     vec![ending, sent, joined]
+}
+
+/// Who has a connection, or loses it, without a turn in between.
+fn come_and_go(core: &mut Core, slots: Range<u32>, is_coming: bool) {
+    for slot in slots {
+        let id = ConnectionId { slot, generation: 1 };
+        if is_coming {
+            core.broker.handle_open(core.now, id);
+            core.input(slot, &connect_bytes(&client_id(slot.into()), true));
+        } else {
+            core.broker.handle_lost(core.now, id, true);
+        }
+    }
+}
+
+/// Groups with the same members, whose window has room for one message.
+fn crowd(members: u32) -> Core {
+    let mut core = with_publisher(Core::with_in_flight_max(false, 1));
+    let filters: Vec<String> = (0..GROUPS).map(|number| format!("$share/{number}/{}", topic(0))).collect();
+    let subscribe = subscribe_bytes(&filters, QoS::AtLeastOnce);
+    for slot in CLIENT..CLIENT + members {
+        core.open(slot, &connect_bytes(&client_id(slot.into()), true));
+        core.exchange(slot, &subscribe);
+    }
+    core
+}
+
+fn crowds() -> Vec<Calls> {
+    let all = size_text(MEMBERS);
+    let slots = CLIENT..CLIENT + MEMBERS as u32;
+    let mut core = crowd(MEMBERS as u32);
+    come_and_go(&mut core, slots.clone(), false);
+    while core.broker.poll_close().map(|id| core.broker.handle_closed(id)).is_some() {}
+    let publish = publish_bytes(&topic(0), QoS::AtMostOnce, false);
+    let mut gone =
+        Calls::new(format!("a message to {GROUPS} groups whose {all} members have just been lost"));
+    gone.packet(&mut core, PUBLISHER, &publish);
+    assert_eq!(core.broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize], GROUPS);
+
+    let mut core = crowd(MEMBERS as u32);
+    core.is_mute = true;
+    let own = subscribe_bytes(&[topic(1)], QoS::AtLeastOnce);
+    slots.clone().for_each(|slot| core.exchange(slot, &own));
+    core.exchange(PUBLISHER, &publish_bytes(&topic(1), QoS::AtLeastOnce, false));
+    come_and_go(&mut core, slots.clone(), false);
+    gone.settle(&mut core);
+    come_and_go(&mut core, slots, true);
+    let mut back =
+        Calls::new(format!("the same at QoS 1 when all {all} have just come back, and have no room"));
+    back.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtLeastOnce, false));
+    assert_eq!(core.broker.metrics().queued_messages, GROUPS);
+    vec![gone, back]
 }
 
 fn group_queues() -> Vec<Calls> {

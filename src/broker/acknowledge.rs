@@ -21,39 +21,37 @@ use super::{Kind, Lsn, Outputs};
 
 /// Where in the life of a delivery an identifier is.
 enum State {
-    /// PUBLISH sent at this QoS, at this place of the list.
+    /// PUBLISH sent at this QoS, in this place of the list.
     Sent(usize, QoS),
-    /// PUBREL sent, at this place of the list.
-    Released(usize),
+    /// PUBREL sent.
+    Released,
     Free,
 }
 
 impl Outgoing {
-    fn state(&self, packet_id: PacketId) -> State {
-        // Clients answer in order, so it is the first entry nearly always.
-        if let Some(at) = self.sent.iter().position(|sent| sent.packet_id == packet_id) {
-            State::Sent(at, self.sent[at].delivery.qos)
-        } else if let Some(at) = self.released.iter().position(|released| released.packet_id == packet_id) {
-            State::Released(at)
+    fn state(&mut self, packet_id: PacketId) -> State {
+        if let Some(place) = self.sent.find(packet_id, self.sent_here)
+            && let Some(sent) = self.sent.at(place)
+        {
+            State::Sent(place, sent.delivery.qos)
+        } else if self.released.find(packet_id, 0).is_some() {
+            State::Released
         } else {
             State::Free
         }
     }
 
-    fn remove_sent(&mut self, at: usize) -> Sent {
-        if at < self.sent_here as usize {
-            self.sent_here -= 1;
-        }
-        self.sent.remove(at).expect("found before")
+    fn remove_sent(&mut self, place: usize) -> Sent {
+        self.sent.remove(place, &mut self.sent_here).expect("found before")
     }
-}
 
-impl Outgoing {
     /// PUBREL is about to be sent: from here on only that is repeated. `session` is what the store knows the session as.
-    pub(super) fn release(&mut self, packet_id: PacketId, session: Lsn, outputs: &mut Outputs) {
+    /// Its record.
+    pub(super) fn release(&mut self, packet_id: PacketId, session: Lsn, outputs: &mut Outputs) -> Lsn {
         let record =
             if session.is_some() { outputs.journal.record_release(session, packet_id) } else { Lsn::NONE };
-        self.released.push_back(Released { packet_id, record });
+        self.released.push_back(Released { packet_id, record }, false);
+        record
     }
 }
 
@@ -70,7 +68,7 @@ impl Broker {
                 self.complete(session);
             }
             State::Free => {}
-            State::Sent(..) | State::Released(_) => self.close(id, CloseReason::WrongAck),
+            State::Sent(..) | State::Released => self.close(id, CloseReason::WrongAck),
         }
     }
 
@@ -95,9 +93,9 @@ impl Broker {
             }
             State::Sent(..) => return self.close(id, CloseReason::WrongAck),
             // Said before, or to a state that we have lost: the client has done with it already.
-            State::Released(_) | State::Free if ack.reason.is_error() => return,
+            State::Released | State::Free if ack.reason.is_error() => return,
             // Repeated, or forgotten by us: either way PUBREL is what moves the client on.
-            State::Released(_) => {}
+            State::Released => {}
             State::Free => reason = self.not_found(id),
         }
         self.reply(id, PacketKind::Pubrel, Some(packet_id), |bytes| {
@@ -113,18 +111,16 @@ impl Broker {
     /// QoS 2 is complete [MQTT-4.3.3-1].
     pub(super) fn pubcomp(&mut self, id: ConnectionId, session: SessionId, packet_id: PacketId) {
         let outgoing = &mut self.session_mut(session).outgoing;
-        match outgoing.state(packet_id) {
-            State::Released(at) => {
-                outgoing.free_packet_id(packet_id);
-                if let Some(Released { record, .. }) = outgoing.released.remove(at)
-                    && record.is_some()
-                {
-                    self.outputs.journal.remove(Kind::Release, record);
-                }
-                self.complete(session);
+        if let Some(place) = outgoing.released.find(packet_id, 0) {
+            outgoing.free_packet_id(packet_id);
+            if let Some(Released { record, .. }) = outgoing.released.remove(place, &mut 0)
+                && record.is_some()
+            {
+                self.outputs.journal.remove(Kind::Release, record);
             }
-            State::Free => {}
-            State::Sent(..) => self.close(id, CloseReason::WrongAck),
+            self.complete(session);
+        } else if outgoing.sent.find(packet_id, outgoing.sent_here).is_some() {
+            self.close(id, CloseReason::WrongAck);
         }
     }
 

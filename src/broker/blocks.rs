@@ -44,6 +44,7 @@ impl<T> Blocks<T> {
         self.first.len() + self.others.as_ref().map_or(0, |others| others.len)
     }
 
+    #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.first.is_empty()
     }

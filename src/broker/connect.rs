@@ -176,7 +176,7 @@ impl Broker {
         // One that waited for its delay is not published: the client is back in time [MQTT5-3.1.3-9].
         session.will = will;
         // Nothing was sent on this connection yet [MQTT-4.4.0-1].
-        session.outgoing.sent_here = 0;
+        session.outgoing.begin_anew();
         session.receipts.begin_connection(terms.receive_max);
         self.record_session(session_id);
         self.arm_session(session_id);

@@ -58,6 +58,8 @@ pub(super) struct Routing<'a> {
     pub(super) is_matched: bool,
     /// Whether it takes several turns: only the first of its receivers have it so far.
     pub(super) goes_on: bool,
+    /// Whether it was taken in an earlier turn.
+    pub(super) is_continued: bool,
     /// Made when the first receiver has to keep it.
     message: Option<Message>,
     /// Payloads up to this size are copied into outboxes.
@@ -78,6 +80,7 @@ impl<'a> Routing<'a> {
             publisher: None,
             is_matched: false,
             goes_on: false,
+            is_continued: false,
             message: None,
             copied_payload_max: 0,
             broker_is_full: false,
@@ -168,6 +171,7 @@ impl Broker {
         self.outputs.is_fan_out = matches.len() >= FAN_OUT_MIN;
         for subscriber in matches.some(range) {
             if self.sessions.has_ended() && self.sessions.is_ended(subscriber.id) {
+                self.outputs.pass_ended(routing);
                 continue;
             }
             routing.is_matched = true;
@@ -340,7 +344,7 @@ impl Broker {
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
         let outgoing = &mut session.outgoing;
-        while let Some(sent) = outgoing.sent.get(outgoing.sent_here as usize) {
+        while let Some((place, sent)) = outgoing.next_to_repeat() {
             if outgoing.under_way() >= usize::from(link.window) {
                 return; // The next acknowledgement goes on here.
             }
@@ -349,15 +353,14 @@ impl Broker {
                 return;
             }
             if outputs.write_delivery(link, &sent.delivery, Some(sent.packet_id), true, *now) {
-                outgoing.sent_here += 1;
+                outgoing.sent.pass(place, &mut outgoing.sent_here);
                 continue;
             }
             // Too large for the client as it is now, so it counts as completed [MQTT5-3.1.2-25]. At QoS 2 the client may
             // have it from an earlier connection, so it is told that its identifier is done with.
-            let Some(sent) = outgoing.sent.remove(outgoing.sent_here as usize) else { return };
+            let Some(sent) = outgoing.sent.remove(place, &mut outgoing.sent_here) else { return };
             if sent.delivery.qos == QoS::ExactlyOnce {
-                outgoing.release(sent.packet_id, session.name, outputs);
-                let release = outgoing.released.back().map_or(Lsn::NONE, |released| released.record);
+                let release = outgoing.release(sent.packet_id, session.name, outputs);
                 outputs.hold_back(link, outputs.journal.promise_of_record(release));
                 outputs.write_pubrel(link, sent.packet_id, ReasonCode::Success);
             } else {
@@ -396,6 +399,17 @@ pub(super) struct QueueOwner<'a> {
 }
 
 impl Outputs {
+    /// A receiver has ended. When the message was taken it had not, so it is counted like those for whom a message waited; or its
+    /// subscriptions were still being removed then, of which nothing is known any more. To a message that has just
+    /// been taken it is no receiver.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn pass_ended(&mut self, routing: &Routing<'_>) {
+        if routing.is_continued {
+            self.metrics.drop_message(DropReason::SessionEnded);
+        }
+    }
+
     /// Sends a message for the first time, to a client that has room for it.
     pub(super) fn send(
         &mut self,
@@ -415,7 +429,7 @@ impl Outputs {
             delivery.record = Lsn::NONE;
         }
         if self.write_delivery(link, &delivery, Some(packet_id), false, now) {
-            session.outgoing.sent.push_back(Sent { delivery, packet_id });
+            session.outgoing.sent.push_back(Sent { delivery, packet_id }, true);
             session.outgoing.sent_here += 1;
             self.metrics.in_flight_messages += 1;
         } else {

@@ -247,22 +247,25 @@ impl Broker {
         let receivers = match matches {
             Some(matches) => {
                 let left = matches.len() - next;
-                let end = next + left.min(steps);
+                let mut end = next + left.min(steps);
                 let is_expired = fan_out.message.is_expired(self.now);
                 if is_expired {
+                    // Who has ended is among them: nobody who was to have it is left out.
                     fan_out.is_matched |= left > 0;
+                    end = matches.len();
                     self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
                 } else if is_to_groups {
                     let newest = fan_out.newest_group;
+                    let mut looks = listed_max;
                     self.with_routing(fan_out, |broker, routing| {
-                        broker.give_to_groups(routing, &matches, next..end, newest);
+                        end = broker.give_to_groups(routing, &matches, next..end, newest, &mut looks);
                     });
                 } else {
                     self.with_routing(fan_out, |broker, routing| {
                         broker.copy_to(routing, &matches, next..end)
                     });
                 }
-                if left <= steps || is_expired {
+                if end == matches.len() {
                     if is_to_groups {
                         self.shared.put_back(matches);
                     } else {
@@ -314,6 +317,7 @@ impl Broker {
         routing.properties = message.properties();
         routing.expires_at = message.expires_at();
         routing.publisher = publisher;
+        routing.is_continued = true;
         routing.use_message(message.clone());
         go_on(self, &mut routing);
         *is_matched |= routing.is_matched;

@@ -92,7 +92,7 @@ impl Broker {
         }
         let ended = self.remains.iter().filter(|remains| remains.session.is_some()).count();
         assert_eq!(self.sessions.ended_count(), ended + self.slots_to_free.len(), "slots are freed");
-        for remains in &self.remains {
+        for remains in self.remains.iter() {
             if let Some(session) = remains.session {
                 assert!(self.sessions.is_ended(session.subscriber()));
                 subscriptions += self.subscriptions.subscription_count(session.subscriber()) as usize;

@@ -48,6 +48,7 @@ mod sys_topics;
 mod terms;
 mod thin_list;
 mod topic_aliases;
+mod unanswered;
 mod will;
 
 use std::collections::VecDeque;
@@ -71,6 +72,7 @@ pub use restore::{Restore, RestoreError, Restored};
 pub use status::{BrokerStatus, ClientStatus};
 
 use authenticate::Authentication;
+use blocks::Blocks;
 use deadlines::Deadline;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
@@ -86,7 +88,7 @@ use retained::RetainedMessages;
 use session::{Outgoing, Sent, Session, SessionId, Sessions};
 use shared::SharedSubscriptions;
 use sys_topics::SysTopics;
-use thin_list::ThinList;
+use unanswered::Unanswered;
 
 const PINGRESP_BYTES: usize = 2;
 
@@ -125,9 +127,9 @@ pub struct Broker {
     slots_to_free: Vec<SessionId>,
     streams_behind: Vec<SessionId>,
     /// What ended sessions and groups have left, the longest ended first.
-    remains: VecDeque<Remains>,
+    remains: Blocks<Remains>,
     /// What those sessions were sent, which comes before all that.
-    sent_left: VecDeque<ThinList<Sent>>,
+    sent_left: VecDeque<Unanswered<Sent>>,
     /// What is left of the steps of this turn for what is done at once, whoever asks for it (see `remains`).
     steps_at_once: usize,
     /// Whether the limit on all message bytes was logged since it was last left.
@@ -197,7 +199,7 @@ impl Broker {
             put_off: PutOffs::new(options.seed),
             slots_to_free: Vec::new(),
             streams_behind: Vec::new(),
-            remains: VecDeque::new(),
+            remains: Blocks::default(),
             sent_left: VecDeque::new(),
             steps_at_once: options.steps_per_turn,
             full_logged: false,
@@ -761,7 +763,8 @@ impl Broker {
         }
         self.outputs.metrics.in_flight_messages -= session.outgoing.in_flight() as u64;
         self.leave_few_groups(&mut session);
-        let Session { outgoing, mut receipts, memberships, streams, will, .. } = session;
+        let Session { mut outgoing, mut receipts, memberships, streams, will, .. } = session;
+        outgoing.begin_anew();
         let Outgoing { sent, mut released, queue, .. } = outgoing;
         if !name.is_some() {
             (released, receipts) = Default::default();

@@ -15,6 +15,7 @@ use super::retained::RetainedStreams;
 use super::session::{Released, Sent, SessionId};
 use super::shared::GroupId;
 use super::thin_list::ThinList;
+use super::unanswered::Unanswered;
 use super::{Broker, Kind, Outputs};
 
 /// Up to this share of a turn's steps is done at once: most sessions leave little.
@@ -49,7 +50,7 @@ pub(super) struct Remains {
     pub(super) streams: RetainedStreams,
     pub(super) queue: Queue,
     /// Those that are recorded.
-    pub(super) released: ThinList<Released>,
+    pub(super) released: Unanswered<Released>,
     pub(super) receipts: Receipts,
 }
 
@@ -64,7 +65,7 @@ impl Remains {
         while *steps > 0 {
             if let Some(delivery) = self.queue.pop() {
                 outputs.forget(&delivery);
-            } else if let Some(released) = self.released.pop_back() {
+            } else if let Some(released) = self.released.pop_front() {
                 outputs.journal.remove(Kind::Release, released.record);
             } else if let Some(record) = self.receipts.pop() {
                 outputs.journal.remove(Kind::Receipt, record);
@@ -120,7 +121,7 @@ impl Broker {
 
     /// The same for what a session was sent and did not acknowledge. What came by a group goes back to it: others wait for it,
     /// so it goes before what was left earlier, but behind what others were sent.
-    pub(super) fn leave_sent_behind(&mut self, mut sent: ThinList<Sent>) {
+    pub(super) fn leave_sent_behind(&mut self, mut sent: Unanswered<Sent>) {
         let count = sent.len();
         if count == 0 {
             return;
@@ -136,8 +137,8 @@ impl Broker {
     /// Whether something is left.
     #[inline]
     pub(super) fn has_remains(&self) -> bool {
-        // One comparison: it is asked in every turn.
-        self.sent_left.len() | self.remains.len() != 0
+        // Without a jump: it is asked in every turn.
+        !(self.sent_left.is_empty() & self.remains.is_empty())
     }
 
     /// Takes away as much as one turn has time for.
@@ -152,12 +153,16 @@ impl Broker {
                 return;
             }
         }
-        while let Some(mut remains) = self.remains.pop_front() {
+        while let Some(first) = self.remains.entry_mut(0) {
+            let mut remains = std::mem::take(first);
             if !self.take_away(&mut remains, &mut steps) {
-                self.remains.push_front(remains);
+                if let Some(first) = self.remains.entry_mut(0) {
+                    *first = remains;
+                }
                 merge_freed();
                 return;
             }
+            self.remains.pop_front();
         }
     }
 
@@ -176,13 +181,13 @@ impl Broker {
     }
 
     /// True if nothing that was sent is left; otherwise there are no steps left.
-    fn return_sent(&mut self, sent: &mut ThinList<Sent>, steps: &mut usize) -> bool {
+    fn return_sent(&mut self, sent: &mut Unanswered<Sent>, steps: &mut usize) -> bool {
         while !sent.is_empty() {
             if *steps == 0 {
                 return false;
             }
             *steps = steps.saturating_sub(RETURN_STEPS);
-            if let Some(Sent { delivery, .. }) = sent.remove(0) {
+            if let Some(Sent { delivery, .. }) = sent.pop_front() {
                 self.return_or_drop(delivery);
             }
         }

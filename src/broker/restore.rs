@@ -182,7 +182,7 @@ impl Restore<'_> {
                 match self.find_session(record.session) {
                     Some(session) => {
                         let released = Released { packet_id: record.packet_id, record: lsn };
-                        session.outgoing.released.push_back(released);
+                        session.outgoing.released.push_back(released, false);
                         self.broker.outputs.metrics.in_flight_messages += 1;
                     }
                     None => self.orphans.push(Orphan::Record(Kind::Release, lsn)),
@@ -324,7 +324,7 @@ impl Restore<'_> {
                 let session = sessions.find_mut(self.sessions[&name]).expect("looked up before");
                 match packet_id {
                     Some(packet_id) => {
-                        session.outgoing.sent.push_back(Sent { delivery, packet_id });
+                        session.outgoing.sent.push_back(Sent { delivery, packet_id }, false);
                         outputs.metrics.in_flight_messages += 1;
                     }
                     None => {
@@ -441,7 +441,7 @@ impl Broker {
             add(Key::Delivery(delivery.record));
             hold(&delivery.message);
         }
-        for remains in &self.remains {
+        for remains in self.remains.iter() {
             remains.released.iter().for_each(|released| add(Key::Release(released.record)));
             remains.receipts.records().for_each(|record| add(Key::Receipt(record)));
             let Some(session) = remains.session else { continue };

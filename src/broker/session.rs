@@ -33,6 +33,7 @@ use super::receipts::Receipts;
 use super::retained::RetainedStreams;
 use super::shared::GroupId;
 use super::thin_list::ThinList;
+use super::unanswered::{Identified, Unanswered};
 use super::will::Will;
 
 /// The generation of no session: in a slot whose session has ended.
@@ -60,6 +61,13 @@ pub(super) struct Sent {
     pub(super) packet_id: PacketId,
 }
 
+impl Identified for Sent {
+    #[inline]
+    fn packet_id(&self) -> PacketId {
+        self.packet_id
+    }
+}
+
 /// A PUBREL that was sent and not yet answered.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Released {
@@ -67,16 +75,23 @@ pub(super) struct Released {
     pub(super) record: Lsn,
 }
 
+impl Identified for Released {
+    #[inline]
+    fn packet_id(&self) -> PacketId {
+        self.packet_id
+    }
+}
+
 /// The outgoing half of a session.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
     /// PUBLISH sent, neither PUBACK nor PUBREC received; in the order of sending [MQTT-4.6.0-6].
-    pub(super) sent: ThinList<Sent>,
+    pub(super) sent: Unanswered<Sent>,
     /// How many entries of `sent`, from the front, were sent on the present connection. The others wait to be
     /// repeated [MQTT-4.4.0-1].
     pub(super) sent_here: u32,
     /// PUBREL sent, PUBCOMP not received; in the order of the PUBRECs [MQTT-4.6.0-4].
-    pub(super) released: ThinList<Released>,
+    pub(super) released: Unanswered<Released>,
     /// Not sent yet.
     pub(super) queue: Queue,
     packet_ids: PacketIds,
@@ -91,6 +106,18 @@ impl Outgoing {
     /// Messages that count against the window of the present connection.
     pub(super) fn under_way(&self) -> usize {
         self.sent_here as usize + self.released.len()
+    }
+
+    /// Nothing was sent on the present connection yet.
+    pub(super) fn begin_anew(&mut self) {
+        self.sent_here = 0;
+        self.sent.begin_anew();
+    }
+
+    /// What is to be repeated next, and where in `sent` it stands.
+    pub(super) fn next_to_repeat(&self) -> Option<(usize, &Sent)> {
+        let place = self.sent.first_not_passed(self.sent_here)?;
+        Some((place, self.sent.at(place)?))
     }
 
     /// An identifier for one more message. Its window is not full, so one is free.
@@ -118,9 +145,11 @@ impl Outgoing {
         sent.chain(self.released.iter().map(|released| released.packet_id))
     }
 
-    /// Asserts that the allotter knows what is in use.
+    /// Asserts that the allotter knows what is in use, and every invariant of the lists.
     pub(super) fn check_packet_ids(&self) {
         self.packet_ids.check_invariants(self.used_packet_ids());
+        self.sent.check_invariants(self.sent_here);
+        self.released.check_invariants(0);
     }
 
     /// Takes back the identifier that was allotted last.

@@ -27,7 +27,7 @@
 //! Invariants: a group has a member; its connected members come first, but for memberships that have yet to be moved,
 //! or whose session has ended; who has ended and is known to comes last; what waits in a group is recorded if and only
 //! if a member is stored, but for groups in `unsettled`; a group has something in its queue only if no connected member
-//! has room for it, or one is about to be asked; every membership stands in its group, in its session or in what that
+//! has room for it, or one is about to be asked, or to be moved and then asked; every membership stands in its group, in its session or in what that
 //! has left, and in the index, which knows both places.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -47,6 +47,7 @@ use crate::topics::match_cache::Matches;
 use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree, TopicName};
 
 use super::Broker;
+use super::blocks::Blocks;
 use super::deliver::{LISTED_PER_STEP, QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::in_line::{InLine, Served};
@@ -59,6 +60,9 @@ const COMPARED_MAX: usize = 64;
 
 /// So many groups one after the other that have nothing for a member are asked in one turn.
 const ASKED_IN_VAIN_MAX: u32 = 64;
+
+/// One of those who have come, who may be a member of any group, takes as long as so many members who have gone.
+const ARRIVAL_LOOKS: usize = 4;
 
 /// A message of a group that is recorded takes as long as so many other steps.
 const SETTLE_STEPS: usize = 4;
@@ -339,23 +343,39 @@ impl SharedSubscriptions {
         false
     }
 
-    /// Those who count as connected end with one who is. Those behind it, who have gone, are passed once.
-    fn pass_gone(&mut self, id: GroupId, sessions: &Sessions) {
+    /// Those who count as connected end with one who is, if there are looks left then. Those behind it, who have gone, are
+    /// passed once.
+    fn pass_gone(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) {
         let Some(group) = self.group_mut(id) else { return };
         let is_gone = |member: &Member| !sessions.is_connected(member.session);
-        let gone = group.members[..group.present].iter().rev().take_while(|member| is_gone(member));
-        group.present -= gone.count();
+        let present = group.members[..group.present].iter().rev();
+        let gone = present.take(*looks).take_while(|member| is_gone(member)).count();
+        group.present -= gone;
+        *looks -= gone;
     }
 
     /// Whether a group has a connected member.
     fn is_attended(&mut self, id: GroupId, sessions: &Sessions) -> bool {
-        self.pass_gone(id, sessions);
+        self.find_attendant(id, sessions, &mut { usize::MAX })
+    }
+
+    /// The same, as far as so many looks tell. None are left if they did not tell; the next ones go on where they ended.
+    fn find_attendant(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> bool {
+        self.pass_gone(id, sessions, looks);
         let has_present = self.group(id).is_some_and(|group| group.present > 0);
-        has_present || self.entering(id, sessions).is_some()
+        has_present || self.entering(id, sessions, looks).is_some()
+    }
+
+    /// Whether it is known who is there, or is found out by so many looks. None are left if it is not.
+    fn is_looked_through(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> bool {
+        if !self.moves.is_empty() {
+            self.find_attendant(id, sessions, looks);
+        }
+        *looks > 0
     }
 
     /// A connected member that has yet to be moved among those who count as connected.
-    fn entering(&mut self, id: GroupId, sessions: &Sessions) -> Option<SessionId> {
+    fn entering(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> Option<SessionId> {
         if self.arrivals.is_empty() {
             return None;
         }
@@ -366,7 +386,11 @@ impl SharedSubscriptions {
         let mut arrivals = self.arrivals.range(moves_seen + 1..);
         let mut found = None;
         for _ in 0..absent.len() {
+            if *looks == 0 {
+                break;
+            }
             let Some((number, session)) = arrivals.next() else { break };
+            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
             looked_at = (looked_at + 1) % absent.len();
             let is_absent = |place: Place| place.member as usize >= present;
             let looked_at = absent[looked_at].session;
@@ -380,7 +404,7 @@ impl SharedSubscriptions {
                 break;
             }
         }
-        if found.is_none() {
+        if found.is_none() && *looks > 0 {
             moves_seen = self.moves.newest();
         }
         let group = &mut self.groups[id.slot as usize];
@@ -439,10 +463,10 @@ impl SharedSubscriptions {
     }
 
     /// Asserts every invariant of the groups, and returns how many messages wait in them.
-    pub(super) fn check_invariants(&self, sessions: &Sessions, remains: &VecDeque<Remains>) -> u64 {
+    pub(super) fn check_invariants(&self, sessions: &Sessions, remains: &Blocks<Remains>) -> u64 {
         self.tree.check_invariants();
         let mut left_behind = BTreeSet::new();
-        for remains in remains {
+        for remains in remains.iter() {
             left_behind.extend(remains.memberships.iter().map(|id| (*id, remains.session)));
         }
         self.moves.check_invariants();
@@ -654,7 +678,7 @@ impl Broker {
         if left == 0 || session.memberships.is_empty() {
             return;
         }
-        session.outgoing.sent_here = 0;
+        session.outgoing.begin_anew();
         let mut steps = self.steps_at_once;
         let left = self.go_on_returning(session_id, left, &mut steps);
         if left > 0 {
@@ -668,12 +692,12 @@ impl Broker {
         while left > 0 && *steps > 0 {
             let Self { shared, sessions, outputs, .. } = self;
             let Some(session) = sessions.find_mut(giver) else { return 0 };
-            let Some(sent) = session.outgoing.sent.remove(0) else { return 0 };
+            let Some(sent) = session.outgoing.sent.pop_front() else { return 0 };
             left -= 1;
             let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giver).is_some());
             let Some(id) = group.filter(|id| shared.is_attended(*id, sessions)) else {
                 *steps -= 1;
-                self.session_mut(giver).outgoing.sent.push_back(sent);
+                self.session_mut(giver).outgoing.sent.push_back(sent, false);
                 continue;
             };
             *steps = steps.saturating_sub(RETURN_STEPS);
@@ -773,8 +797,9 @@ impl Broker {
             let work = self.go_on_moving(session, work, steps);
             if work > 0 {
                 self.shared.moves.put_back(Served { number, session, work });
-            } else {
-                self.shared.arrivals.remove(&number);
+            } else if self.shared.arrivals.remove(&number).is_some() && self.shared.waiting > 0 {
+                // What came to its groups meanwhile may not have found it among many others.
+                self.schedule_refill(session);
             }
         }
     }
@@ -840,32 +865,42 @@ impl Broker {
         let steps = self.options.steps_per_turn;
         let listed_max = steps.saturating_mul(LISTED_PER_STEP);
         let matches = self.shared.tree.matches_within(routing.topic, listed_max);
-        let at_once = matches.len().min(steps);
-        self.give_to_groups(routing, &matches, 0..at_once, self.shared.newest());
-        if at_once < matches.len() || !matches.is_complete() {
-            self.begin_fan_out_to_groups(routing, matches, at_once);
+        // Behind another message on its way to many it cannot take several turns itself.
+        let is_alone = routing.goes_on || self.fan_out.is_none();
+        let mut looks = if is_alone { listed_max } else { usize::MAX };
+        let at_once = 0..matches.len().min(steps);
+        let next = self.give_to_groups(routing, &matches, at_once, self.shared.newest(), &mut looks);
+        if next < matches.len() || !matches.is_complete() {
+            self.begin_fan_out_to_groups(routing, matches, next);
         } else {
             self.shared.tree.put_back(matches);
         }
     }
 
     /// Gives a message to some of the groups that get it. Those that have ended since it was taken, when another group was the
-    /// newest one, do not.
+    /// newest one, do not. `looks` are spent on finding out who is there, where very many have come or gone: before a group for
+    /// which too few are left it ends. Where it ends.
     pub(super) fn give_to_groups(
         &mut self,
         routing: &mut Routing<'_>,
         matches: &Matches,
         places: Range<usize>,
         newest: Generation,
-    ) {
-        self.outputs.copies += places.len() as u64;
-        for subscriber in matches.some(places) {
+        looks: &mut usize,
+    ) -> usize {
+        let Range { start, end } = places;
+        for (place, subscriber) in (start..).zip(matches.some(places)) {
             let Some(group) = self.shared.standing_group(subscriber.id, newest) else {
                 self.outputs.metrics.drop_message(DropReason::SessionEnded);
                 continue;
             };
             if !self.remains.is_empty() && !self.shared.is_alive(group, &self.sessions) {
+                self.outputs.pass_ended(routing);
                 continue;
+            }
+            if !self.shared.is_looked_through(group, &self.sessions, looks) {
+                self.outputs.copies += (place - start) as u64;
+                return place;
             }
             routing.is_matched = true;
             if routing.qos == QoS::AtMostOnce {
@@ -874,6 +909,8 @@ impl Broker {
                 self.give(group, routing);
             }
         }
+        self.outputs.copies += (end - start) as u64;
+        end
     }
 
     fn give_at_most_once(&mut self, id: GroupId, routing: &mut Routing<'_>) {
@@ -916,39 +953,57 @@ impl Broker {
     /// The connected member with the least work among those with room; in turn among equals. Members without room
     /// will ask when they have some. `counted` says that the message counts against the window.
     fn choose_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
-        loop {
-            let chosen = self.choose_present_member(id, counted);
-            if chosen.is_some() || self.shared.arrivals.is_empty() {
-                return chosen;
-            }
-            let entering = self.shared.entering(id, &self.sessions)?;
-            self.shared.set_present(id, entering, true);
+        let chosen = self.choose_present_member(id, counted);
+        if chosen.is_some() || self.shared.arrivals.is_empty() {
+            return chosen;
         }
+        // All others have no room: who has just come is looked at alone, or many who have none either would be looked at again
+        // for each of them.
+        while let Some(entering) = self.shared.entering(id, &self.sessions, &mut { usize::MAX }) {
+            self.shared.set_present(id, entering, true);
+            let last = self.shared.group(id)?.present.checked_sub(1)?;
+            if let Ok(Some(member)) = self.look_for_member(id, counted, last, 1) {
+                return Some(member);
+            }
+            let looks = &mut self.outputs.looks_left;
+            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
+            if counted && *looks == 0 {
+                break; // The others ask for what waits when they have been moved.
+            }
+        }
+        None
     }
 
     /// Among those who count as connected.
     fn choose_present_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
         loop {
-            match self.look_for_member(id, counted) {
+            let &Group { turn, present, .. } = self.shared.group(id)?;
+            match self.look_for_member(id, counted, turn, present) {
                 Ok(chosen) => return chosen,
                 // It is not passed again, and those before it only after all others. One who is there comes in its place, so there
                 // is no second one before somebody was looked at.
                 Err(gone) => {
-                    self.shared.pass_gone(id, &self.sessions);
+                    self.shared.pass_gone(id, &self.sessions, &mut { usize::MAX });
                     self.shared.set_present(id, gone, false);
                 }
             }
         }
     }
 
-    /// One who counts as connected and is not ends the search.
-    fn look_for_member(&mut self, id: GroupId, counted: bool) -> Result<Option<Member>, SessionId> {
+    /// Looks at so many, from one place on. One who counts as connected and is not ends the search.
+    fn look_for_member(
+        &mut self,
+        id: GroupId,
+        counted: bool,
+        from: usize,
+        looks: usize,
+    ) -> Result<Option<Member>, SessionId> {
         let Self { shared, sessions, links, options, .. } = self;
         let Some(group) = shared.group_mut(id) else { return Ok(None) };
         let mut best: Option<(usize, usize)> = None;
         let mut compared = 0;
-        for step in 0..group.present {
-            let at = (group.turn + step) % group.present;
+        for step in 0..looks {
+            let at = (from + step) % group.present;
             let member = group.members[at].session;
             let session = sessions.find(member);
             let Some((session, connection)) =
@@ -1114,7 +1169,7 @@ mod tests {
         }
 
         fn entering(&mut self, id: GroupId) -> (Option<SessionId>, u64, usize) {
-            let found = self.shared.entering(id, &self.sessions);
+            let found = self.shared.entering(id, &self.sessions, &mut { usize::MAX });
             let group = &self.shared.groups[id.slot as usize];
             (found, group.moves_seen, group.looked_at)
         }
@@ -1129,6 +1184,44 @@ mod tests {
         let group = &world.shared.groups[id.slot as usize];
         assert_eq!((group.present, group.alive), (41, 100));
         assert!(group.members.iter().map(|member| member.session).eq(members));
+    }
+
+    #[test]
+    fn who_has_gone_is_passed_as_far_as_looks_go() {
+        let mut world = World::new();
+        let members: Vec<SessionId> = (0..100).map(|number| world.session(number == 40)).collect();
+        let id = world.group(&members);
+        world.shared.moves.push_back(members[0], 1);
+        let mut looked_through = |looks: usize| {
+            let (mut left, World { shared, sessions, .. }) = (looks, &mut world);
+            let is_known = shared.is_looked_through(id, sessions, &mut left);
+            (is_known, left, shared.groups[id.slot as usize].present)
+        };
+        assert_eq!(looked_through(50), (false, 0, 50));
+        assert_eq!(looked_through(50), (true, 41, 41));
+        assert_eq!(looked_through(50), (true, 50, 41));
+    }
+
+    #[test]
+    fn who_comes_to_other_groups_is_passed_as_far_as_looks_go() {
+        let mut world = World::new();
+        let (id, members) = world.absent_group(1_000);
+        let strangers = 100;
+        for _ in 0..strangers {
+            let stranger = world.session(true);
+            world.arrive(stranger);
+        }
+        world.arrive(members[999]);
+        for turn in 1..=4 {
+            let mut looks = 25 * ARRIVAL_LOOKS;
+            let is_known = world.shared.is_looked_through(id, &world.sessions, &mut looks);
+            let seen = world.shared.groups[id.slot as usize].moves_seen;
+            assert_eq!((is_known, looks, seen), (false, 0, 25 * turn));
+        }
+        let mut looks = 25 * ARRIVAL_LOOKS;
+        assert!(world.shared.is_looked_through(id, &world.sessions, &mut looks));
+        assert_eq!(looks, 24 * ARRIVAL_LOOKS);
+        assert_eq!(world.entering(id).0, Some(members[999]));
     }
 
     #[test]

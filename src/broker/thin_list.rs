@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Deref;
 
 /// A list that once had room for more than this gives its memory back when it is empty.
-const KEPT_CAPACITY: usize = 64;
+pub(super) const KEPT_CAPACITY: usize = 64;
 
 /// Entries in order. Reads like a `VecDeque`.
 #[derive(Debug)]
@@ -57,13 +57,6 @@ impl<T: 'static> ThinList<T> {
         let entry = self.0.as_mut()?.swap_remove_back(at);
         self.shrink();
         entry
-    }
-
-    /// Puts the first `count` entries behind all others.
-    pub(super) fn rotate_left(&mut self, count: usize) {
-        if let Some(list) = &mut self.0 {
-            list.rotate_left(count);
-        }
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {

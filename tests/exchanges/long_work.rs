@@ -1506,3 +1506,143 @@ fn clients_are_sent_away_a_few_in_each_turn_and_leave_nothing_to_each_other() {
     // They wait for members who come back, in the group or, those of the last one to leave, in its session.
     assert_eq!(metrics.queued_messages + metrics.in_flight_messages, sent + 1);
 }
+
+/// Members of so many groups that they are moved in later turns.
+const CROWD: usize = 60;
+const CROWDED_GROUPS: usize = 8;
+
+/// Groups with the same members, all of whom are there, and a publisher.
+fn crowd(options: Options) -> (Broker, Vec<String>, Vec<ConnectionId>, ConnectionId) {
+    let mut broker = Broker::new(options, NOW);
+    let names: Vec<String> = (0..CROWD).map(|number| format!("member{number}")).collect();
+    let filters: Vec<String> = (0..CROWDED_GROUPS).map(|number| format!("$share/{number}/t")).collect();
+    let mut members = Vec::new();
+    for (number, client_id) in (10..).zip(&names) {
+        let id = connected(&mut broker, number, Connect { client_id, ..member() });
+        say(&mut broker, id, &subscribe_to(&filters));
+        turns(&mut broker);
+        hear(&mut broker, id);
+        members.push(id);
+    }
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    (broker, names, members, publisher)
+}
+
+/// A member that is there is found among them, however many turns that takes.
+#[test]
+fn those_of_groups_who_have_just_been_lost_are_passed_a_turn_s_worth_at_a_time() {
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        for is_one_left in [true, false] {
+            let (mut broker, _, members, publisher) = crowd(options());
+            let lost = if is_one_left { &members[1..] } else { &members[..] };
+            for id in lost {
+                broker.handle_lost(NOW, *id, false);
+            }
+            publish_from(&mut broker, publisher, "t", qos, "x");
+            assert!(broker.is_fanning_out_to_groups() && !broker.wants_input(publisher));
+            let mut fanning_out = 0;
+            while broker.is_fanning_out() {
+                broker.handle_timeout(NOW);
+                broker.check_invariants();
+                fanning_out += 1;
+            }
+            // Four looks are a step, and moving them is not waited for.
+            assert!((1..=CROWD * CROWDED_GROUPS / (4 * STEPS_PER_TURN)).contains(&fanning_out));
+            assert!(broker.wants_input(publisher));
+            let dropped = broker.metrics().dropped[DropReason::AbsentAtQoS0 as usize] as usize;
+            let queued = broker.metrics().queued_messages as usize;
+            let expected = match (is_one_left, qos) {
+                (true, _) => (0, 0),
+                (false, QoS::AtMostOnce) => (CROWDED_GROUPS, 0),
+                (false, _) => (0, CROWDED_GROUPS),
+            };
+            assert_eq!((dropped, queued), expected);
+            let heard = payloads(&hear(&mut broker, members[0]));
+            assert_eq!(heard.len(), if is_one_left { CROWDED_GROUPS } else { 0 });
+            turns(&mut broker);
+        }
+    }
+}
+
+/// Nor are all of them looked at for a message that none but the last of them can take: it waits until that has been moved, and so
+/// does what comes after it.
+#[test]
+fn those_of_groups_who_have_just_come_and_have_no_room_are_looked_at_a_turn_s_worth_at_a_time() {
+    let (mut broker, names, members, publisher) = crowd(Options { in_flight_max: 2, ..options() });
+    // All but one have as much under way as they may.
+    for (number, id) in members.iter().enumerate() {
+        let own = format!("own/{number}");
+        say(&mut broker, *id, &subscribe_to(std::slice::from_ref(&own)));
+        turns(&mut broker);
+        for payload in ["1", "2"].into_iter().take(if number == CROWD - 1 { 0 } else { 2 }) {
+            publish_from(&mut broker, publisher, &own, QoS::AtLeastOnce, payload);
+        }
+        broker.handle_lost(NOW, *id, false);
+        turns(&mut broker);
+    }
+    let back: Vec<ConnectionId> = (100..)
+        .zip(&names)
+        .map(|(number, client_id)| connected(&mut broker, number, Connect { client_id, ..member() }))
+        .collect();
+    for payload in ["a", "b"] {
+        publish_from(&mut broker, publisher, "t", QoS::AtLeastOnce, payload);
+    }
+    let waiting = 2 * CROWDED_GROUPS as u64;
+    assert_eq!(broker.metrics().queued_messages, waiting, "few of those who have come were looked at");
+    turns(&mut broker);
+    assert_eq!(broker.metrics().queued_messages, waiting - 2, "it was asked when it had been moved");
+    let mut heard = Vec::new();
+    while heard.len() < waiting as usize {
+        let now = hear_and_acknowledge(&mut broker, back[CROWD - 1]);
+        assert!(!now.is_empty());
+        heard.extend(now);
+        turns(&mut broker);
+    }
+    // Each of its groups in turn.
+    let expected = [vec!["a"; CROWDED_GROUPS], vec!["b"; CROWDED_GROUPS]].concat();
+    assert_eq!(heard, expected);
+}
+
+/// Groups and sessions that end while a message is on its way to them.
+#[test]
+fn what_those_miss_who_end_before_their_copy_is_counted() {
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        let mut broker = broker();
+        let publisher = connected(&mut broker, 1, connect311("publisher"));
+        // Those who come last are the last of the list, and so are their groups.
+        let count = 2 * STEPS_PER_TURN;
+        let subscribe = |broker: &mut Broker, id, filters: &[String]| {
+            say(broker, id, &subscribe_to(filters));
+            turns(broker);
+            hear(broker, id);
+        };
+        let clients: Vec<String> = (0..count).map(|number| format!("c{number}")).collect();
+        let mut ids = Vec::new();
+        for (number, client_id) in (10..).zip(&clients) {
+            let id = connected(&mut broker, number, connect311(client_id));
+            // So many that they are removed in later turns, beside the one that counts.
+            let filters: Vec<String> = (0..4).map(|at| format!("$share/{number}/{at}")).collect();
+            subscribe(
+                &mut broker,
+                id,
+                &[&filters[..], &["t".to_owned(), format!("$share/{number}/t")]].concat(),
+            );
+            ids.push(id);
+        }
+        publish_from(&mut broker, publisher, "t", qos, "x");
+        assert!(broker.is_fanning_out());
+        let before = broker.metrics().dropped;
+        let (stay, gone) = ids.split_at(ids.len() / 2);
+        for id in gone {
+            broker.handle_lost(NOW, *id, true);
+        }
+        turns(&mut broker);
+        let at = DropReason::SessionEnded as usize;
+        let (ended, reached) = (broker.metrics().dropped[at] - before[at], broker.metrics().publish_sent);
+        let heard: usize = stay.iter().map(|id| payloads(&hear(&mut broker, *id)).len()).sum();
+        assert_eq!(heard, 2 * stay.len());
+        let returned = if qos > QoS::AtMostOnce { reached - heard as u64 } else { 0 };
+        // What they were sent at QoS 1 and did not acknowledge is counted too.
+        assert_eq!(reached + ended - returned, 2 * count as u64);
+    }
+}

@@ -1,8 +1,11 @@
-//! Exchanges beyond the plain ones: enhanced authentication, being sent away, and work that takes several turns.
+//! Exchanges beyond the plain ones: enhanced authentication, being sent away, work that takes several turns, and
+//! answers in any order.
 //!
 //! `authentication` speaks SCRAM-SHA-256 over real sockets, `own_method` a method of an embedding program's own;
-//! `late_verdicts`, `long_work`, `long_publish` and `fan_out` ask the core alone; `redirection` drains and stops servers.
+//! `answers`, `late_verdicts`, `long_work`, `long_publish` and `fan_out` ask the core alone; `redirection` drains and
+//! stops servers.
 
+mod answers;
 mod authentication;
 mod fan_out;
 mod fixture;
