@@ -285,6 +285,10 @@ fn no_filter_takes_effect_before_all_are_judged() {
     }
 }
 
+/// Turns before the one that finds the last of `CLIENTS`, and how many end in a turn.
+const FINDING_TURNS: usize = 3;
+const ENDS_PER_TURN: usize = STEPS_PER_TURN / 16;
+
 /// Sessions that expire at the same instant end a few in each turn, and none before all are found.
 #[test]
 fn many_deadlines_are_found_and_kept_little_by_little() {
@@ -300,13 +304,57 @@ fn many_deadlines_are_found_and_kept_little_by_little() {
     }
     turns(&mut broker);
     let due = NOW + EXPIRY;
-    for sessions in [CLIENTS, CLIENTS, CLIENTS, 0] {
+    let mut left = CLIENTS as usize;
+    for turn in 0.. {
         assert!(broker.poll_timeout().is_some_and(|at| at <= due));
         broker.handle_timeout(due);
         broker.check_invariants();
-        assert_eq!(broker.status().sessions, sessions as usize);
+        // Each turn finds 64 of them, and the last of those that do goes on with what is left of its time.
+        left -= if turn < FINDING_TURNS { 0 } else { ENDS_PER_TURN };
+        assert_eq!(broker.status().sessions, left);
+        if left == 0 {
+            break;
+        }
     }
+    // That nothing is left is seen by who looks for more.
+    broker.handle_timeout(due);
     assert_eq!((broker.poll_timeout(), broker.timers_armed()), (None, 0));
+}
+
+/// Clients that have fallen silent are closed a few in each turn, and those that have not cost less.
+#[test]
+fn many_clients_fall_silent_at_once() {
+    const CLIENTS: u32 = 64;
+    const LOOKS_PER_TURN: usize = STEPS_PER_TURN / 4;
+    let mut broker = broker();
+    let clients: Vec<ConnectionId> = (0..CLIENTS)
+        .map(|number| {
+            let connect = Connect { keep_alive_secs: 10, ..connect311("") };
+            connected(&mut broker, number, Connect { client_id: &format!("c{number}"), ..connect })
+        })
+        .collect();
+    turns(&mut broker);
+    let (awake, silent) = clients.split_at(clients.len() / 2);
+    for id in awake {
+        broker.handle_packet(NOW + Duration(1_000), *id, Packet::Pingreq);
+        while broker.poll_flush().is_some() {}
+    }
+    let due = NOW + Duration(15_500); // One and a half times so long, and half a second.
+    let (mut closed, mut turns) = (Vec::new(), 0);
+    while broker.poll_timeout().is_some_and(|at| at <= due) {
+        broker.handle_timeout(due);
+        broker.check_invariants();
+        let before = closed.len();
+        while let Some(id) = broker.poll_close() {
+            broker.handle_closed(id);
+            closed.push(id);
+        }
+        assert!(closed.len() - before <= ENDS_PER_TURN);
+        turns += 1;
+    }
+    assert_eq!(closed, silent);
+    // One more sees that nothing is left.
+    assert_eq!(turns, awake.len() / LOOKS_PER_TURN + silent.len() / ENDS_PER_TURN + 1);
 }
 
 #[test]
