@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Packet, Publish, QoS};
+use broker::codec::packet::{Connect, Packet, Publish, QoS, Will};
 use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, Property, Protocol, ReasonCode, encode};
 use broker::journal::{Change, Key};
@@ -817,6 +817,66 @@ fn messages_to_many_one_behind_the_other_do_not_keep_clients_from_being_sent_awa
         }
     }
     assert!(turns > RECEIVERS, "a few in each turn");
+}
+
+/// Clients that are sent away one after the other leave wills, each of which reaches those who are still there, once, and is
+/// kept or counted for the others.
+#[test]
+fn wills_of_clients_that_are_sent_away_reach_those_who_are_still_there() {
+    // Behind these many of the ten.
+    const BEFORE: [usize; 3] = [0, 4, RECEIVERS];
+    const WILLS: [&str; 3] = ["all/first", "all/middle", "all/last"];
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+        let mut broker = Broker::new(Options { redirect, ..options() }, NOW);
+        let (mut receivers, mut slot) = (Vec::new(), 0);
+        for before in 0..=RECEIVERS {
+            for (topic, _) in WILLS.into_iter().zip(BEFORE).filter(|(_, place)| *place == before) {
+                let will = will(topic, b"sent away").map(|will| Will { qos, ..will });
+                connected(&mut broker, slot, Connect { will, ..connect311(topic) });
+                slot += 1;
+            }
+            if before < RECEIVERS {
+                let client_id = format!("r{before}");
+                let connect = Connect { clean_start: false, ..connect311(&client_id) };
+                let id = connected(&mut broker, slot, connect);
+                say(&mut broker, id, &subscribe_bytes(PROTOCOL, "all/+", qos));
+                hear(&mut broker, id);
+                receivers.push(id);
+                slot += 1;
+            }
+        }
+        turns(&mut broker);
+
+        assert!(broker.handle_drain(NOW));
+        let (mut heard, mut closed) = ([0; WILLS.len()], Vec::new());
+        while broker.metrics().clients_connected > 0 || broker.is_fanning_out() {
+            assert!(closed.len() <= slot as usize);
+            broker.handle_timeout(NOW);
+            broker.check_invariants();
+            for id in &receivers {
+                for heard_now in hear(&mut broker, *id) {
+                    let at = WILLS.iter().position(|topic| *topic == heard_now.publish().topic);
+                    heard[at.expect("it is a will")] += 1;
+                }
+            }
+            while let Some(id) = broker.poll_close() {
+                broker.handle_closed(id);
+                closed.push(id.slot);
+            }
+        }
+        turns(&mut broker);
+        assert!(closed.into_iter().eq(0..slot), "{qos:?}");
+        // The first one reaches all, also those for whom it takes more turns than one.
+        let there = BEFORE.map(|before| RECEIVERS - before);
+        assert_eq!(heard, there, "{qos:?}");
+        let absent = BEFORE.iter().sum::<usize>() as u64;
+        let sent = there.iter().sum::<usize>() as u64;
+        let metrics = broker.metrics();
+        let counts = (metrics.dropped_total(), metrics.queued_messages, metrics.in_flight_messages);
+        let expected = if qos == QoS::AtMostOnce { (absent, 0, 0) } else { (0, absent, sent) };
+        assert_eq!(counts, expected, "{qos:?}");
+    }
 }
 
 #[test]

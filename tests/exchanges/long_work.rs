@@ -1554,3 +1554,62 @@ fn clients_are_sent_away_a_few_in_each_turn_and_leave_nothing_to_each_other() {
     // They wait for members who come back, in the group or, those of the last one to leave, in its session.
     assert_eq!(metrics.queued_messages + metrics.in_flight_messages, sent + 1);
 }
+
+/// Who is sent away is who is there when it is a slot's turn. Many slots are empty, and some are given to newcomers before
+/// their turn, after it, or at the end: those are no clients yet, and are refused when they ask.
+#[test]
+fn clients_are_sent_away_from_among_empty_slots_and_newcomers() {
+    // More than a turn looks at lie between them.
+    const SLOTS: [u32; 5] = [3, 10, 150, 151, 300];
+    const FIRST: u32 = SLOTS[0];
+    const AHEAD: u32 = SLOTS[2];
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut broker = Broker::new(Options { redirect, ..options() }, NOW);
+    let ids = SLOTS.map(|slot| connected(&mut broker, slot, connect311(&format!("c{slot}"))));
+    turns(&mut broker);
+    let free = |broker: &mut Broker| -> Vec<u32> {
+        let closed = std::iter::from_fn(|| {
+            let id = broker.poll_close()?;
+            broker.handle_closed(id);
+            Some(id.slot)
+        });
+        closed.collect()
+    };
+    let mut newcomers = Vec::new();
+    let mut come = |broker: &mut Broker, slot: u32| {
+        let id = ConnectionId { slot, generation: 1_000 + slot };
+        broker.handle_open(NOW, id);
+        newcomers.push(id);
+    };
+
+    assert!(broker.handle_drain(NOW));
+    broker.handle_timeout(NOW);
+    broker.check_invariants();
+    let mut closed = free(&mut broker);
+    assert_eq!(closed, SLOTS[..2], "a turn's worth of slots");
+    // One leaves by itself before it is its turn. Slots are taken by others: behind, ahead, and beyond the last.
+    broker.handle_lost(NOW, ids[2], false);
+    assert_eq!(free(&mut broker), [AHEAD]);
+    for slot in [FIRST, 20, AHEAD, 299, 400] {
+        come(&mut broker, slot);
+    }
+    let mut turns = 1;
+    while broker.poll_timeout() == Some(Instant(0)) {
+        while broker.poll_flush().is_some() {}
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        closed.extend(free(&mut broker));
+        turns += 1;
+    }
+    assert_eq!(closed, [3, 10, 151, 300]);
+    assert_eq!(turns, 401_usize.div_ceil(STEPS_PER_TURN));
+    assert_eq!((broker.metrics().clients_connected, broker.connections()), (0, newcomers.len()));
+    for id in newcomers {
+        say(&mut broker, id, &bytes_of(&Packet::Connect(connect311("newcomer")), PROTOCOL));
+        let heard = hear(&mut broker, id);
+        let Packet::Connack(connack) = heard[0].packet() else { panic!("a refusal") };
+        assert_eq!(connack.reason, ReasonCode::ServerUnavailable);
+        assert_eq!(free(&mut broker), [id.slot]);
+    }
+    assert_eq!((broker.connections(), broker.timers_armed()), (0, 0));
+}
