@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Packet, Publish, QoS, Will};
+use broker::codec::packet::{Connect, Packet, Publish, QoS, SubscriptionOptions, Will};
 use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, Property, Protocol, ReasonCode, encode};
 use broker::journal::{Change, Key};
 use broker::metrics::DropReason;
 
-use crate::fixture::client::{bytes_of, connect5, connect311, publish, subscribe_bytes, will};
+use crate::fixture::client::{Received, bytes_of, connect5, connect311, publish, subscribe_bytes, will};
 use crate::fixture::core::{NOW, PROTOCOL, connected, hear, hear_as, say, turns};
 
 const STEPS_PER_TURN: usize = 4;
@@ -817,6 +817,51 @@ fn messages_to_many_one_behind_the_other_do_not_keep_clients_from_being_sent_awa
         }
     }
     assert!(turns > RECEIVERS, "a few in each turn");
+}
+
+/// A will that waits is its client's own as long as that has a session, and nobody's when another one has its slot.
+#[test]
+fn a_will_that_waits_is_not_that_of_who_has_the_slot_of_its_session() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    let come = |crowd: &mut Crowd, number: u32, connect: Connect<'_>| {
+        let id = ConnectionId { slot: number, generation: number };
+        crowd.broker.handle_open(NOW, id);
+        say(&mut crowd.broker, id, &bytes_of(&Packet::Connect(connect), Protocol::Mqtt5));
+        id
+    };
+    // Who wants nothing that it publishes itself.
+    let subscribe = |crowd: &mut Crowd, id: ConnectionId| {
+        let options = SubscriptionOptions { no_local: true, ..QoS::AtLeastOnce.into() };
+        let mut bytes = Vec::new();
+        let requests = [("all/+", options)];
+        encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
+        say(&mut crowd.broker, id, &bytes);
+        hear_as(&mut crowd.broker, id, Protocol::Mqtt5);
+    };
+    let will = |payload| will("all/1", payload).map(|will| Will { qos: QoS::AtLeastOnce, ..will });
+    let expiry = PropertyList::from_iter([Property::SessionExpirySecs(3_600)]);
+    let kept = Connect { properties: expiry.as_properties(), will: will(b"kept"), ..connect5("kept") };
+    let kept = come(&mut crowd, 100, kept);
+    let ending = come(&mut crowd, 101, Connect { will: will(b"ended"), ..connect5("ending") });
+    subscribe(&mut crowd, kept);
+
+    crowd.publish(publisher, "all/1", b"live");
+    for id in [ending, kept] {
+        crowd.broker.handle_lost(NOW, id, true);
+    }
+    while crowd.broker.is_fanning_out() {
+        crowd.turn();
+    }
+    // Its slot is free, and the wills have yet to be taken.
+    let newcomer = come(&mut crowd, 102, connect5("newcomer"));
+    subscribe(&mut crowd, newcomer);
+    turns(&mut crowd.broker);
+    let heard = hear_as(&mut crowd.broker, newcomer, Protocol::Mqtt5);
+    let messages: Vec<(String, String)> = heard.iter().map(Received::message).collect();
+    assert_eq!(messages, ["ended", "kept"].map(|payload| ("all/1".to_owned(), payload.to_owned())));
+    // The one who is away has got the message of the publisher, and the will of the other one.
+    assert_eq!(crowd.broker.metrics().queued_messages, 2);
 }
 
 /// Clients that are sent away one after the other leave wills, each of which reaches those who are still there, once, and is
