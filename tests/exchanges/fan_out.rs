@@ -924,6 +924,37 @@ fn wills_of_clients_that_are_sent_away_reach_those_who_are_still_there() {
     }
 }
 
+/// Of those who could be sent away in a turn, the others wait for the copies of the first one's will: one of them may be the
+/// last to get it.
+#[test]
+fn nobody_else_is_sent_away_in_the_turn_in_which_a_will_to_many_is_published() {
+    const STEPS: usize = 64;
+    const OTHERS: u32 = 80;
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut broker = Broker::new(Options { redirect, steps_per_turn: STEPS, ..options() }, NOW);
+    connected(&mut broker, 0, Connect { will: will("all/1", b"will"), ..connect311("dying") });
+    let slots = (2..2 + OTHERS).chain([1]);
+    let receivers: Vec<ConnectionId> = slots
+        .map(|slot| {
+            let id = connected(&mut broker, slot, connect311(&format!("r{slot}")));
+            say(&mut broker, id, &subscribe_bytes(PROTOCOL, "all/+", QoS::AtMostOnce));
+            hear(&mut broker, id);
+            id
+        })
+        .collect();
+    turns(&mut broker);
+    assert!(broker.handle_drain(NOW));
+    broker.handle_timeout(NOW);
+    assert!(broker.is_fanning_out());
+    turns(&mut broker);
+    let mut heard = 0;
+    for id in &receivers {
+        let is_will = |received: &Received| matches!(received.packet(), Packet::Publish(_));
+        heard += hear(&mut broker, *id).iter().filter(|received| is_will(received)).count();
+    }
+    assert_eq!(heard, receivers.len());
+}
+
 #[test]
 fn a_copy_at_qos_0_that_is_dropped_leaves_the_retained_message_to_be_sent() {
     let mut crowd = Crowd::new(options());
