@@ -1559,8 +1559,8 @@ fn clients_are_sent_away_a_few_in_each_turn_and_leave_nothing_to_each_other() {
 /// their turn, after it, or at the end: those are no clients yet, and are refused when they ask.
 #[test]
 fn clients_are_sent_away_from_among_empty_slots_and_newcomers() {
-    // More than a turn looks at lie between them.
-    const SLOTS: [u32; 5] = [3, 10, 150, 151, 300];
+    // More than a turn looks at lie between them, and the last one has a turn of its own.
+    const SLOTS: [u32; 5] = [3, 10, 150, 151, 448];
     const FIRST: u32 = SLOTS[0];
     const AHEAD: u32 = SLOTS[2];
     let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
@@ -1587,7 +1587,7 @@ fn clients_are_sent_away_from_among_empty_slots_and_newcomers() {
     broker.check_invariants();
     let mut closed = free(&mut broker);
     assert_eq!(closed, SLOTS[..2], "a turn's worth of slots");
-    // One leaves by itself before it is its turn. Slots are taken by others: behind, ahead, and beyond the last.
+    // One leaves by itself before it is its turn. Slots are taken by others, behind and ahead.
     broker.handle_lost(NOW, ids[2], false);
     assert_eq!(free(&mut broker), [AHEAD]);
     for slot in [FIRST, 20, AHEAD, 299, 400] {
@@ -1601,8 +1601,8 @@ fn clients_are_sent_away_from_among_empty_slots_and_newcomers() {
         closed.extend(free(&mut broker));
         turns += 1;
     }
-    assert_eq!(closed, [3, 10, 151, 300]);
-    assert_eq!(turns, 401_usize.div_ceil(STEPS_PER_TURN));
+    assert_eq!(closed, [3, 10, 151, 448]);
+    assert_eq!(turns, 448 / STEPS_PER_TURN + 1);
     assert_eq!((broker.metrics().clients_connected, broker.connections()), (0, newcomers.len()));
     for id in newcomers {
         say(&mut broker, id, &bytes_of(&Packet::Connect(connect311("newcomer")), PROTOCOL));
