@@ -18,7 +18,7 @@ const SALT_BYTES: usize = 16;
 const PASSWORD_BYTES_MAX: u64 = 4_096;
 
 fn main() -> ExitCode {
-    heap::keep_large_blocks();
+    heap::set_up();
     match config::parse(std::env::args_os().skip(1).collect()) {
         Ok(Command::Print(text)) => {
             println!("{}", text.trim_end());

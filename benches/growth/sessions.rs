@@ -46,8 +46,12 @@ pub(crate) fn client_id(number: u64) -> String {
     format!("absent-{number}")
 }
 
+pub(crate) fn inbox(number: u64) -> String {
+    format!("client/{number}/inbox")
+}
+
 pub(crate) fn inbox_subscribe_bytes(number: u64) -> Vec<u8> {
-    subscribe_bytes(&[format!("client/{number}/inbox")], QoS::AtLeastOnce)
+    subscribe_bytes(&[inbox(number)], QoS::AtLeastOnce)
 }
 
 /// A client comes, subscribes, and goes, but its session stays.

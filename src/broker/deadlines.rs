@@ -6,14 +6,15 @@
 
 use crate::clock::Instant;
 
-use super::Broker;
 use super::close_reason::CloseReason;
 use super::event::Event;
 use super::link::{ConnectionId, Link, LinkState};
 use super::options::Options;
+use super::remains::merge_freed;
 use super::session::SessionId;
 use super::terms::keep_alive_deadline;
 use super::will::Will;
+use super::{Broker, CLOSE_STEPS};
 
 /// What the wheel reminds of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +26,10 @@ pub(super) enum Deadline {
     Sweep,
 }
 
-/// Deadlines handled in one turn: a wave of expiring sessions must not hold up the loop.
-const DEADLINES_PER_TURN: usize = 500;
+/// A deadline that is only looked at, and armed again, takes as long as so many other steps; one at which something ends, or a
+/// will is published, takes `CLOSE_STEPS`. All of a turn have its steps together, or a wave of sessions that expire, or of
+/// clients that have fallen silent, would hold up the loop.
+const LOOK_STEPS: usize = 4;
 
 /// The deadline of a link that comes first, and what it means.
 fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReason)> {
@@ -91,27 +94,41 @@ impl Broker {
             return;
         }
         let copies_max = self.outputs.copies + self.options.steps_per_turn as u64;
-        for _ in 0..DEADLINES_PER_TURN {
+        let mut steps = self.options.steps_per_turn;
+        while steps > 0 {
             if self.outputs.copies >= copies_max || self.steps_at_once == 0 {
                 break; // Wills have gone to many, or much to others or away.
             }
             let Some(deadline) = self.wheel.pop(now) else { break };
-            match deadline {
+            let has_come = match deadline {
                 Deadline::Link(id) => self.link_timeout(id),
                 Deadline::Session(id) => self.session_timeout(id),
-                Deadline::SysTopics => self.publish_sys_topics(),
-                Deadline::Sweep => self.sweep_retained(),
-            }
+                Deadline::SysTopics => {
+                    self.publish_sys_topics();
+                    true
+                }
+                Deadline::Sweep => {
+                    self.sweep_retained();
+                    true
+                }
+            };
+            steps = steps.saturating_sub(if has_come { CLOSE_STEPS } else { LOOK_STEPS });
+        }
+        if steps == 0 {
+            merge_freed();
         }
     }
 
-    fn link_timeout(&mut self, id: ConnectionId) {
-        let Some(link) = self.links.find_mut(id) else { return };
+    /// True if the link ends.
+    fn link_timeout(&mut self, id: ConnectionId) -> bool {
+        let Some(link) = self.links.find_mut(id) else { return false };
         link.timer = None;
-        match first_deadline(link, &self.options) {
-            Some((deadline, reason)) if deadline <= self.now => self.close(id, reason),
-            _ => self.arm_link(id),
+        let due = first_deadline(link, &self.options).filter(|(deadline, _)| *deadline <= self.now);
+        match due {
+            Some((_, reason)) => self.close(id, reason),
+            None => self.arm_link(id),
         }
+        due.is_some()
     }
 
     /// Makes sure that the link's timer fires no later than its first deadline.
@@ -160,20 +177,24 @@ impl Broker {
         self.session_timeout(id);
     }
 
-    fn session_timeout(&mut self, id: SessionId) {
+    /// True if the session ends, or its will is published.
+    fn session_timeout(&mut self, id: SessionId) -> bool {
         let now = self.now;
-        let Some(session) = self.sessions.find_mut(id) else { return };
+        let Some(session) = self.sessions.find_mut(id) else { return false };
         session.timer = None;
         if session.expires_at().is_some_and(|expires_at| expires_at <= now) {
-            return self.expire_session(id);
+            self.expire_session(id);
+            return true;
         }
         let is_due = |will: &mut Box<Will>| will.due_at.is_some_and(|due_at| due_at <= now);
         let (name, will) = (session.name, session.will.take_if(is_due));
         self.arm_session(id);
+        let is_will_due = will.is_some();
         if let Some(will) = will {
             self.record_session(id);
             self.publish_will(id, name, will); // [MQTT5-3.1.2-8]
         }
+        is_will_due
     }
 
     fn expire_session(&mut self, id: SessionId) {

@@ -92,6 +92,8 @@ impl Broker {
         }
         let ended = self.remains.iter().filter(|remains| remains.session.is_some()).count();
         assert_eq!(self.sessions.ended_count(), ended + self.slots_to_free.len(), "slots are freed");
+        let keeps_back = !self.slots_to_free.is_empty() || !self.streams_behind.is_empty();
+        assert!(!keeps_back || self.fan_out.is_some(), "what a message to many keeps back goes on behind it");
         for remains in self.remains.iter() {
             if let Some(session) = remains.session {
                 assert!(self.sessions.is_ended(session.subscriber()));

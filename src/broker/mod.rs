@@ -93,7 +93,7 @@ use unanswered::Unanswered;
 const PINGRESP_BYTES: usize = 2;
 
 /// A connection that is closed takes as long as so many other steps, what the server does for it included.
-const CLOSE_STEPS: u32 = 16;
+const CLOSE_STEPS: usize = 16;
 
 /// Bytes that wait for one of many receivers of the same messages, from which on it should be flushed.
 const URGENT_BYTES: usize = 64 * 1024;
@@ -424,8 +424,9 @@ impl Broker {
         let (Some(redirect), None) = (&self.options.redirect, &self.fan_out) else { return };
         let Some(from_slot) = self.undrained_from_slot else { return };
         let reason = CloseReason::Redirected { permanently: redirect.permanently };
-        let steps = self.options.steps_per_turn as u32;
-        let slots = from_slot..self.links.slots().min(from_slot.saturating_add(steps));
+        let steps = self.options.steps_per_turn;
+        let slots_max = u32::try_from(steps).unwrap_or(u32::MAX);
+        let slots = from_slot..self.links.slots().min(from_slot.saturating_add(slots_max));
         self.undrained_from_slot = (slots.end < self.links.slots()).then_some(slots.end);
         let mut closed = 0;
         for slot in slots {

@@ -10,8 +10,8 @@
 //! A publisher that waits sends no more, but clients with wills can come and go. If too many wills wait, whatever comes before
 //! them is brought to its end at once: that costs one long turn, and neither memory nor a will.
 //!
-//! Invariants: the link of a publisher that waits is not read; `topics` counts exactly what waits, and `publishers` names
-//! whose it is.
+//! Invariants: the link of a publisher that waits is not read; `topics`, `wills` and `sys_topics` count exactly what waits, and
+//! `publishers` names whose it is.
 //!
 //! Deliberately not here: how a PUBLISH is taken (see `receive`), and how a will is published (see `will`).
 
@@ -62,6 +62,10 @@ impl PutOff {
         matches!(self, Self::Will { .. })
     }
 
+    const fn is_sys_topic(&self) -> bool {
+        matches!(self, Self::SysTopic(_))
+    }
+
     fn message(&self) -> &Message {
         match self {
             Self::Publish { message, .. } | Self::SysTopic(message) => message,
@@ -81,8 +85,9 @@ pub(super) struct PutOffs {
     publishers: BTreeSet<(ConnectionId, u64)>,
     /// How many wait for a topic.
     topics: HashMap<Box<[u8]>, usize, HashSeed>,
-    /// How many are wills.
+    /// How many are wills, and how many `$SYS` topics.
     wills: usize,
+    sys_topics: usize,
 }
 
 /// If more wills wait than that, and not until then, one turn does more than its share. There are no more than these, and one for each
@@ -97,6 +102,7 @@ impl PutOffs {
             publishers: BTreeSet::new(),
             topics: HashMap::with_hasher(seeded(seed)),
             wills: 0,
+            sys_topics: 0,
         }
     }
 
@@ -116,6 +122,7 @@ impl PutOffs {
     pub(super) fn push(&mut self, put_off: PutOff) {
         *self.topics.entry(put_off.message().topic_bytes().into()).or_default() += 1;
         self.wills += usize::from(put_off.is_will());
+        self.sys_topics += usize::from(put_off.is_sys_topic());
         self.newest += 1;
         if let PutOff::Publish { connection, .. } = put_off {
             self.publishers.insert((connection, self.newest));
@@ -132,6 +139,7 @@ impl PutOffs {
         let put_off = self.queue.remove(&number)?;
         forget_topic(&mut self.topics, &put_off);
         self.wills -= usize::from(put_off.is_will());
+        self.sys_topics -= usize::from(put_off.is_sys_topic());
         if let PutOff::Publish { connection, .. } = put_off {
             self.publishers.remove(&(connection, number));
         }
@@ -144,7 +152,7 @@ impl PutOffs {
         Some(*number)
     }
 
-    /// Asserts that every topic is counted.
+    /// Asserts that every topic is counted, and every kind.
     pub(super) fn check_invariants(&self) {
         let mut waiting: Vec<&[u8]> = self.iter().map(|put_off| put_off.message().topic_bytes()).collect();
         waiting.sort_unstable();
@@ -152,6 +160,7 @@ impl PutOffs {
         let counted = groups.map(|group| assert_eq!(self.topics.get(group[0]), Some(&group.len()))).count();
         assert_eq!(counted, self.topics.len());
         assert_eq!(self.wills, self.iter().filter(|put_off| put_off.is_will()).count());
+        assert_eq!(self.sys_topics, self.iter().filter(|put_off| put_off.is_sys_topic()).count());
         let publish = |(number, put_off): (&u64, &PutOff)| match put_off {
             PutOff::Publish { connection, .. } => Some((*connection, *number)),
             _ => None,
@@ -226,8 +235,8 @@ impl Broker {
     }
 
     /// Whether there are `$SYS` topics that wait.
-    pub(super) fn has_put_off_sys_topics(&self) -> bool {
-        self.put_off.iter().any(|put_off| matches!(put_off, PutOff::SysTopic(_)))
+    pub(super) const fn has_put_off_sys_topics(&self) -> bool {
+        self.put_off.sys_topics > 0
     }
 
     /// Takes something as if it came now.

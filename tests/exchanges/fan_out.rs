@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, ConnectionId, Options, StoreState};
 use broker::clock::{Duration, Instant};
-use broker::codec::packet::{Connect, Packet, Publish, QoS};
+use broker::codec::packet::{Connect, Packet, Publish, QoS, SubscriptionOptions, Will};
 use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, Property, Protocol, ReasonCode, encode};
 use broker::journal::Key;
 use broker::metrics::DropReason;
 
-use crate::fixture::client::{bytes_of, connect5, connect311, publish, subscribe_bytes, will};
+use crate::fixture::client::{Received, bytes_of, connect5, connect311, publish, subscribe_bytes, will};
 use crate::fixture::core::{NOW, PROTOCOL, connected, hear, hear_as, say, turns};
 
 const STEPS_PER_TURN: usize = 4;
@@ -774,6 +774,41 @@ fn a_subscription_made_meanwhile_gets_it_as_its_retained_message() {
     assert_eq!((retains(early), retains(late)), (vec![true], vec![false, true]));
 }
 
+/// What a subscription has yet to get is not its message to many twice, where that is a later one than what was on its way when
+/// the subscription was made.
+#[test]
+fn a_later_message_to_many_is_not_got_again_as_a_retained_one() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    let connect = Connect { clean_start: false, ..connect311("late") };
+    let late = connected(&mut crowd.broker, 100, connect);
+    // The last one to get a copy.
+    say(&mut crowd.broker, late, &subscribe_bytes(PROTOCOL, "all/+", QoS::AtLeastOnce));
+    turns(&mut crowd.broker);
+    hear(&mut crowd.broker, late);
+    let retain = |crowd: &mut Crowd, payload: &[u8]| {
+        let Packet::Publish(publish) = publish("all/1", QoS::AtLeastOnce, payload) else { unreachable!() };
+        let publish = Packet::Publish(Publish { retain: true, ..publish });
+        say(&mut crowd.broker, publisher, &bytes_of(&publish, PROTOCOL));
+        assert!(crowd.broker.is_fanning_out());
+    };
+    retain(&mut crowd, b"older");
+    say(&mut crowd.broker, late, &subscribe_bytes(PROTOCOL, "+/1", QoS::AtLeastOnce));
+    crowd.broker.handle_lost(NOW, late, false);
+    turns(&mut crowd.broker);
+    retain(&mut crowd, b"newer");
+    turns(&mut crowd.broker);
+
+    let back = ConnectionId { slot: 101, generation: 101 };
+    crowd.broker.handle_open(NOW, back);
+    say(&mut crowd.broker, back, &bytes_of(&Packet::Connect(connect), PROTOCOL));
+    turns(&mut crowd.broker);
+    let heard = hear(&mut crowd.broker, back);
+    let messages: Vec<(String, bool)> =
+        heard[1..].iter().map(|heard| (heard.message().1, heard.publish().retain)).collect();
+    assert_eq!(messages, ["older", "newer"].map(|payload| (payload.to_owned(), false)));
+}
+
 #[test]
 fn its_sender_is_told_if_all_who_are_listed_have_gone() {
     let mut crowd = Crowd::overlapping(options());
@@ -812,6 +847,143 @@ fn messages_to_many_one_behind_the_other_do_not_keep_clients_from_being_sent_awa
         }
     }
     assert!(turns > RECEIVERS, "a few in each turn");
+}
+
+/// A will that waits is its client's own as long as that has a session, and nobody's when another one has its slot.
+#[test]
+fn a_will_that_waits_is_not_that_of_who_has_the_slot_of_its_session() {
+    let mut crowd = Crowd::new(options());
+    let publisher = crowd.publisher;
+    let come = |crowd: &mut Crowd, number: u32, connect: Connect<'_>| {
+        let id = ConnectionId { slot: number, generation: number };
+        crowd.broker.handle_open(NOW, id);
+        say(&mut crowd.broker, id, &bytes_of(&Packet::Connect(connect), Protocol::Mqtt5));
+        id
+    };
+    // Who wants nothing that it publishes itself.
+    let subscribe = |crowd: &mut Crowd, id: ConnectionId| {
+        let options = SubscriptionOptions { no_local: true, ..QoS::AtLeastOnce.into() };
+        let mut bytes = Vec::new();
+        let requests = [("all/+", options)];
+        encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
+        say(&mut crowd.broker, id, &bytes);
+        hear_as(&mut crowd.broker, id, Protocol::Mqtt5);
+    };
+    let will = |payload| will("all/1", payload).map(|will| Will { qos: QoS::AtLeastOnce, ..will });
+    let expiry = PropertyList::from_iter([Property::SessionExpirySecs(3_600)]);
+    let kept = Connect { properties: expiry.as_properties(), will: will(b"kept"), ..connect5("kept") };
+    let kept = come(&mut crowd, 100, kept);
+    let ending = come(&mut crowd, 101, Connect { will: will(b"ended"), ..connect5("ending") });
+    subscribe(&mut crowd, kept);
+
+    crowd.publish(publisher, "all/1", b"live");
+    for id in [ending, kept] {
+        crowd.broker.handle_lost(NOW, id, true);
+    }
+    while crowd.broker.is_fanning_out() {
+        crowd.turn();
+    }
+    // Its slot is free, and the wills have yet to be taken.
+    let newcomer = come(&mut crowd, 102, connect5("newcomer"));
+    subscribe(&mut crowd, newcomer);
+    turns(&mut crowd.broker);
+    let heard = hear_as(&mut crowd.broker, newcomer, Protocol::Mqtt5);
+    let messages: Vec<(String, String)> = heard.iter().map(Received::message).collect();
+    assert_eq!(messages, ["ended", "kept"].map(|payload| ("all/1".to_owned(), payload.to_owned())));
+    // The one who is away has got the message of the publisher, and the will of the other one.
+    assert_eq!(crowd.broker.metrics().queued_messages, 2);
+}
+
+/// Clients that are sent away one after the other leave wills, each of which reaches those who are still there, once, and is
+/// kept or counted for the others.
+#[test]
+fn wills_of_clients_that_are_sent_away_reach_those_who_are_still_there() {
+    // Behind these many of the ten.
+    const BEFORE: [usize; 3] = [0, 4, RECEIVERS];
+    const WILLS: [&str; 3] = ["all/first", "all/middle", "all/last"];
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+        let mut broker = Broker::new(Options { redirect, ..options() }, NOW);
+        let (mut receivers, mut slot) = (Vec::new(), 0);
+        for before in 0..=RECEIVERS {
+            for (topic, _) in WILLS.into_iter().zip(BEFORE).filter(|(_, place)| *place == before) {
+                let will = will(topic, b"sent away").map(|will| Will { qos, ..will });
+                connected(&mut broker, slot, Connect { will, ..connect311(topic) });
+                slot += 1;
+            }
+            if before < RECEIVERS {
+                let client_id = format!("r{before}");
+                let connect = Connect { clean_start: false, ..connect311(&client_id) };
+                let id = connected(&mut broker, slot, connect);
+                say(&mut broker, id, &subscribe_bytes(PROTOCOL, "all/+", qos));
+                hear(&mut broker, id);
+                receivers.push(id);
+                slot += 1;
+            }
+        }
+        turns(&mut broker);
+
+        assert!(broker.handle_drain(NOW));
+        let (mut heard, mut closed, mut turns_taken) = ([0; WILLS.len()], Vec::new(), 0);
+        while broker.metrics().clients_connected > 0 || broker.is_fanning_out() {
+            turns_taken += 1;
+            assert!(turns_taken < 100, "it comes to an end");
+            broker.handle_timeout(NOW);
+            broker.check_invariants();
+            for id in &receivers {
+                for heard_now in hear(&mut broker, *id) {
+                    let at = WILLS.iter().position(|topic| *topic == heard_now.publish().topic);
+                    heard[at.expect("it is a will")] += 1;
+                }
+            }
+            while let Some(id) = broker.poll_close() {
+                broker.handle_closed(id);
+                closed.push(id.slot);
+            }
+        }
+        turns(&mut broker);
+        assert!(closed.into_iter().eq(0..slot), "{qos:?}");
+        // The first one reaches all, also those for whom it takes more turns than one.
+        let there = BEFORE.map(|before| RECEIVERS - before);
+        assert_eq!(heard, there, "{qos:?}");
+        let absent = BEFORE.iter().sum::<usize>() as u64;
+        let sent = there.iter().sum::<usize>() as u64;
+        let metrics = broker.metrics();
+        let counts = (metrics.dropped_total(), metrics.queued_messages, metrics.in_flight_messages);
+        let expected = if qos == QoS::AtMostOnce { (absent, 0, 0) } else { (0, absent, sent) };
+        assert_eq!(counts, expected, "{qos:?}");
+    }
+}
+
+/// Of those who could be sent away in a turn, the others wait for the copies of the first one's will: one of them may be the
+/// last to get it.
+#[test]
+fn nobody_else_is_sent_away_in_the_turn_in_which_a_will_to_many_is_published() {
+    const STEPS: usize = 64;
+    const OTHERS: u32 = 80;
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut broker = Broker::new(Options { redirect, steps_per_turn: STEPS, ..options() }, NOW);
+    connected(&mut broker, 0, Connect { will: will("all/1", b"will"), ..connect311("dying") });
+    let slots = (2..2 + OTHERS).chain([1]);
+    let receivers: Vec<ConnectionId> = slots
+        .map(|slot| {
+            let id = connected(&mut broker, slot, connect311(&format!("r{slot}")));
+            say(&mut broker, id, &subscribe_bytes(PROTOCOL, "all/+", QoS::AtMostOnce));
+            hear(&mut broker, id);
+            id
+        })
+        .collect();
+    turns(&mut broker);
+    assert!(broker.handle_drain(NOW));
+    broker.handle_timeout(NOW);
+    assert!(broker.is_fanning_out());
+    turns(&mut broker);
+    let mut heard = 0;
+    for id in &receivers {
+        let is_will = |received: &Received| matches!(received.packet(), Packet::Publish(_));
+        heard += hear(&mut broker, *id).iter().filter(|received| is_will(received)).count();
+    }
+    assert_eq!(heard, receivers.len());
 }
 
 #[test]

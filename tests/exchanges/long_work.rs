@@ -285,6 +285,10 @@ fn no_filter_takes_effect_before_all_are_judged() {
     }
 }
 
+/// Turns before the one that finds the last of `CLIENTS`, and how many end in a turn.
+const FINDING_TURNS: usize = 3;
+const ENDS_PER_TURN: usize = STEPS_PER_TURN / 16;
+
 /// Sessions that expire at the same instant end a few in each turn, and none before all are found.
 #[test]
 fn many_deadlines_are_found_and_kept_little_by_little() {
@@ -300,13 +304,57 @@ fn many_deadlines_are_found_and_kept_little_by_little() {
     }
     turns(&mut broker);
     let due = NOW + EXPIRY;
-    for sessions in [CLIENTS, CLIENTS, CLIENTS, 0] {
+    let mut left = CLIENTS as usize;
+    for turn in 0.. {
         assert!(broker.poll_timeout().is_some_and(|at| at <= due));
         broker.handle_timeout(due);
         broker.check_invariants();
-        assert_eq!(broker.status().sessions, sessions as usize);
+        // Each turn finds 64 of them, and the last of those that do goes on with what is left of its time.
+        left -= if turn < FINDING_TURNS { 0 } else { ENDS_PER_TURN };
+        assert_eq!(broker.status().sessions, left);
+        if left == 0 {
+            break;
+        }
     }
+    // That nothing is left is seen by who looks for more.
+    broker.handle_timeout(due);
     assert_eq!((broker.poll_timeout(), broker.timers_armed()), (None, 0));
+}
+
+/// Clients that have fallen silent are closed a few in each turn, and those that have not cost less.
+#[test]
+fn many_clients_fall_silent_at_once() {
+    const CLIENTS: u32 = 64;
+    const LOOKS_PER_TURN: usize = STEPS_PER_TURN / 4;
+    let mut broker = broker();
+    let clients: Vec<ConnectionId> = (0..CLIENTS)
+        .map(|number| {
+            let connect = Connect { keep_alive_secs: 10, ..connect311("") };
+            connected(&mut broker, number, Connect { client_id: &format!("c{number}"), ..connect })
+        })
+        .collect();
+    turns(&mut broker);
+    let (awake, silent) = clients.split_at(clients.len() / 2);
+    for id in awake {
+        broker.handle_packet(NOW + Duration(1_000), *id, Packet::Pingreq);
+        while broker.poll_flush().is_some() {}
+    }
+    let due = NOW + Duration(15_500); // One and a half times so long, and half a second.
+    let (mut closed, mut turns) = (Vec::new(), 0);
+    while broker.poll_timeout().is_some_and(|at| at <= due) {
+        broker.handle_timeout(due);
+        broker.check_invariants();
+        let before = closed.len();
+        while let Some(id) = broker.poll_close() {
+            broker.handle_closed(id);
+            closed.push(id);
+        }
+        assert!(closed.len() - before <= ENDS_PER_TURN);
+        turns += 1;
+    }
+    assert_eq!(closed, silent);
+    // One more sees that nothing is left.
+    assert_eq!(turns, awake.len() / LOOKS_PER_TURN + silent.len() / ENDS_PER_TURN + 1);
 }
 
 #[test]
@@ -1645,4 +1693,63 @@ fn what_those_miss_who_end_before_their_copy_is_counted() {
         // What they were sent at QoS 1 and did not acknowledge is counted too.
         assert_eq!(reached + ended - returned, 2 * count as u64);
     }
+}
+
+/// Who is sent away is who is there when it is a slot's turn. Many slots are empty, and some are given to newcomers before
+/// their turn, after it, or at the end: those are no clients yet, and are refused when they ask.
+#[test]
+fn clients_are_sent_away_from_among_empty_slots_and_newcomers() {
+    // More than a turn looks at lie between them, and the last one has a turn of its own.
+    const SLOTS: [u32; 5] = [3, 10, 150, 151, 448];
+    const FIRST: u32 = SLOTS[0];
+    const AHEAD: u32 = SLOTS[2];
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut broker = Broker::new(Options { redirect, ..options() }, NOW);
+    let ids = SLOTS.map(|slot| connected(&mut broker, slot, connect311(&format!("c{slot}"))));
+    turns(&mut broker);
+    let free = |broker: &mut Broker| -> Vec<u32> {
+        let closed = std::iter::from_fn(|| {
+            let id = broker.poll_close()?;
+            broker.handle_closed(id);
+            Some(id.slot)
+        });
+        closed.collect()
+    };
+    let mut newcomers = Vec::new();
+    let mut come = |broker: &mut Broker, slot: u32| {
+        let id = ConnectionId { slot, generation: 1_000 + slot };
+        broker.handle_open(NOW, id);
+        newcomers.push(id);
+    };
+
+    assert!(broker.handle_drain(NOW));
+    broker.handle_timeout(NOW);
+    broker.check_invariants();
+    let mut closed = free(&mut broker);
+    assert_eq!(closed, SLOTS[..2], "a turn's worth of slots");
+    // One leaves by itself before it is its turn. Slots are taken by others, behind and ahead.
+    broker.handle_lost(NOW, ids[2], false);
+    assert_eq!(free(&mut broker), [AHEAD]);
+    for slot in [FIRST, 20, AHEAD, 299, 400] {
+        come(&mut broker, slot);
+    }
+    let mut turns = 1;
+    while broker.poll_timeout() == Some(Instant(0)) {
+        while broker.poll_flush().is_some() {}
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        closed.extend(free(&mut broker));
+        turns += 1;
+    }
+    assert_eq!(closed, [3, 10, 151, 448]);
+    assert_eq!(turns, 448 / STEPS_PER_TURN + 1);
+    assert_eq!((broker.metrics().clients_connected, broker.connections()), (0, newcomers.len()));
+    for id in newcomers {
+        say(&mut broker, id, &bytes_of(&Packet::Connect(connect311("newcomer")), PROTOCOL));
+        let heard = hear(&mut broker, id);
+        let Packet::Connack(connack) = heard[0].packet() else { panic!("a refusal") };
+        assert_eq!(connack.reason, ReasonCode::ServerUnavailable);
+        assert_eq!(free(&mut broker), [id.slot]);
+    }
+    assert_eq!((broker.connections(), broker.timers_armed()), (0, 0));
 }
