@@ -478,24 +478,31 @@ mod tests {
         };
         let message = prepared();
         assert_eq!(gauge.bytes(), 0, "nobody has taken it");
-        let properties = passed_on.as_properties();
-        let new = |topic: &str, payload: &[u8]| {
+        let new = |topic: &str, properties: Properties<'_>, payload: &[u8]| {
             Message::new(&Content { topic, properties, payload, expires_at: Some(Instant(9)) }, &gauge)
         };
-        let taken = new("a/b", message.payload());
+        let taken = new("a/b", message.properties(), message.payload());
         assert!(taken.is_same(&message));
         assert_eq!((taken.topic(), taken.payload()), ("a/b", [1; PREPARED_BYTES_MIN].as_slice()));
         assert_eq!((taken.properties(), taken.expires_at()), (passed_on.as_properties(), Some(Instant(9))));
         assert_eq!(taken.tail(true), [passed_on.as_properties().as_bytes(), taken.payload()]);
         assert_eq!(gauge.bytes(), taken.size());
-        assert!(!new("a/b", message.payload()).is_same(&message), "only once");
+        assert!(!new("a/b", message.properties(), message.payload()).is_same(&message), "only once");
         drop((taken, message));
         assert_eq!(gauge.bytes(), 0);
 
-        let message = prepared();
-        assert!(!new("a/c", message.payload()).is_same(&message), "another topic");
-        let message = prepared();
-        assert!(!new("a/b", &[1; PREPARED_BYTES_MIN]).is_same(&message), "another payload, if a like one");
+        // What is not the same one, however alike it is.
+        let like = passed_on.as_properties();
+        for (topic, has_properties, has_payload) in
+            [("a/c", true, true), ("a/b", false, true), ("a/b", true, false)]
+        {
+            let message = prepared();
+            let properties = if has_properties { message.properties() } else { like };
+            let payload = if has_payload { message.payload() } else { &[1; PREPARED_BYTES_MIN] };
+            let other = new(topic, properties, payload);
+            assert!(!other.is_same(&message));
+            assert_eq!((other.properties(), other.payload()), (message.properties(), message.payload()));
+        }
         assert_eq!(gauge.bytes(), 0);
     }
 }
