@@ -575,6 +575,9 @@ impl EventLoop {
             }
             if let Some(connection) = connections.remove(id) {
                 connection.transport.close(poll.registry());
+                if let Some(inbox) = connection.inbox {
+                    broker.leave_unread(*inbox);
+                }
             }
             if let Some(authenticator) = authenticator {
                 authenticator.forget(id);
