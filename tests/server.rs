@@ -199,6 +199,36 @@ fn a_publisher_that_does_not_read_its_answers_is_not_read_but_loses_nothing() {
     client.ping();
 }
 
+/// Packets so small that thousands come in one read are taken in several turns, in their order, and none is lost if nothing
+/// comes after them but the end.
+#[test]
+fn thousands_of_packets_in_one_read_are_taken_in_their_order() {
+    const COUNT: usize = 20_000;
+    let server = Running::start(Options::default());
+    let mut subscriber = Client::connect(server.address, connect("subscriber"));
+    subscriber.subscribe("t", QoS::AtMostOnce);
+    let mut sender = Client::connect(server.address, connect("sender"));
+    let mut bytes = Vec::new();
+    for number in 0..COUNT {
+        let payload = number.to_string();
+        let packet = match number % 1_000 {
+            0 => Packet::Publish(publish("t", payload.as_bytes())),
+            _ => Packet::Pingreq,
+        };
+        broker::codec::encode::encode(&packet, Protocol::Mqtt311, &mut bytes).expect("a packet");
+    }
+    bytes.extend_from_slice(&[0xE0, 0]);
+    std::io::Write::write_all(&mut sender.stream, &bytes).expect("it is read");
+    for number in (0..COUNT).step_by(1_000) {
+        let expected = number.to_string().into_bytes();
+        assert!(matches!(subscriber.receive(), Received::Publish { payload, .. } if payload == expected));
+    }
+    for _ in 0..COUNT - COUNT / 1_000 {
+        assert_eq!(sender.receive(), Received::Other(13));
+    }
+    assert_eq!(sender.receive(), Received::Closed);
+}
+
 /// One who publishes without end keeps the flushing of all receivers going; another who publishes to them is read all the
 /// same.
 #[test]

@@ -86,8 +86,9 @@ const MESSAGES: u64 = 100;
 
 const FILTERS_PER_PACKET: usize = 1_000;
 
-/// What the server reads at once.
+/// What the server reads at once, and the packets of a read that it takes at once.
 const READ_BYTES: usize = 64 * 1024;
+const PACKETS_AT_ONCE: usize = 2_048;
 
 /// Of a client that says something as often as it must, and how long: the wheel of timers goes round several times.
 const KEEP_ALIVE_SECS: u16 = 60;
@@ -516,7 +517,10 @@ fn answered(what: &str, order: impl Fn(usize) -> usize) -> Calls {
     }
     let all = size_text(u16::MAX.into());
     let mut calls = Calls::new(format!("{all} PUBACKs {what}"));
-    calls.packet(&mut core, CLIENT, &answers);
+    // The server takes no more packets at once.
+    for taken in answers.chunks(4 * PACKETS_AT_ONCE) {
+        calls.packet(&mut core, CLIENT, taken);
+    }
     assert_eq!(core.broker.metrics().in_flight_messages, 0);
     calls
 }

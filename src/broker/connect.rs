@@ -326,6 +326,7 @@ impl Broker {
             self.forget_put_off(id);
         }
         self.forget_long_publish(id);
+        self.forget_long_request(id);
         let Some(link) = self.links.find_mut(id) else { return };
         if !link.outbox.is_empty() {
             // Even if it is one of many: it is freed at the end of the turn.

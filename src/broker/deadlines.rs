@@ -62,6 +62,9 @@ impl Broker {
         if !self.long_publishes.is_empty() {
             self.continue_long_publishes();
         }
+        if !self.messages.leftovers().is_empty() {
+            self.messages.leftovers().give_back();
+        }
         if self.has_fan_out() {
             self.continue_fan_out();
         }

@@ -344,7 +344,7 @@ impl Broker {
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
         let outgoing = &mut session.outgoing;
-        while let Some((place, sent)) = outgoing.next_to_repeat() {
+        while (outgoing.sent_here as usize) < outgoing.sent.len() {
             if outgoing.under_way() >= usize::from(link.window) {
                 return; // The next acknowledgement goes on here.
             }
@@ -352,6 +352,8 @@ impl Broker {
                 link.wants_refill = true;
                 return;
             }
+            // Only now: it is looked for.
+            let Some((place, sent)) = outgoing.next_to_repeat() else { return };
             if outputs.write_delivery(link, &sent.delivery, Some(sent.packet_id), true, *now) {
                 outgoing.sent.pass(place, &mut outgoing.sent_here);
                 continue;

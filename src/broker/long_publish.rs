@@ -6,7 +6,7 @@
 //!
 //! Its properties are checked a turn's worth at a time, and so is its payload, if it says that this is text and that is to be
 //! checked. Nearly always one turn is enough. If not, then to its sender it is as if it were still in the socket: it is not read
-//! meanwhile, and if it goes, the PUBLISH was never sent. Nobody else waits.
+//! meanwhile, and if it goes, the PUBLISH was never sent. Nobody else waits, but others with a PUBLISH like that.
 //!
 //! Invariants: a link with one is in the list of those to go on with, and is not read; that a packet is malformed goes before any
 //! other fault, wherever in it that is found.
@@ -165,9 +165,14 @@ impl Broker {
         let LongPublish { frame, properties, text, .. } = &mut publish;
         let body = frame.as_frame().body;
         let is_text = match properties.look(body, steps) {
-            Err(error) => return self.close(id, CloseReason::Malformed(error)),
+            Err(error) => {
+                self.messages.leave(publish.frame.into_bytes());
+                return self.close(id, CloseReason::Malformed(error));
+            }
             Ok(true) => {
                 if let Some(violation) = properties.violation {
+                    self.outputs.metrics.publish_received += 1;
+                    self.messages.leave(publish.frame.into_bytes());
                     return self.close(id, violation);
                 }
                 if properties.instructions.says_text && self.options.check_payload_format {
@@ -198,14 +203,22 @@ impl Broker {
     /// Takes a PUBLISH that is well-formed, in the memory that it came in.
     fn take_long_publish(&mut self, id: ConnectionId, publish: LongPublish, is_text: bool) {
         let LongPublish { frame, properties, .. } = publish;
-        let LongProperties { instructions, passed_on, .. } = properties;
+        let LongProperties { length, instructions, passed_on, .. } = properties;
         let Some(link) = self.links.find(id) else { return };
         let Some(session) = link.session() else { return };
         let Ok(unchecked) = decode_publish_but_properties(frame.as_frame(), link.protocol) else { return };
         let Publish { dup, qos, retain, packet_id, .. } = unchecked.publish;
         let (topic, payload_length) = (unchecked.publish.topic.to_owned(), unchecked.publish.payload.len());
         let known = instructions.alias_for(&topic).and_then(|alias| topic_of(link, alias));
-        let message = Message::in_place(frame, known.unwrap_or(&topic), passed_on, payload_length, is_text);
+        let passed_on = if passed_on.len() == length {
+            self.messages.leave(passed_on);
+            None
+        } else {
+            Some(passed_on)
+        };
+        let topic_name = known.unwrap_or(&topic);
+        let lengths = (length, payload_length);
+        let message = Message::in_place(frame, topic_name, lengths, passed_on, is_text, &self.messages);
         self.messages.prepare(Some(message.clone()));
         let (properties, payload) = (message.properties(), message.payload());
         let publish = Publish { dup, qos, retain, topic: &topic, packet_id, properties, payload };
@@ -235,6 +248,7 @@ impl Broker {
         if publish.frame.as_frame().header.flags() & 0x06 == 0 {
             self.outputs.metrics.drop_message(DropReason::SessionEnded);
         }
+        self.messages.leave(publish.frame.into_bytes());
     }
 }
 

@@ -113,9 +113,11 @@ impl Broker {
             let protocol = link.protocol;
             let Some(mut request) = link.extras_mut().long_request.take() else { continue };
             if let Some(reason) = self.judge_long_request(id, protocol, &mut request, &mut steps) {
+                self.messages.leave(request.bytes);
                 self.close(id, reason);
             } else if self.continue_long_request(id, session_id, &mut request, &mut steps) {
                 self.finish_long_request(id, session_id, &request);
+                self.messages.leave(request.bytes);
             } else if let Some(link) = self.links.find_mut(id) {
                 link.extras_mut().long_request = Some(request);
                 self.long_requests.push_front(id);
@@ -210,5 +212,13 @@ impl Broker {
             self.outputs.resumed.push_back(id);
         }
         self.refill(session_id);
+    }
+
+    /// The connection ends.
+    pub(super) fn forget_long_request(&mut self, ended: ConnectionId) {
+        let Some(extras) = self.links.find_mut(ended).and_then(|link| link.extras.as_mut()) else { return };
+        if let Some(request) = extras.long_request.take() {
+            self.messages.leave(request.bytes);
+        }
     }
 }

@@ -18,12 +18,12 @@ use std::cell::{Cell, OnceCell};
 use std::fmt;
 use std::rc::Rc;
 
-use bytes::Bytes;
-
 use crate::clock::Instant;
 use crate::codec::{OwnedFrame, Properties};
-use crate::journal::Lsn;
+use crate::journal::{Lsn, SharedBytes};
 use crate::topics::retained_tree::Retained;
+
+use super::leftovers::Leftovers;
 
 /// Bytes that one message costs beside its topic, properties and payload: the two allocations and their bookkeeping.
 const OVERHEAD_BYTES: u64 = 72;
@@ -52,6 +52,7 @@ struct Ledger {
     spares: Cell<Vec<Rc<Body>>>,
     /// A message that is in its place already, for whoever is about to make it.
     prepared: Cell<Option<Message>>,
+    leftovers: Leftovers,
 }
 
 impl fmt::Debug for Ledger {
@@ -74,8 +75,8 @@ impl Gauge {
         self.0.bytes.set(self.0.bytes.get() - bytes);
     }
 
-    /// While a packet is handled, has [`Message::new`] take this message for one with the same payload. The first large one that
-    /// is made uses it up.
+    /// While a packet is handled, has [`Message::new`] take this message for one that is made of its topic, its properties and
+    /// its payload. The first large one that is made uses it up.
     pub(super) fn prepare(&self, message: Option<Message>) {
         self.0.prepared.set(message);
     }
@@ -89,6 +90,17 @@ impl Gauge {
         };
         self.0.prepared.set(Some(prepared));
         known
+    }
+
+    /// Takes memory that nobody needs any more.
+    pub(super) fn leave(&self, memory: Vec<u8>) {
+        self.0.leftovers.leave(memory);
+    }
+
+    /// Memory on its way back to the system.
+    #[inline]
+    pub(super) fn leftovers(&self) -> &Leftovers {
+        &self.0.leftovers
     }
 
     fn take_spare(&self) -> Option<Rc<Body>> {
@@ -133,9 +145,8 @@ struct Body {
     /// Under which number it is stored, and how many records refer to that; kept by the journal.
     record: Cell<Lsn>,
     holders: Cell<u32>,
-    /// Bytes of all three.
+    /// If they stand in one block: bytes of all three, where the payload begins, and where the properties do.
     length: u32,
-    /// Where the payload begins, if they stand in one block.
     payload_at: u32,
     topic_length: u16,
 }
@@ -151,10 +162,14 @@ enum Block {
 #[derive(Debug)]
 struct LongBlock {
     topic: Box<[u8]>,
-    properties: Bytes,
-    payload: Bytes,
+    properties: SharedBytes,
+    payload: SharedBytes,
     /// False if the payload is said to be text, and is not.
     is_as_said: bool,
+    /// What all of that takes: what else came in the packet as well.
+    memory_bytes: u64,
+    /// Where its memory goes.
+    gauge: Gauge,
 }
 
 impl Message {
@@ -196,27 +211,41 @@ impl Message {
         })
     }
 
-    /// A message for [`Gauge::prepare`], in the memory that its packet came in, of which the payload is the end. `is_as_said` is false if
-    /// that is said to be text, and is not.
+    /// A message for [`Gauge::prepare`], in the memory that its packet came in. So many bytes of properties
+    /// stand right before the payload, which is the end; `passed_on` are those that are passed on, if not all of them are.
+    /// `is_as_said` is false if the payload is said to be text, and is not.
     pub(super) fn in_place(
         frame: OwnedFrame,
         topic: &str,
-        properties: Vec<u8>,
-        payload_length: usize,
+        (properties_length, payload_length): (usize, usize),
+        passed_on: Option<Vec<u8>>,
         is_as_said: bool,
+        gauge: &Gauge,
     ) -> Self {
         let bytes = frame.into_bytes();
         let payload_at = bytes.len() - payload_length;
-        let payload = Bytes::from(bytes).slice(payload_at..);
-        let length = topic.len() + properties.len() + payload_length;
-        let (topic_bytes, properties) = (topic.as_bytes().into(), properties.into());
+        let mut memory_bytes = topic.len() + bytes.len();
+        let [mut properties, payload] =
+            SharedBytes::split(bytes, [payload_at - properties_length, payload_at]);
+        if let Some(passed_on) = passed_on {
+            memory_bytes += passed_on.len();
+            properties = SharedBytes::new(passed_on);
+        }
+        let long = LongBlock {
+            topic: topic.as_bytes().into(),
+            properties,
+            payload,
+            is_as_said,
+            memory_bytes: memory_bytes as u64,
+            gauge: gauge.clone(),
+        };
         Self(Rc::new(Body {
-            block: Block::Long(Box::new(LongBlock { topic: topic_bytes, properties, payload, is_as_said })),
+            block: Block::Long(Box::new(long)),
             gauge: OnceCell::new(),
             expires_at: NEVER.into(),
             record: Cell::default(),
             holders: Cell::default(),
-            length: u32::try_from(length).expect("a packet has less than 2^28 bytes"),
+            length: 0,
             payload_at: 0,
             topic_length: 0,
         }))
@@ -301,7 +330,7 @@ impl Message {
     }
 
     /// Properties and payload of a large message, for whoever keeps them without copying them.
-    pub(super) fn shared_tail(&self) -> Option<[Bytes; 2]> {
+    pub(super) fn shared_tail(&self) -> Option<[SharedBytes; 2]> {
         match &self.0.block {
             Block::Whole(_) => None,
             Block::Long(long) => Some([long.properties.clone(), long.payload.clone()]),
@@ -334,6 +363,16 @@ impl Message {
     }
 }
 
+impl Drop for LongBlock {
+    fn drop(&mut self) {
+        for bytes in [&mut self.properties, &mut self.payload] {
+            if let Some(memory) = std::mem::take(bytes).into_memory() {
+                self.gauge.leave(memory);
+            }
+        }
+    }
+}
+
 impl Drop for Body {
     fn drop(&mut self) {
         if let Some(gauge) = self.gauge.get() {
@@ -344,7 +383,11 @@ impl Drop for Body {
 
 impl Body {
     fn size(&self) -> u64 {
-        u64::from(self.length) + OVERHEAD_BYTES
+        let bytes = match &self.block {
+            Block::Whole(_) => u64::from(self.length),
+            Block::Long(long) => long.memory_bytes,
+        };
+        bytes + OVERHEAD_BYTES
     }
 }
 
@@ -469,8 +512,9 @@ mod tests {
             bytes.shrink_to_fit();
             let memory = bytes.as_ptr_range();
             let frame = OwnedFrame::new(header, bytes);
+            let lengths = (given.as_properties().len(), PREPARED_BYTES_MIN);
             let properties = passed_on.as_properties().as_bytes().to_vec();
-            let message = Message::in_place(frame, "a/b", properties, PREPARED_BYTES_MIN, true);
+            let message = Message::in_place(frame, "a/b", lengths, Some(properties), true, &gauge);
             let end = message.payload().as_ptr_range().end;
             assert_eq!(end, memory.end, "it keeps the memory");
             gauge.prepare(Some(message.clone()));

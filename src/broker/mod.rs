@@ -25,6 +25,7 @@ mod fan_out;
 mod in_line;
 mod invariants;
 mod journal;
+mod leftovers;
 mod link;
 mod long_publish;
 mod long_request;
@@ -117,7 +118,7 @@ pub struct Broker {
     refills: VecDeque<SessionId>,
     /// Links with requests that take several turns.
     long_requests: VecDeque<ConnectionId>,
-    /// Where there is a PUBLISH whose payload is being looked at.
+    /// Links with a large PUBLISH that is being looked at.
     long_publishes: VecDeque<ConnectionId>,
     /// The message on its way to more sessions than one turn has time for, and what has to wait for its end.
     fan_out: Option<Box<FanOut>>,
@@ -446,6 +447,7 @@ impl Broker {
         let work_left = !self.refills.is_empty()
             || !self.long_requests.is_empty()
             || !self.long_publishes.is_empty()
+            || !self.messages.leftovers().is_empty()
             || self.has_fan_out()
             || self.has_remains()
             || self.undrained_from_slot.is_some()

@@ -85,7 +85,7 @@ pub struct Options {
     /// Between two rounds of `$SYS` topics; `None` is never.
     pub sys_interval: Option<Duration>,
     /// Entries that one turn gets through of work that can wait: retained messages for a new subscription, what an ended
-    /// session has left, the filters of a request, the receivers of a message, the shared subscriptions of a client that has
+    /// session has left, the filters of a request, a large PUBLISH, the receivers of a message, the shared subscriptions of a client that has
     /// come or gone, timers whose time has come. Never 0.
     pub steps_per_turn: usize,
     /// What has so many bytes behind its fixed header, or more, and did not come in one read is not copied: a PUBLISH becomes

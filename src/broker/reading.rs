@@ -78,6 +78,12 @@ impl Broker {
         is_taken
     }
 
+    /// What a connection that has ended has kept is not wanted any more. Its memory, if it is large, is given back to the system
+    /// little by little.
+    pub fn leave_unread(&mut self, inbox: Inbox) {
+        self.messages.leave(inbox.into_memory());
+    }
+
     /// Decodes a packet, and takes it. False if it is malformed.
     #[inline]
     pub(super) fn handle_frame(

@@ -115,7 +115,7 @@ impl Outgoing {
     }
 
     /// What is to be repeated next, and where in `sent` it stands.
-    pub(super) fn next_to_repeat(&self) -> Option<(usize, &Sent)> {
+    pub(super) fn next_to_repeat(&mut self) -> Option<(usize, &Sent)> {
         let place = self.sent.first_not_passed(self.sent_here)?;
         Some((place, self.sent.at(place)?))
     }

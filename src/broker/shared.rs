@@ -327,20 +327,27 @@ impl SharedSubscriptions {
         self.moves.len() | self.returns.len() | self.unsettled.len() != 0
     }
 
-    /// Whether a group has a member whose session has not ended. Those who have are passed once.
-    fn is_alive(&mut self, id: GroupId, sessions: &Sessions) -> bool {
-        let Some(group) = self.group_mut(id) else { return false };
+    /// Whether a group has a member whose session has not ended. Those who have are passed once. `None` if so many looks do not
+    /// tell.
+    fn is_alive(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> Option<bool> {
+        let Some(group) = self.group_mut(id) else { return Some(false) };
         // It is connected, if anybody is.
         if group.members.first().is_some_and(|member| sessions.find(member.session).is_some()) {
-            return true;
+            return Some(true);
         }
         while let Some(last) = group.alive.checked_sub(1) {
             if sessions.find(group.members[last].session).is_some() {
-                return true;
+                return Some(true);
             }
+            *looks = looks.checked_sub(1)?;
             (group.alive, group.present) = (last, group.present.min(last));
         }
-        false
+        Some(false)
+    }
+
+    /// The same, however many looks that takes.
+    fn has_living(&mut self, id: GroupId, sessions: &Sessions) -> bool {
+        self.is_alive(id, sessions, &mut { usize::MAX }) == Some(true)
     }
 
     /// Those who count as connected end with one who is, if there are looks left then. Those behind it, who have gone, are
@@ -367,8 +374,15 @@ impl SharedSubscriptions {
     }
 
     /// Whether it is known who is there, or is found out by so many looks. None are left if it is not.
-    fn is_looked_through(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> bool {
-        if !self.moves.is_empty() {
+    /// `have_ended` says that members may have ended that are still to be removed.
+    fn is_looked_through(
+        &mut self,
+        id: GroupId,
+        sessions: &Sessions,
+        have_ended: bool,
+        looks: &mut usize,
+    ) -> bool {
+        if !self.moves.is_empty() || have_ended {
             self.find_attendant(id, sessions, looks);
         }
         *looks > 0
@@ -594,7 +608,8 @@ impl Broker {
         if self.remains.is_empty() {
             return;
         }
-        let Some(id) = self.shared.find(text).filter(|id| !self.shared.is_alive(*id, &self.sessions)) else {
+        let Some(id) = self.shared.find(text).filter(|id| !self.shared.has_living(*id, &self.sessions))
+        else {
             return;
         };
         let queue = self.shared.retire_group(id);
@@ -674,6 +689,8 @@ impl Broker {
     pub(super) fn absent_from_groups(&mut self, session_id: SessionId) {
         self.move_memberships(session_id);
         let Some(session) = self.sessions.find_mut(session_id) else { return };
+        session.outgoing.sent.rest();
+        session.outgoing.released.rest();
         let left = session.outgoing.sent.len();
         if left == 0 || session.memberships.is_empty() {
             return;
@@ -723,7 +740,7 @@ impl Broker {
     /// What a session that has ended was sent and did not acknowledge goes back to the group that it came from, if that has
     /// other members, even if the session had left it before.
     pub(super) fn return_or_drop(&mut self, delivery: Delivery) {
-        match group_of(&delivery).filter(|id| self.shared.is_alive(*id, &self.sessions)) {
+        match group_of(&delivery).filter(|id| self.shared.has_living(*id, &self.sessions)) {
             Some(id) => self.return_to_group(id, delivery),
             None => {
                 self.outputs.forget(&delivery);
@@ -894,11 +911,15 @@ impl Broker {
                 self.outputs.metrics.drop_message(DropReason::SessionEnded);
                 continue;
             };
-            if !self.remains.is_empty() && !self.shared.is_alive(group, &self.sessions) {
+            let have_ended = !self.remains.is_empty();
+            let is_alive =
+                if have_ended { self.shared.is_alive(group, &self.sessions, looks) } else { Some(true) };
+            if is_alive == Some(false) {
                 self.outputs.pass_ended(routing);
                 continue;
             }
-            if !self.shared.is_looked_through(group, &self.sessions, looks) {
+            if is_alive.is_none() || !self.shared.is_looked_through(group, &self.sessions, have_ended, looks)
+            {
                 self.outputs.copies += (place - start) as u64;
                 return place;
             }
@@ -1194,7 +1215,7 @@ mod tests {
         world.shared.moves.push_back(members[0], 1);
         let mut looked_through = |looks: usize| {
             let (mut left, World { shared, sessions, .. }) = (looks, &mut world);
-            let is_known = shared.is_looked_through(id, sessions, &mut left);
+            let is_known = shared.is_looked_through(id, sessions, false, &mut left);
             (is_known, left, shared.groups[id.slot as usize].present)
         };
         assert_eq!(looked_through(50), (false, 0, 50));
@@ -1214,12 +1235,12 @@ mod tests {
         world.arrive(members[999]);
         for turn in 1..=4 {
             let mut looks = 25 * ARRIVAL_LOOKS;
-            let is_known = world.shared.is_looked_through(id, &world.sessions, &mut looks);
+            let is_known = world.shared.is_looked_through(id, &world.sessions, false, &mut looks);
             let seen = world.shared.groups[id.slot as usize].moves_seen;
             assert_eq!((is_known, looks, seen), (false, 0, 25 * turn));
         }
         let mut looks = 25 * ARRIVAL_LOOKS;
-        assert!(world.shared.is_looked_through(id, &world.sessions, &mut looks));
+        assert!(world.shared.is_looked_through(id, &world.sessions, false, &mut looks));
         assert_eq!(looks, 24 * ARRIVAL_LOOKS);
         assert_eq!(world.entering(id).0, Some(members[999]));
     }

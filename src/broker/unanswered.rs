@@ -122,6 +122,9 @@ impl<T: Identified> Entries<T> {
     #[inline(never)]
     fn remove_behind_first(&mut self, place: usize, passed: &mut u32) -> Option<T> {
         let Self { list, index } = self;
+        if index.is_none() && place.min(list.len() - place) > SEARCHED_MAX {
+            *index = Some(Index::of(list, *passed));
+        }
         let Some(index) = index else {
             *passed -= u32::from(place < *passed as usize);
             return list.remove(place)?;
@@ -154,9 +157,12 @@ impl<T: Identified> Entries<T> {
         }
     }
 
-    fn first_not_passed(&self, passed: u32) -> Option<usize> {
-        let passed_places = self.index.as_ref().map_or(passed as usize, |index| index.passed_places);
-        (passed_places..self.list.len()).find(|place| self.list[*place].is_some())
+    fn first_not_passed(&mut self, passed: u32) -> Option<usize> {
+        let Some(index) = &mut self.index else { return Some(passed as usize) };
+        let place = (index.passed_places..self.list.len()).find(|place| self.list[*place].is_some())?;
+        // The gaps before it are not looked at again.
+        index.passed_places = place;
+        Some(place)
     }
 }
 
@@ -227,14 +233,20 @@ impl<T: Identified> Unanswered<T> {
 
     /// None counts as passed any more.
     pub(super) fn begin_anew(&mut self) {
-        if let Some(index) = self.0.as_mut().and_then(|entries| entries.index.as_mut()) {
-            index.passed_places = 0;
+        self.rest();
+    }
+
+    /// Nobody will answer for a while: an index takes memory.
+    pub(super) fn rest(&mut self) {
+        if let Some(entries) = &mut self.0 {
+            entries.close_gaps();
         }
     }
 
     /// Where the first one stands that has not passed.
-    pub(super) fn first_not_passed(&self, passed: u32) -> Option<usize> {
-        self.0.as_ref()?.first_not_passed(passed)
+    pub(super) fn first_not_passed(&mut self, passed: u32) -> Option<usize> {
+        let entries = self.0.as_mut()?;
+        entries.first_not_passed(passed).filter(|place| *place < entries.list.len())
     }
 
     /// That one passes.

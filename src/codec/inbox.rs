@@ -114,6 +114,11 @@ impl Inbox {
         OwnedFrame::new(header, self.bytes[body_at..self.start].to_vec())
     }
 
+    /// The memory of what is kept, for whoever does not want that any more.
+    pub fn into_memory(self) -> Vec<u8> {
+        self.bytes
+    }
+
     /// Keeps bytes that are not to be handled yet: any number of packets, the last of which may be unfinished.
     pub fn stash(&mut self, input: &[u8]) {
         if self.is_empty() {

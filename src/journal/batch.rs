@@ -11,11 +11,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-
 use crate::clock::Instant;
 
 use super::Lsn;
+use super::SharedBytes;
 use super::record::{KEY_HEAD_BYTES, Key, Record, write_message_head, write_message_parts};
 
 /// Changes that are stored together or not at all.
@@ -35,7 +34,7 @@ pub struct Batch {
 struct Shared {
     /// They stand before this one of the other bytes.
     at: usize,
-    bytes: Bytes,
+    bytes: SharedBytes,
 }
 
 /// One change of what is stored.
@@ -77,7 +76,7 @@ impl Batch {
         &mut self,
         number: Lsn,
         topic: &[u8],
-        tail: [Bytes; 2],
+        tail: [SharedBytes; 2],
         expires_at: Option<Instant>,
     ) {
         let [properties, payload] = tail;
@@ -246,7 +245,8 @@ mod tests {
         for (number, payload) in (1..).map(Lsn).zip(payloads) {
             let expires_at = Some(Instant(number.0));
             copied.put_message(number, b"a/b", &[1, 1], payload, expires_at);
-            let tail = [Bytes::from_static(&[1, 1]), Bytes::copy_from_slice(payload)];
+            let before = [0, 0, 0, 1, 1].iter().chain(payload).copied().collect();
+            let tail = SharedBytes::split(before, [3, 5]);
             shared.put_long_message(number, b"a/b", tail.clone(), expires_at);
             let mut part = Batch::default();
             part.put_long_message(number, b"a/b", tail, expires_at);

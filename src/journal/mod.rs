@@ -8,12 +8,14 @@
 
 mod batch;
 mod record;
+mod shared_bytes;
 
 pub use batch::{Batch, Change};
 pub use record::{
     DeliveryRecord, DueWillRecord, Key, MessageRecord, Origin, Owner, ReceiptRecord, Record, RecordError,
     ReleaseRecord, RetainedRecord, SessionRecord, SubscriptionRecord, WillRecord, is_named_once,
 };
+pub use shared_bytes::SharedBytes;
 
 /// The version of the bytes of all records. A store of a later version is not opened.
 pub const FORMAT_VERSION: u32 = 1;

@@ -5,7 +5,7 @@ use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::Instant;
 use broker::codec::packet::{Ack, Connect, Packet, Protocol, Publish, QoS};
 use broker::codec::property::PropertyList;
-use broker::codec::{DecodeError, PacketId, Properties, Property, ReasonCode, encode};
+use broker::codec::{DecodeError, Inbox, PacketId, Properties, Property, ReasonCode, encode};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{bytes_of, connect311};
@@ -259,5 +259,65 @@ fn what_is_wrong_with_large_properties_is_found_wherever_it_stands() {
             assert_eq!(reason, Some(expected), "in reads of {read}");
             assert!(hear_as(&mut broker, subscriber, PROTOCOL).is_empty());
         }
+    }
+}
+
+/// The memory of a packet that nobody needs any more, whatever became of it.
+#[test]
+fn large_memory_is_given_back_a_piece_in_each_turn() {
+    const MIB: usize = 1 << 20;
+    let (mut broker, publisher, _) = world();
+    assert_eq!(turns(&mut broker), 0);
+    let taken = Publish {
+        dup: false,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: "other",
+        packet_id: None,
+        properties: Properties::NONE,
+        payload: &vec![b'x'; 5 * MIB],
+    };
+    let bytes = bytes_of(&Packet::Publish(taken), PROTOCOL);
+    say_in(&mut broker, publisher, &bytes, 64 * 1024);
+    assert_eq!(
+        (broker.status().message_bytes, turns(&mut broker)),
+        (0, 5),
+        "it was taken, and nobody wants it"
+    );
+
+    // One that is being looked at when its sender goes, and one that did not come whole.
+    publish(&mut broker, publisher, QoS::AtMostOnce, &vec![b'x'; 5 * MIB]);
+    broker.handle_lost(NOW, publisher, true);
+    assert_eq!(turns(&mut broker), 5);
+    let mut inbox = Inbox::default();
+    let mut terms = broker.reading_terms(publisher);
+    terms.packet_size_max = u32::MAX;
+    assert!(!broker.handle_next(NOW, publisher, &mut terms, &mut inbox, &mut &bytes[..4 * MIB]));
+    broker.leave_unread(inbox);
+    assert_eq!(turns(&mut broker), 3, "what is left of a piece goes with the last one");
+}
+
+/// What its memory holds beside what is passed on counts too.
+#[test]
+fn a_large_message_counts_what_it_keeps() {
+    for (expiry, copies) in [(None, 1), (Some(Property::MessageExpirySecs(60)), 2)] {
+        let (mut broker, publisher, _) = world();
+        let value = "v".repeat(1_000);
+        let users = (0..50).map(|_| Property::UserProperty("name", &value));
+        let properties: PropertyList = expiry.into_iter().chain(users).collect();
+        let publish = Publish {
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: true,
+            topic: "t",
+            packet_id: None,
+            properties: properties.as_properties(),
+            payload: b"x",
+        };
+        say_in(&mut broker, publisher, &bytes_of(&Packet::Publish(publish), PROTOCOL), READ_BYTES);
+        turns(&mut broker);
+        let length = properties.as_properties().len() as u64;
+        let bytes = broker.status().message_bytes;
+        assert!((copies * length..copies * length + 200).contains(&bytes), "{bytes} of {length}");
     }
 }
