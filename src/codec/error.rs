@@ -56,7 +56,7 @@ pub enum DecodeError {
     RepeatedProperty(u8),
     /// A value that this property cannot have.
     PropertyValue(u8),
-    /// More than [`PROPERTIES_LENGTH_MAX`](super::property::PROPERTIES_LENGTH_MAX) bytes of properties, and no PUBLISH.
+    /// More than [`PROPERTIES_LENGTH_MAX`] bytes of properties, and no PUBLISH.
     TooManyProperties,
     /// A topic alias of 0 [MQTT5-3.3.2-8].
     TopicAliasZero,
