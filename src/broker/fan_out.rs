@@ -199,7 +199,10 @@ impl Broker {
     /// Whether a message to this topic takes several turns, or may.
     pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
         let steps = self.options.steps_per_turn;
-        self.subscriptions.may_exceed(topic, steps) || self.shared.may_exceed(topic, steps)
+        // While members of groups have yet to be moved or removed it may take turns to find out who is there.
+        let is_unsettled = self.shared.has_moves() || !self.remains.is_empty();
+        let groups_max = if is_unsettled { 0 } else { steps };
+        self.subscriptions.may_exceed(topic, steps) || self.shared.may_exceed(topic, groups_max)
     }
 
     /// Brings the message under way to its end, the answer to its sender included.

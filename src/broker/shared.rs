@@ -321,6 +321,11 @@ impl SharedSubscriptions {
         queue
     }
 
+    /// Whether members are still to be moved.
+    pub(super) fn has_moves(&self) -> bool {
+        !self.moves.is_empty()
+    }
+
     /// Whether there is work for later turns.
     pub(super) fn has_work_left(&self) -> bool {
         // One comparison: it is asked in every turn.
