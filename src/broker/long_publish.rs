@@ -164,7 +164,7 @@ impl Broker {
     fn look_at_long_publish(&mut self, id: ConnectionId, mut publish: LongPublish, steps: &mut usize) {
         let LongPublish { frame, properties, text, .. } = &mut publish;
         let body = frame.as_frame().body;
-        let is_text = match properties.look(body, steps) {
+        let is_as_said = match properties.look(body, steps) {
             Err(error) => {
                 self.messages.leave(publish.frame.into_bytes());
                 return self.close(id, CloseReason::Malformed(error));
@@ -183,9 +183,9 @@ impl Broker {
             }
             Ok(false) => None,
         };
-        if let Some(is_text) = is_text {
+        if let Some(is_as_said) = is_as_said {
             let was_put_off = publish.is_put_off;
-            self.take_long_publish(id, publish, is_text);
+            self.take_long_publish(id, publish, is_as_said);
             if was_put_off {
                 self.resume_after_long_publish(id);
             }
@@ -201,7 +201,7 @@ impl Broker {
     }
 
     /// Takes a PUBLISH that is well-formed, in the memory that it came in.
-    fn take_long_publish(&mut self, id: ConnectionId, publish: LongPublish, is_text: bool) {
+    fn take_long_publish(&mut self, id: ConnectionId, publish: LongPublish, is_as_said: bool) {
         let LongPublish { frame, properties, .. } = publish;
         let LongProperties { length, instructions, passed_on, .. } = properties;
         let Some(link) = self.links.find(id) else { return };
@@ -218,7 +218,7 @@ impl Broker {
         };
         let topic_name = known.unwrap_or(&topic);
         let lengths = (length, payload_length);
-        let message = Message::in_place(frame, topic_name, lengths, passed_on, is_text, &self.messages);
+        let message = Message::in_place(frame, topic_name, lengths, passed_on, is_as_said, &self.messages);
         self.messages.prepare(Some(message.clone()));
         let (properties, payload) = (message.properties(), message.payload());
         let publish = Publish { dup, qos, retain, topic: &topic, packet_id, properties, payload };

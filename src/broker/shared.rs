@@ -887,7 +887,8 @@ impl Broker {
         let steps = self.options.steps_per_turn;
         let listed_max = steps.saturating_mul(LISTED_PER_STEP);
         let matches = self.shared.tree.matches_within(routing.topic, listed_max);
-        // Behind another message on its way to many it cannot take several turns itself.
+        // While another message is on its way to many it cannot take several turns itself. One for whose groups it would have to has
+        // waited, but for wills that have waited too long.
         let is_alone = routing.goes_on || self.fan_out.is_none();
         let mut looks = if is_alone { listed_max } else { usize::MAX };
         let at_once = 0..matches.len().min(steps);
