@@ -34,6 +34,7 @@ const LOOK_STEPS: usize = 4;
 /// The deadline of a link that comes first, and what it means.
 fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReason)> {
     let silent = match link.state {
+        LinkState::AwaitingConnect if link.awaits_fan_out => None,
         LinkState::AwaitingConnect | LinkState::Authenticating => {
             Some((link.opened_at + options.handshake_timeout, CloseReason::HandshakeTimeout))
         }

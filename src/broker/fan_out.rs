@@ -219,9 +219,6 @@ impl Broker {
     #[cold]
     #[inline(never)]
     pub(super) fn continue_fan_out(&mut self) {
-        if self.has_too_many_wills() {
-            return self.catch_up_with_wills();
-        }
         let steps = self.options.steps_per_turn;
         if let Some(mut fan_out) = self.fan_out.take() {
             if self.go_on_with(&mut fan_out, steps) {

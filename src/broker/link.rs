@@ -69,12 +69,14 @@ pub(super) struct Link {
     pub(super) read_paused: bool,
     /// The server does not read this peer until the store has caught up with what it published.
     pub(super) awaits_store: bool,
-    /// The server does not read this peer until what it published, or what keeps that back, has reached everybody.
+    /// The server does not read this peer until what it published, or what keeps that back, has reached everybody; or a
+    /// newcomer until wills have that came before it.
     pub(super) awaits_fan_out: bool,
     /// A full outbox was logged since it was last empty.
     pub(super) outbox_full_logged: bool,
     /// The session has more to send as soon as the outbox has room.
     pub(super) wants_refill: bool,
+    /// Or when it was read first, if it was kept back.
     pub(super) opened_at: Instant,
     /// When the last complete packet came.
     pub(super) last_received: Instant,

@@ -233,6 +233,7 @@ impl Broker {
         self.set_now(now);
         self.outputs.metrics.connections_opened += 1;
         self.links.insert(id, now);
+        self.put_off_newcomer(id);
         self.arm_link(id);
     }
 

@@ -1,4 +1,5 @@
-//! What has to wait for a message that is on its way to very many (see `fan_out`): a PUBLISH, a will, a `$SYS` topic.
+//! What has to wait for a message that is on its way to very many (see `fan_out`): a PUBLISH, a will, a `$SYS` topic; and who has
+//! just come.
 //!
 //! What goes to the topic of that message, or to very many too, is not taken before its end; nor is a PUBLISH of the client that
 //! sent it. Nothing overtakes what waits for the same topic. They are taken in the order in which they came. So all who get
@@ -7,11 +8,11 @@
 //! To the sender of a PUBLISH it is as if that were still in the socket: it is not read meanwhile, and if it goes, the PUBLISH was
 //! never sent. A will is published whatever becomes of its client, so one that is stored has a record of its own until then.
 //!
-//! A publisher that waits sends no more, but clients with wills can come and go. If too many wills wait, whatever comes before
-//! them is brought to its end at once: that costs one long turn, and neither memory nor a will.
+//! A publisher that waits sends no more, but clients with wills can come and go. While many wills wait, a new connection stands behind
+//! them and is not read. So there are never more of them than that, and one for each connection and session.
 //!
-//! Invariants: the link of a publisher that waits is not read; `topics`, `wills` and `sys_topics` count exactly what waits, and
-//! `publishers` names whose it is.
+//! Invariants: the link of a publisher that waits, or of a newcomer, is not read; `topics`, `wills` and `sys_topics` count exactly
+//! what waits, and `connections` names whose it is.
 //!
 //! Deliberately not here: how a PUBLISH is taken (see `receive`), and how a will is published (see `will`).
 
@@ -55,6 +56,8 @@ pub(super) enum PutOff {
         record: Lsn,
     },
     SysTopic(Message),
+    /// A connection without its CONNECT.
+    Newcomer(ConnectionId),
 }
 
 impl PutOff {
@@ -66,10 +69,19 @@ impl PutOff {
         matches!(self, Self::SysTopic(_))
     }
 
-    fn message(&self) -> &Message {
+    fn topic(&self) -> Option<&[u8]> {
         match self {
-            Self::Publish { message, .. } | Self::SysTopic(message) => message,
-            Self::Will { will, .. } => &will.message,
+            Self::Publish { message, .. } | Self::SysTopic(message) => Some(message.topic_bytes()),
+            Self::Will { will, .. } => Some(will.message.topic_bytes()),
+            Self::Newcomer(_) => None,
+        }
+    }
+
+    /// Whose link is not read meanwhile.
+    const fn connection(&self) -> Option<ConnectionId> {
+        match self {
+            Self::Publish { connection, .. } | Self::Newcomer(connection) => Some(*connection),
+            Self::Will { .. } | Self::SysTopic(_) => None,
         }
     }
 }
@@ -77,12 +89,12 @@ impl PutOff {
 /// All of them.
 #[derive(Debug)]
 pub(super) struct PutOffs {
-    /// By number; later ones have larger numbers. All whose publishers are lost in one turn may be very many, so none of them is
+    /// By number; later ones have larger numbers. All whose connections are lost in one turn may be very many, so none of them is
     /// searched for.
     queue: BTreeMap<u64, PutOff>,
     newest: u64,
-    /// Where the PUBLISH packets of a connection stand.
-    publishers: BTreeSet<(ConnectionId, u64)>,
+    /// Where that stands for which a connection is not read.
+    connections: BTreeSet<(ConnectionId, u64)>,
     /// How many wait for a topic.
     topics: HashMap<Box<[u8]>, usize, HashSeed>,
     /// How many are wills, and how many `$SYS` topics.
@@ -90,16 +102,15 @@ pub(super) struct PutOffs {
     sys_topics: usize,
 }
 
-/// If more wills wait than that, and not until then, one turn does more than its share. There are no more than these, and one for each
-/// connection that can end in a turn.
-const WAITING_WILLS_MAX: usize = 100;
+/// If so many wills wait, or as many as a turn has steps, newcomers wait behind them.
+const MANY_WILLS: usize = 100;
 
 impl PutOffs {
     pub(super) fn new(seed: u64) -> Self {
         Self {
             queue: BTreeMap::new(),
             newest: 0,
-            publishers: BTreeSet::new(),
+            connections: BTreeSet::new(),
             topics: HashMap::with_hasher(seeded(seed)),
             wills: 0,
             sys_topics: 0,
@@ -120,12 +131,14 @@ impl PutOffs {
     }
 
     pub(super) fn push(&mut self, put_off: PutOff) {
-        *self.topics.entry(put_off.message().topic_bytes().into()).or_default() += 1;
+        if let Some(topic) = put_off.topic() {
+            *self.topics.entry(topic.into()).or_default() += 1;
+        }
         self.wills += usize::from(put_off.is_will());
         self.sys_topics += usize::from(put_off.is_sys_topic());
         self.newest += 1;
-        if let PutOff::Publish { connection, .. } = put_off {
-            self.publishers.insert((connection, self.newest));
+        if let Some(connection) = put_off.connection() {
+            self.connections.insert((connection, self.newest));
         }
         self.queue.insert(self.newest, put_off);
     }
@@ -137,40 +150,38 @@ impl PutOffs {
 
     fn remove(&mut self, number: u64) -> Option<PutOff> {
         let put_off = self.queue.remove(&number)?;
-        forget_topic(&mut self.topics, &put_off);
+        if let Some(topic) = put_off.topic() {
+            forget_topic(&mut self.topics, topic);
+        }
         self.wills -= usize::from(put_off.is_will());
         self.sys_topics -= usize::from(put_off.is_sys_topic());
-        if let PutOff::Publish { connection, .. } = put_off {
-            self.publishers.remove(&(connection, number));
+        if let Some(connection) = put_off.connection() {
+            self.connections.remove(&(connection, number));
         }
         Some(put_off)
     }
 
-    /// The first one that came by this connection.
+    /// The first for which this connection is not read.
     fn first_of(&self, connection: ConnectionId) -> Option<u64> {
-        let (_, number) = self.publishers.range((connection, 0)..=(connection, u64::MAX)).next()?;
+        let (_, number) = self.connections.range((connection, 0)..=(connection, u64::MAX)).next()?;
         Some(*number)
     }
 
     /// Asserts that every topic is counted, and every kind.
     pub(super) fn check_invariants(&self) {
-        let mut waiting: Vec<&[u8]> = self.iter().map(|put_off| put_off.message().topic_bytes()).collect();
+        let mut waiting: Vec<&[u8]> = self.iter().filter_map(PutOff::topic).collect();
         waiting.sort_unstable();
         let groups = waiting.chunk_by(|left, right| left == right);
         let counted = groups.map(|group| assert_eq!(self.topics.get(group[0]), Some(&group.len()))).count();
         assert_eq!(counted, self.topics.len());
         assert_eq!(self.wills, self.iter().filter(|put_off| put_off.is_will()).count());
         assert_eq!(self.sys_topics, self.iter().filter(|put_off| put_off.is_sys_topic()).count());
-        let publish = |(number, put_off): (&u64, &PutOff)| match put_off {
-            PutOff::Publish { connection, .. } => Some((*connection, *number)),
-            _ => None,
-        };
-        assert_eq!(self.publishers, self.queue.iter().filter_map(publish).collect());
+        let unread = |(number, put_off): (&u64, &PutOff)| Some((put_off.connection()?, *number));
+        assert_eq!(self.connections, self.queue.iter().filter_map(unread).collect());
     }
 }
 
-fn forget_topic(topics: &mut HashMap<Box<[u8]>, usize, HashSeed>, put_off: &PutOff) {
-    let topic = put_off.message().topic_bytes();
+fn forget_topic(topics: &mut HashMap<Box<[u8]>, usize, HashSeed>, topic: &[u8]) {
     let count = topics.get_mut(topic).expect("every topic is counted");
     *count -= 1;
     if *count == 0 {
@@ -256,6 +267,7 @@ impl Broker {
                 self.publish_will_now(publisher, &will);
             }
             PutOff::SysTopic(message) => self.publish_sys_topic_now(message.topic(), message.payload()),
+            PutOff::Newcomer(connection) => self.read_newcomer(connection),
         }
     }
 
@@ -297,21 +309,23 @@ impl Broker {
         }
     }
 
-    /// Whether more wills wait than there should ever be.
-    pub(super) const fn has_too_many_wills(&self) -> bool {
-        self.put_off.wills > WAITING_WILLS_MAX
+    /// Does not read a connection that was just opened where it could leave one more will to many.
+    pub(super) fn put_off_newcomer(&mut self, id: ConnectionId) {
+        if self.put_off.wills >= MANY_WILLS.min(self.options.steps_per_turn)
+            && let Some(link) = self.links.find_mut(id)
+        {
+            link.awaits_fan_out = true;
+            self.put_off.push(PutOff::Newcomer(id));
+        }
     }
 
-    /// Brings what comes before wills to its end, until few enough wait. Nothing is under way then, so that the store gets its
-    /// batch.
-    pub(super) fn catch_up_with_wills(&mut self) {
-        self.finish_fan_out();
-        while self.has_too_many_wills()
-            && let Some(put_off) = self.put_off.pop()
-        {
-            self.take_put_off(put_off);
-            self.finish_fan_out();
-        }
+    /// Its handshake begins now.
+    fn read_newcomer(&mut self, id: ConnectionId) {
+        let Some(link) = self.links.find_mut(id) else { return };
+        link.awaits_fan_out = false;
+        link.opened_at = self.now;
+        self.outputs.resumed.push_back(id);
+        self.arm_link(id);
     }
 
     /// Publishes the wills that wait: nobody will be here to do so later.
@@ -334,7 +348,7 @@ impl Broker {
         self.is_fan_out_of(id) || self.is_put_off(id)
     }
 
-    /// Whether a PUBLISH of this connection waits.
+    /// Whether this connection waits, with a PUBLISH or without a CONNECT.
     pub(super) fn is_put_off(&self, id: ConnectionId) -> bool {
         self.put_off.first_of(id).is_some()
     }

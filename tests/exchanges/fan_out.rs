@@ -450,30 +450,101 @@ fn sys_topics_take_their_turns() {
     assert!(bytes < 10_000, "{bytes} bytes wait");
 }
 
-/// Who comes and goes with a will leaves no more of them than there is room for, and all of them arrive.
+/// A will is on its way to all, and more wait behind it than a turn has steps.
+fn with_many_waiting_wills(payload: &[u8]) -> Crowd {
+    let mut crowd = Crowd::new(options());
+    let dying: Vec<ConnectionId> = (0..=STEPS_PER_TURN as u32 + 1)
+        .map(|number| {
+            let client_id = format!("d{number}");
+            let connect = Connect { will: will("all/1", payload), ..connect311(&client_id) };
+            connected(&mut crowd.broker, 100 + number, connect)
+        })
+        .collect();
+    for id in dying {
+        crowd.broker.handle_lost(NOW, id, true);
+        assert_eq!(crowd.broker.poll_close(), Some(id));
+        crowd.broker.handle_closed(id);
+    }
+    crowd
+}
+
+/// Who comes and goes with a will leaves no more of them than there is room for, all of them arrive, and no turn is longer for
+/// it: it is not read before those have arrived that came before it.
 #[test]
 fn waiting_wills_do_not_pile_up() {
     const WILLS: u32 = 300;
     let mut crowd = Crowd::new(options());
     let before = crowd.broker.status().message_bytes;
     let payload = [7; 1_000];
-    let (mut most, mut heard) = (0, 0);
+    let (mut most, mut longest, mut heard, mut kept_back) = (0, 0, 0, 0);
     for number in 0..WILLS {
+        let id = ConnectionId { slot: 100 + number, generation: number };
+        crowd.broker.handle_open(NOW, id);
+        kept_back += u32::from(!crowd.broker.wants_input(id));
+        while !crowd.broker.wants_input(id) {
+            let copies = crowd.broker.copies();
+            crowd.turn();
+            longest = longest.max(crowd.broker.copies() - copies);
+            heard += crowd.heard(&payload);
+            while let Some(resumed) = crowd.broker.poll_resume() {
+                assert_eq!(resumed, id);
+            }
+        }
         let connect = Connect { will: will("all/1", &payload), ..connect311("again") };
-        let id = connected(&mut crowd.broker, 100 + number, connect);
+        say(&mut crowd.broker, id, &bytes_of(&Packet::Connect(connect), PROTOCOL));
         crowd.broker.handle_lost(NOW, id, true);
         assert_eq!(crowd.broker.poll_close(), Some(id));
         crowd.broker.handle_closed(id);
-        crowd.turn();
-        heard += crowd.heard(&payload);
+        crowd.broker.check_invariants();
         most = most.max(crowd.broker.status().message_bytes - before);
     }
-    assert!((50_000..110_000).contains(&most), "{most} bytes");
+    let waiting = most as usize / payload.len();
+    assert!((STEPS_PER_TURN..STEPS_PER_TURN + 4).contains(&waiting), "{most} bytes");
+    assert!(longest as usize <= 2 * STEPS_PER_TURN, "{longest} copies in one turn");
+    assert!((20..WILLS).contains(&kept_back), "{kept_back}");
     turns(&mut crowd.broker);
     while let more @ 1.. = crowd.heard(&payload) {
         heard += more;
     }
     assert_eq!(heard, WILLS as usize * RECEIVERS);
+}
+
+/// The time of a handshake is the client's, and it runs while its CONNECT can be read.
+#[test]
+fn the_handshake_of_who_waits_for_wills_begins_when_it_is_read() {
+    let mut crowd = with_many_waiting_wills(b"will");
+    let timeout = crowd.broker.options().handshake_timeout;
+    let id = ConnectionId { slot: 200, generation: 1 };
+    crowd.broker.handle_open(NOW, id);
+    let late = NOW + timeout + timeout;
+    let mut turns = 0;
+    while !crowd.broker.wants_input(id) {
+        while crowd.broker.poll_flush().is_some() {}
+        crowd.broker.handle_timeout(late);
+        crowd.broker.check_invariants();
+        turns += 1;
+    }
+    assert!(turns > STEPS_PER_TURN * TURNS && crowd.broker.poll_resume() == Some(id), "{turns}");
+    crowd.broker.handle_timeout(late + Duration(timeout.0 - 1));
+    assert!(crowd.broker.wants_input(id));
+    crowd.broker.handle_timeout(late + timeout + Duration(1_000));
+    assert_eq!(crowd.broker.poll_close(), Some(id));
+}
+
+/// A connection that ends while it waits for wills leaves nothing behind, and is not named again.
+#[test]
+fn who_waits_for_wills_may_go() {
+    let mut crowd = with_many_waiting_wills(b"will");
+    let ids = [200, 201].map(|slot| ConnectionId { slot, generation: 1 });
+    ids.iter().for_each(|id| crowd.broker.handle_open(NOW, *id));
+    assert!(ids.iter().all(|id| !crowd.broker.wants_input(*id)));
+    crowd.broker.handle_lost(NOW, ids[0], false);
+    assert_eq!(crowd.broker.poll_close(), Some(ids[0]));
+    crowd.broker.handle_closed(ids[0]);
+    crowd.broker.check_invariants();
+    turns(&mut crowd.broker);
+    assert_eq!((crowd.broker.poll_resume(), crowd.broker.poll_resume()), (Some(ids[1]), None));
+    assert!(crowd.broker.wants_input(ids[1]));
 }
 
 /// Wills that wait are records, for the process may end before they are published.

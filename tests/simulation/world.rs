@@ -310,6 +310,7 @@ impl World {
         self.generation += 1;
         let id = ConnectionId { slot, generation: self.generation };
         self.broker.handle_open(self.now, id);
+        self.model.coverage.see_if("connection that waits for wills", !self.broker.wants_input(id));
         let connection = Connection {
             client,
             protocol,

@@ -48,6 +48,7 @@ pub(crate) const EXPECTED: &[&str] = &[
     "will: put off",
     "will: put off, and a crash",
     "will: published after it had waited",
+    "connection that waits for wills",
     "a packet amid a message to many",
     "a packet amid a message to groups",
     "PUBLISH put off",
