@@ -4,11 +4,11 @@
 //! looking at them. But a client whose window holds 65,535 may answer backwards, or what nobody sent it, sixteen thousand
 //! times in one read. Identifiers are no help in looking: they go round, and what stays while they do stands out of their order.
 //! So once an answer is not for one of the first, an index says where each packet stands, and what is answered leaves a gap, so
-//! that none of the others is moved. It lasts until few packets are left, or more gaps than packets: to be closed they cost no
-//! more than the answers that made them. Where there is no index, there are no gaps.
+//! that none of the others is moved. Once there are more gaps than packets they are closed, a few places with each answer: what
+//! stands behind them is moved up. The index lasts until few packets are left. Where there is none, there are no gaps.
 //!
 //! Invariants: an identifier stands here once; an index holds exactly those that stand here; neither the first nor the last
-//! place is a gap.
+//! place is a gap; while gaps are being closed there is nothing between what was moved up and what has yet to be.
 //!
 //! Deliberately not here: how many of them were sent on the present connection; that is told to whoever asks, because a
 //! session has no room for it twice.
@@ -25,6 +25,10 @@ const SEARCHED_MAX: usize = 32;
 
 /// With no more than that an index is given up. Fewer than make one, so that the next one is worth its making.
 const INDEXED_MIN: usize = SEARCHED_MAX / 2;
+
+/// So many places are looked at with each answer while gaps are closed. There are twice as many places as packets, so that is
+/// done before half of these are answered too.
+const CLOSED_PER_ANSWER: usize = 4;
 
 /// Identifiers in a page of the index, and pages.
 const PAGE: usize = 256;
@@ -54,6 +58,9 @@ struct Index {
     gaps: usize,
     /// Those who count as passed stand in so many places, from the front.
     passed_places: usize,
+    /// While gaps are being closed: the places that have yet to be looked at begin here, and what was moved up ends there.
+    unclosed_from: usize,
+    closed_to: usize,
 }
 
 #[derive(Debug)]
@@ -65,7 +72,14 @@ struct Page {
 impl Index {
     fn of<T: Identified>(list: &VecDeque<Option<T>>, passed: u32) -> Box<Self> {
         let passed_places = passed as usize;
-        let mut index = Box::new(Self { pages: array::from_fn(|_| None), first: 0, gaps: 0, passed_places });
+        let mut index = Box::new(Self {
+            pages: array::from_fn(|_| None),
+            first: 0,
+            gaps: 0,
+            passed_places,
+            unclosed_from: 0,
+            closed_to: 0,
+        });
         for (place, entry) in list.iter().flatten().enumerate() {
             index.insert(entry.packet_id(), place);
         }
@@ -80,6 +94,14 @@ impl Index {
     }
 
     /// To be called for what stands here.
+    fn move_to(&mut self, id: PacketId, place: usize) {
+        let [page, at] = id.number().to_be_bytes().map(usize::from);
+        if let Some(page) = &mut self.pages[page] {
+            page.numbers[at] = self.first.wrapping_add(place as u32);
+        }
+    }
+
+    /// The same.
     fn remove(&mut self, id: PacketId) {
         let page = &mut self.pages[usize::from(id.number().to_be_bytes()[0])];
         if let Some(found) = page {
@@ -95,6 +117,26 @@ impl Index {
         let [page, at] = id.number().to_be_bytes().map(usize::from);
         let number = self.pages[page].as_ref()?.numbers[at];
         Some(number.wrapping_sub(self.first) as usize)
+    }
+
+    /// The first place is taken away.
+    fn lose_first(&mut self) {
+        self.first = self.first.wrapping_add(1);
+        self.gaps -= 1;
+        for place in [&mut self.passed_places, &mut self.unclosed_from, &mut self.closed_to] {
+            *place = place.saturating_sub(1);
+        }
+    }
+
+    /// There are only so many places any more.
+    fn end_at(&mut self, places: usize) {
+        for place in [&mut self.passed_places, &mut self.unclosed_from, &mut self.closed_to] {
+            *place = places.min(*place);
+        }
+    }
+
+    const fn is_closing(&self) -> bool {
+        self.unclosed_from > 0
     }
 }
 
@@ -135,18 +177,18 @@ impl<T: Identified> Entries<T> {
         *passed -= u32::from(place < index.passed_places);
         while let Some(None) = list.front() {
             list.pop_front();
-            index.first = index.first.wrapping_add(1);
-            index.passed_places = index.passed_places.saturating_sub(1);
-            index.gaps -= 1;
+            index.lose_first();
         }
         while let Some(None) = list.back() {
             list.pop_back();
             index.gaps -= 1;
         }
-        index.passed_places = index.passed_places.min(list.len());
+        index.end_at(list.len());
         let left = list.len() - index.gaps;
-        if left <= INDEXED_MIN || index.gaps > left {
+        if left <= INDEXED_MIN {
             self.close_gaps();
+        } else if index.is_closing() || index.gaps > left {
+            close_some_gaps(list, index);
         }
         Some(entry)
     }
@@ -159,10 +201,34 @@ impl<T: Identified> Entries<T> {
 
     fn first_not_passed(&mut self, passed: u32) -> Option<usize> {
         let Some(index) = &mut self.index else { return Some(passed as usize) };
-        let place = (index.passed_places..self.list.len()).find(|place| self.list[*place].is_some())?;
+        let is_among_closed = (index.closed_to..index.unclosed_from).contains(&index.passed_places);
+        let from = if is_among_closed { index.unclosed_from } else { index.passed_places };
+        let place = (from..self.list.len()).find(|place| self.list[*place].is_some())?;
         // The gaps before it are not looked at again.
         index.passed_places = place;
         Some(place)
+    }
+}
+
+/// Moves some of those that stand behind gaps up.
+fn close_some_gaps<T: Identified>(list: &mut VecDeque<Option<T>>, index: &mut Index) {
+    for _ in 0..CLOSED_PER_ANSWER {
+        if index.passed_places == index.unclosed_from {
+            index.passed_places = index.closed_to;
+        }
+        if let Some(entry) = list.get_mut(index.unclosed_from).and_then(Option::take) {
+            index.move_to(entry.packet_id(), index.closed_to);
+            list[index.closed_to] = Some(entry);
+            index.closed_to += 1;
+        }
+        index.unclosed_from += 1;
+        if index.unclosed_from >= list.len() {
+            index.gaps -= list.len() - index.closed_to;
+            list.truncate(index.closed_to);
+            index.end_at(list.len());
+            (index.unclosed_from, index.closed_to) = (0, 0);
+            return;
+        }
     }
 }
 
@@ -273,6 +339,8 @@ impl<T: Identified> Unanswered<T> {
         let Some(index) = index else { return assert!(list.iter().all(Option::is_some)) };
         assert_eq!(index.gaps, list.iter().filter(|entry| entry.is_none()).count());
         assert!(index.passed_places <= list.len());
+        assert!(index.closed_to <= index.unclosed_from && index.unclosed_from <= list.len());
+        assert!(list.range(index.closed_to..index.unclosed_from).all(Option::is_none));
         assert_eq!(list.iter().take(index.passed_places).flatten().count(), passed as usize);
         for (place, entry) in list.iter().enumerate() {
             assert!(entry.as_ref().is_none_or(|entry| index.place(entry.packet_id()) == Some(place)));
@@ -376,6 +444,11 @@ mod tests {
             assert_eq!(self.passed as usize, self.expected_passed);
         }
 
+        /// Gaps included.
+        fn places(&self) -> usize {
+            self.list.0.as_ref().map_or(0, |entries| entries.list.len())
+        }
+
         fn has_index(&self) -> bool {
             self.list.0.as_ref().is_some_and(|entries| entries.index.is_some())
         }
@@ -449,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_goes_when_few_are_left_or_gaps_are_many() {
+    fn an_index_goes_when_few_are_left() {
         let mut world = World::of(1_000);
         (0..983).for_each(|_| world.answer_at(world.expected.len() - 1));
         assert!(world.has_index());
@@ -457,13 +530,26 @@ mod tests {
         world.answer_at(16);
         assert!(!world.has_index());
         world.check();
+    }
 
+    #[test]
+    fn gaps_are_closed_with_the_answers_that_follow() {
         let mut world = World::of(1_000);
         (0..500).for_each(|_| world.answer_at(100));
-        assert!(world.has_index());
-        world.answer_at(100);
-        assert!(!world.has_index());
-        world.check();
+        assert_eq!(world.places(), 1_000);
+        // 1,000 places, four with each.
+        for answer in 1..=250 {
+            world.answer_at(100);
+            world.check();
+            assert_eq!(world.places() == 1_000, answer < 250, "{answer}");
+        }
+        assert!(world.places() < 300, "{}", world.places());
+        // Some of those that had been moved up were answered since.
+        while world.expected.len() > INDEXED_MIN {
+            world.answer_at(next(&mut 7) % world.expected.len());
+            world.check();
+            assert!(world.places() <= 5 * world.expected.len(), "{}", world.places());
+        }
     }
 
     #[test]
