@@ -167,7 +167,7 @@ struct Outputs {
     /// Messages so far that did.
     fan_outs: u64,
     is_fan_out_urgent: bool,
-    /// Copies of messages handed to sessions so far.
+    /// Copies of messages handed to sessions so far, and other work that a packet may make, in as many.
     copies: u64,
     /// How many messages that wait may still be looked at in this call only to find that they have expired.
     looks_left: usize,
@@ -503,7 +503,7 @@ impl Broker {
         self.outputs.fan_outs
     }
 
-    /// Copies of messages handed to sessions so far: what reading costs.
+    /// Copies of messages handed to sessions so far, and other work that a packet may make, in as many: what reading costs.
     pub fn copies(&self) -> u64 {
         self.outputs.copies
     }

@@ -264,6 +264,7 @@ impl Broker {
         } else {
             Lsn::NONE
         };
+        outputs.copies += session.receipts.copies_of_change(packet_id);
         session.receipts.insert(packet_id, record);
     }
 
@@ -378,7 +379,10 @@ impl Broker {
     /// The client releases the identifier; an unknown one is answered alike, or a client that missed the first
     /// PUBCOMP would ask for ever [MQTT-4.3.3-2].
     pub(super) fn pubrel(&mut self, id: ConnectionId, session_id: SessionId, packet_id: PacketId) {
-        let receipt = self.session_mut(session_id).receipts.remove(packet_id);
+        let Self { sessions, outputs, .. } = self;
+        let Some(session) = sessions.find_mut(session_id) else { return };
+        outputs.copies += session.receipts.copies_of_change(packet_id);
+        let receipt = session.receipts.remove(packet_id);
         if let Some(record) = receipt.filter(|record| record.is_some()) {
             self.outputs.journal.remove(Kind::Receipt, record);
         }

@@ -17,6 +17,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::ops::RangeInclusive;
 use std::sync::atomic::Ordering;
 use std::time::Duration as SystemDuration;
 
@@ -40,10 +41,18 @@ use super::{Handle, LISTENERS, LOG_TARGET, SIGNALS, Server, WAKER, log_lines};
 /// Bytes read from one connection in one turn, and the size of the one read buffer.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
 
-/// So many packets of one connection are taken before others have their turn. A read has room for sixteen thousand
-/// acknowledgements, which take up to 0.7 us each where they come in no order; PUBLISH packets of 32 bytes and more are not
-/// held up.
-const PACKETS_AT_ONCE: usize = 2_048;
+/// Bytes read in one turn are divided among those who are in line, but a share is no smaller than the other figure: a read
+/// costs as much as the packets in some kilobytes.
+const BYTES_PER_TURN: usize = 1 << 20;
+const BYTES_AT_ONCE_MIN: usize = 16 * 1024;
+
+/// Packets taken in one turn, from all connections: what makes no copies takes time too.
+const PACKETS_PER_TURN: usize = 8_192;
+
+/// They are divided likewise, so that who has one question waits for little of what others send without end. Nor is a share
+/// larger than this: a read has room for sixteen thousand acknowledgements, which take up to 0.7 us each where they come in
+/// no order; PUBLISH packets of 32 bytes and more are not held up.
+const PACKETS_AT_ONCE: RangeInclusive<usize> = 128..=2_048;
 
 /// Copies of messages that reading makes in one turn: a fraction of a millisecond. The last message may bring more.
 const COPIES_PER_TURN: u64 = 4_000;
@@ -99,6 +108,11 @@ pub(super) struct EventLoop {
     ready: VecDeque<ConnectionId>,
     /// Nothing more is read in this turn once the core has made so many copies of messages.
     copies_max: u64,
+    /// Nor when so many packets have been taken.
+    packets_left: usize,
+    /// What is read and taken of one connection in this turn.
+    bytes_at_once: usize,
+    packets_at_once: usize,
     /// Whether those are being flushed who are each one of many with the same messages, and when that was done last.
     is_flushing: bool,
     copies_flushed: u64,
@@ -163,6 +177,9 @@ impl EventLoop {
             broker,
             ready: VecDeque::new(),
             copies_max: 0,
+            packets_left: 0,
+            bytes_at_once: READ_BUFFER_BYTES,
+            packets_at_once: *PACKETS_AT_ONCE.end(),
             is_flushing: false,
             flushes_left: 0,
             feeders: Vec::new(),
@@ -336,8 +353,13 @@ impl EventLoop {
         }
         let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
         self.copies_max = self.broker.copies() + copies_per_turn;
-        for _ in 0..self.ready.len() {
-            if self.broker.copies() >= self.copies_max {
+        self.packets_left = PACKETS_PER_TURN;
+        let in_line = self.ready.len().max(1);
+        self.bytes_at_once = (BYTES_PER_TURN / in_line).clamp(BYTES_AT_ONCE_MIN, READ_BUFFER_BYTES);
+        self.packets_at_once =
+            (PACKETS_PER_TURN / in_line).clamp(*PACKETS_AT_ONCE.start(), *PACKETS_AT_ONCE.end());
+        for _ in 0..in_line {
+            if self.broker.copies() >= self.copies_max || self.packets_left == 0 {
                 break;
             }
             let Some(id) = self.ready.pop_front() else { break };
@@ -364,12 +386,13 @@ impl EventLoop {
         if !connection.readable || !self.broker.wants_input(id) {
             return;
         }
-        match connection.transport.read_into(&mut self.read_buffer) {
+        let buffer = &mut self.read_buffer[..self.bytes_at_once];
+        match connection.transport.read_into(buffer) {
             Ok(0) => self.broker.handle_lost(now, id, false),
             Ok(count) => {
                 // A short read has emptied the socket, and what comes later makes a new event. Only the end of the
                 // stream may have been announced before this read.
-                connection.readable = count == self.read_buffer.len() || connection.read_closed;
+                connection.readable = count == self.bytes_at_once || connection.read_closed;
                 let is_put_off = self.handle_input(now, id, count) == Input::PutOff;
                 let is_readable = self.connections.find(id).is_some_and(|connection| connection.readable);
                 if (is_put_off || is_readable) && self.broker.wants_input(id) {
@@ -385,7 +408,7 @@ impl EventLoop {
     /// Has the core take what stands in the first `count` bytes of the read buffer, behind what the
     /// connection's inbox holds.
     fn handle_input(&mut self, now: Instant, id: ConnectionId, count: usize) -> Input {
-        let Self { connections, broker, read_buffer, copies_max, .. } = self;
+        let Self { connections, broker, read_buffer, copies_max, packets_left, packets_at_once, .. } = self;
         let Some(connection) = connections.find_mut(id) else { return Input::Taken };
         let mut result = Input::Taken;
         let fan_outs = broker.fan_outs();
@@ -393,10 +416,11 @@ impl EventLoop {
         let mut input = &read_buffer[..count];
         let mut inbox = connection.inbox.take().map_or_else(Inbox::default, |inbox| *inbox);
         let mut terms = broker.reading_terms(id);
-        let mut packets_left = PACKETS_AT_ONCE;
+        let packets_max = (*packets_at_once).min(*packets_left).max(1);
+        let mut taken = 0;
         while broker.handle_next(now, id, &mut terms, &mut inbox, &mut input) {
-            packets_left -= 1;
-            let is_enough = packets_left == 0 || broker.copies() >= *copies_max;
+            taken += 1;
+            let is_enough = taken == packets_max || broker.copies() >= *copies_max;
             if is_enough || !broker.wants_input(id) {
                 inbox.stash(input);
                 if is_enough && !inbox.is_empty() {
@@ -405,6 +429,7 @@ impl EventLoop {
                 break;
             }
         }
+        *packets_left = packets_left.saturating_sub(taken);
         if !inbox.is_empty() {
             connection.inbox = Some(Box::new(inbox));
         }
@@ -531,7 +556,7 @@ impl EventLoop {
 
     /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT.
     fn read_last(&mut self, now: Instant, id: ConnectionId) {
-        self.copies_max = u64::MAX;
+        (self.copies_max, self.packets_left) = (u64::MAX, usize::MAX);
         self.take_what_was_put_off(now, id);
         for _ in 0..LAST_READS_MAX {
             let Some(connection) = self.connections.find_mut(id) else { return };

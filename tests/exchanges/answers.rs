@@ -253,3 +253,34 @@ fn an_answer_that_does_not_fit_closes_wherever_its_message_stands() {
         }
     }
 }
+
+/// Who may have very many messages at QoS 2 under way and releases those amid them makes more work than others, and it is counted, so
+/// that a turn has less time for more of them. In the order of sending, or backwards, it does not.
+#[test]
+fn what_is_released_in_no_order_counts_as_work() {
+    const MANY: u16 = 10_000;
+    let options = Options { receive_max: u16::MAX, sys_interval: None, seed: 1, ..Options::default() };
+    let mut broker = Broker::new(options, NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    for number in 1..=MANY {
+        let id = PacketId::new(number).expect("it is not 0");
+        let mut packet = publish("t", QoS::ExactlyOnce, b"");
+        if let Packet::Publish(publish) = &mut packet {
+            publish.packet_id = Some(id);
+        }
+        say(&mut broker, publisher, &bytes_of(&packet, PROTOCOL));
+        assert_eq!((broker.copies(), hear(&mut broker, publisher).len()), (0, 1));
+    }
+    let mut released = |number: u16| {
+        let id = PacketId::new(number).expect("it is not 0");
+        let pubrel = bytes_of(&Packet::Pubrel(Ack::success(id)), PROTOCOL);
+        let before = broker.copies();
+        say(&mut broker, publisher, &pubrel);
+        let heard = hear(&mut broker, publisher);
+        assert!(matches!(heard[0].packet(), Packet::Pubcomp(ack) if ack.packet_id == id));
+        broker.copies() - before
+    };
+    assert_eq!([1, 2, MANY, MANY - 1].map(&mut released), [0; 4]);
+    assert_eq!(released(MANY / 2), u64::from(MANY / 2 - 3) / 128);
+    assert_eq!(released(MANY / 4), u64::from(MANY / 4 - 3) / 128);
+}
