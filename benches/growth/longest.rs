@@ -45,7 +45,7 @@ const ALLOCATOR: [(&str, &str); 3] = [
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 16] = [
     fan_out,
     absent,
     queues,
@@ -61,6 +61,7 @@ const SCENARIOS: [Scenario; 15] = [
     group_queues,
     large_packets,
     draining,
+    outboxes,
 ];
 
 /// Messages that wait, or are retained, filters in all, and subscribers who are away.
@@ -73,6 +74,11 @@ const MESSAGES_PER_SESSION: usize = 5;
 
 /// Clients who get the same message.
 const RECEIVERS: u32 = 100_000;
+
+/// Clients whose outboxes drain at once, what waits for each of them, and what has filled those.
+const BUSY_CLIENTS: u32 = 10_000;
+const WAITING_PER_CLIENT: u32 = 100;
+const OUTBOX_BYTES: u32 = 16 << 10;
 
 /// Members of the same groups that end at once, each with so many groups that they are not left at once.
 const MEMBERS: u64 = 20_000;
@@ -323,6 +329,41 @@ fn draining() -> Vec<Calls> {
     calls.call(|| assert!(core.broker.handle_drain(core.now)));
     calls.settle(&mut core);
     assert_eq!(core.broker.metrics().clients_connected, 0);
+    vec![calls]
+}
+
+fn outboxes() -> Vec<Calls> {
+    let mut core = with_publisher(Core::with_options(|options| Options {
+        in_flight_max: u16::MAX,
+        outbox_bytes_max: OUTBOX_BYTES,
+        ..options
+    }));
+    let slots = CLIENT..CLIENT + BUSY_CLIENTS;
+    for slot in slots.clone() {
+        core.open(slot, &connect_bytes(&client_id(slot.into()), false));
+        core.exchange(slot, &subscribe_bytes(&[topic(0)], QoS::AtLeastOnce));
+    }
+    // Nobody takes anything as yet.
+    let mut say = |bytes: &[u8]| {
+        core.input(PUBLISHER, bytes);
+        while core.broker.is_fanning_out() {
+            core.broker.handle_timeout(core.now);
+        }
+    };
+    let filling = vec![b'x'; OUTBOX_BYTES as usize];
+    say(&message_bytes_of(PacketId::FIRST, &topic(0), QoS::AtMostOnce, false, &filling));
+    let publish = publish_bytes(&topic(0), QoS::AtLeastOnce, false);
+    (0..WAITING_PER_CLIENT).for_each(|_| say(&publish));
+    let waiting = u64::from(BUSY_CLIENTS * WAITING_PER_CLIENT);
+    assert_eq!(core.broker.metrics().queued_messages, waiting);
+    let mut calls = Calls::new(format!(
+        "the outboxes of {} clients drain at once, for each of whom {WAITING_PER_CLIENT} messages wait",
+        size_text(BUSY_CLIENTS.into())
+    ));
+    core.deliveries = 0;
+    core.hand_out();
+    calls.settle(&mut core);
+    assert_eq!(core.deliveries, u64::from(BUSY_CLIENTS) + waiting);
     vec![calls]
 }
 

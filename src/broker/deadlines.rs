@@ -79,16 +79,8 @@ impl Broker {
         if self.shared.has_work_left() {
             self.continue_group_work();
         }
-        // Only those that wait already: one that puts itself off again has its next turn later.
-        for _ in 0..self.refills.len() {
-            let Some(id) = self.refills.pop_front() else { break };
-            if let Some(session) = self.sessions.find_mut(id) {
-                session.refill_scheduled = false;
-                match std::mem::take(&mut session.asked_in_vain) {
-                    0 => self.refill(id),
-                    asked_in_vain => self.ask_groups(id, asked_in_vain),
-                }
-            }
+        if !self.refills.is_empty() {
+            self.continue_refills();
         }
     }
 

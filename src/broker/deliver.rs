@@ -6,8 +6,10 @@
 //!              QoS 1, 2: into the outbox while window and outbox have room and nothing is queued, else into the queue
 //! ```
 //!
-//! Messages that have expired while they waited take time and nobody gets them, so only a turn's steps of them are passed or
-//! looked for in one call (`looks_left`), and one more where something would never go on otherwise.
+//! What waits is sent by refills: of a session whose client has come back, or acknowledged something, or whose outbox has
+//! drained. All of one call together send a turn's steps of messages, or pass those that have expired, or look for such
+//! (`steps_left`), and one more where something would never go on otherwise. Who is not done goes on in a later turn, behind
+//! the others who do.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -311,29 +313,57 @@ impl Broker {
     /// Sends what waits for a client, as far as its window and its outbox have room: first what has to be repeated,
     /// then the queue [MQTT-4.6.0-1], then those of its groups, then retained messages for new subscriptions.
     pub(super) fn refill(&mut self, id: SessionId) {
+        let goes_on_later = self.sessions.find(id).is_some_and(|session| session.refill_scheduled);
         self.resend(id);
         self.drain_queue(id);
         self.drain_groups(id);
-        self.continue_streams(id);
+        if !goes_on_later {
+            self.continue_streams(id);
+        }
+    }
+
+    /// Goes on with the sessions that have been put off, as far as one turn has time.
+    pub(super) fn continue_refills(&mut self) {
+        self.outputs.steps_left = self.options.steps_per_turn;
+        // Only those that wait already: one that puts itself off again has its next turn later.
+        for _ in 0..self.refills.len() {
+            let steps_left = self.outputs.steps_left;
+            if steps_left == 0 {
+                break;
+            }
+            let Some(id) = self.refills.pop_front() else { break };
+            if let Some(session) = self.sessions.find_mut(id) {
+                session.refill_scheduled = false;
+                match std::mem::take(&mut session.asked_in_vain) {
+                    0 => self.refill(id),
+                    asked_in_vain => {
+                        self.ask_groups(id, asked_in_vain);
+                        self.continue_streams(id);
+                    }
+                }
+            }
+            // One that has nothing to send takes its time as well.
+            self.outputs.steps_left = self.outputs.steps_left.min(steps_left - 1);
+        }
     }
 
     fn drain_queue(&mut self, id: SessionId) {
         let Self { sessions, links, outputs, options, now, .. } = self;
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
-        let mut has_passed = false;
+        let mut has_gone_on = false;
         while !session.outgoing.queue.is_empty() {
             if !has_room(session, link, options) {
                 link.wants_refill = true;
                 return;
             }
-            if has_passed && outputs.has_passed_enough(session) {
+            if has_gone_on && outputs.is_enough(session) {
                 return self.schedule_refill(id);
             }
-            match outputs.dequeue(&mut session.outgoing.queue, *now) {
-                Some(delivery) => outputs.send(session, link, delivery, *now),
-                None => has_passed = true,
+            if let Some(delivery) = outputs.dequeue(&mut session.outgoing.queue, *now) {
+                outputs.send(session, link, delivery, *now);
             }
+            has_gone_on = true;
         }
     }
 
@@ -343,15 +373,21 @@ impl Broker {
         let Self { sessions, links, outputs, options, now, .. } = self;
         let Some(session) = sessions.find_mut(id) else { return };
         let Some(link) = session.connection.and_then(|id| links.find_mut(id)) else { return };
-        let outgoing = &mut session.outgoing;
-        while (outgoing.sent_here as usize) < outgoing.sent.len() {
-            if outgoing.under_way() >= usize::from(link.window) {
+        let mut has_gone_on = false;
+        while (session.outgoing.sent_here as usize) < session.outgoing.sent.len() {
+            if session.outgoing.under_way() >= usize::from(link.window) {
                 return; // The next acknowledgement goes on here.
             }
             if link.outbox.pending() > options.outbox_soft_mark() {
                 link.wants_refill = true;
                 return;
             }
+            if has_gone_on && outputs.is_enough(session) {
+                return self.schedule_refill(id);
+            }
+            has_gone_on = true;
+            outputs.take_step();
+            let outgoing = &mut session.outgoing;
             // Only now: it is looked for.
             let Some((place, sent)) = outgoing.next_to_repeat() else { return };
             if outputs.write_delivery(link, &sent.delivery, Some(sent.packet_id), true, *now) {
@@ -456,9 +492,9 @@ impl Outputs {
         let size = delivery.size();
         if queue.limit_for(size, options).is_some() {
             // What has expired makes room for what has not.
-            let looks = (options.steps_per_turn / FULL_QUEUE_SHARE).min(self.looks_left).max(1);
+            let looks = (options.steps_per_turn / FULL_QUEUE_SHARE).min(self.steps_left).max(1);
             let (looked, expired) = queue.take_expired(looks, now);
-            self.looks_left = self.looks_left.saturating_sub(looked);
+            self.steps_left = self.steps_left.saturating_sub(looked);
             expired.iter().for_each(|delivery| self.forget(delivery));
             self.metrics.queued_messages -= expired.len() as u64;
             self.metrics.drop_messages(DropReason::Expired, expired.len() as u64);
@@ -481,19 +517,24 @@ impl Outputs {
     pub(super) fn dequeue(&mut self, queue: &mut Queue, now: Instant) -> Option<Delivery> {
         let delivery = queue.pop()?;
         self.metrics.queued_messages -= 1;
+        self.take_step();
         if delivery.message.is_expired(now) {
             self.forget(&delivery);
             self.metrics.drop_message(DropReason::Expired);
-            self.looks_left = self.looks_left.saturating_sub(1);
             return None;
         }
         Some(delivery)
     }
 
-    /// Whether a session that has passed a message is to pass the others in a later turn: that is so as well if it goes on then
-    /// already, so that many acknowledgements in one turn do not pass as many each.
-    pub(super) fn has_passed_enough(&self, session: &Session) -> bool {
-        self.looks_left == 0 || session.refill_scheduled
+    /// A message that waited is sent or dropped.
+    fn take_step(&mut self) {
+        self.steps_left = self.steps_left.saturating_sub(1);
+    }
+
+    /// Whether a session that has sent or dropped a message is to go on in a later turn: that is so as well if it does then
+    /// already, so that many acknowledgements in one turn do not send as many each.
+    pub(super) fn is_enough(&self, session: &Session) -> bool {
+        self.steps_left == 0 || session.refill_scheduled
     }
 
     fn write_pubrel(&mut self, link: &mut Link, packet_id: PacketId, reason: ReasonCode) {

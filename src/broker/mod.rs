@@ -169,8 +169,8 @@ struct Outputs {
     is_fan_out_urgent: bool,
     /// Copies of messages handed to sessions so far, and other work that a packet may make, in as many.
     copies: u64,
-    /// How many messages that wait may still be looked at in this call only to find that they have expired.
-    looks_left: usize,
+    /// How many messages that wait may still be sent by refills, or be looked at in vain, in this call.
+    steps_left: usize,
     closing: VecDeque<ConnectionId>,
     events: VecDeque<Event>,
     authentication: VecDeque<AuthenticationStep>,
@@ -295,7 +295,7 @@ impl Broker {
     #[inline]
     fn begin_input(&mut self, now: Instant, from: Option<ConnectionId>) {
         self.set_now(now);
-        self.outputs.looks_left = self.options.steps_per_turn;
+        self.outputs.steps_left = self.options.steps_per_turn;
         self.outputs.journal.begin_input(from);
     }
 
@@ -812,7 +812,7 @@ impl Outputs {
             fan_outs: 0,
             is_fan_out_urgent: false,
             copies: 0,
-            looks_left: 0,
+            steps_left: 0,
             closing: VecDeque::new(),
             events: VecDeque::new(),
             authentication: VecDeque::new(),

@@ -387,7 +387,8 @@ impl Broker {
         }
         let name = session.name;
         let mut unfinished = std::mem::take(&mut session.streams);
-        let mut steps = self.options.steps_per_turn;
+        let mut is_put_off = false;
+        let mut steps = self.outputs.steps_left;
         while let Some(streams) = &mut unfinished.0
             && let Some(mut first) = streams.in_order.first_entry()
         {
@@ -401,13 +402,18 @@ impl Broker {
                 }
                 Progress::Stopped => break,
                 Progress::Paused => {
-                    self.schedule_refill(id);
+                    is_put_off = true;
                     break;
                 }
             }
         }
+        self.outputs.steps_left = steps;
         let session = self.sessions.find_mut(id).expect("its streams are being sent");
         session.streams = unfinished;
+        // Without a word to its groups: where it has asked some in vain it goes on with the others.
+        if is_put_off && !std::mem::replace(&mut session.refill_scheduled, true) {
+            self.refills.push_back(id);
+        }
     }
 
     /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.

@@ -992,7 +992,7 @@ impl Broker {
             if let Ok(Some(member)) = self.look_for_member(id, counted, last, 1) {
                 return Some(member);
             }
-            let looks = &mut self.outputs.looks_left;
+            let looks = &mut self.outputs.steps_left;
             *looks = looks.saturating_sub(ARRIVAL_LOOKS);
             if counted && *looks == 0 {
                 break; // The others ask for what waits when they have been moved.
@@ -1059,16 +1059,15 @@ impl Broker {
         Ok(Some(group.members[at]))
     }
 
-    /// Sends the first message of a group's queue to a member that has room for it.
-    /// False if it has expired.
-    fn pull_from_group(&mut self, id: GroupId, member: Member) -> bool {
+    /// Sends the first message of a group's queue to a member that has room for it, unless it has expired.
+    fn pull_from_group(&mut self, id: GroupId, member: Member) {
         let Self { shared, outputs, now, .. } = self;
-        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return false };
+        let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
         let delivery = outputs.dequeue(&mut group.queue, *now);
         shared.waiting -= usize::from(group.queue.is_empty());
-        let Some(delivery) = delivery else { return false };
-        self.send_to_member(id, member, delivery);
-        true
+        if let Some(delivery) = delivery {
+            self.send_to_member(id, member, delivery);
+        }
     }
 
     /// Sends a message, with QoS and flags as published, to a member that has room for it.
@@ -1104,7 +1103,7 @@ impl Broker {
     /// to do until there is another reason to ask: what comes to a group goes to its members itself if they have room.
     pub(super) fn ask_groups(&mut self, session_id: SessionId, mut asked_in_vain: u32) {
         let mut asked_max = asked_in_vain.saturating_add(ASKED_IN_VAIN_MAX);
-        let mut has_passed = false;
+        let mut has_gone_on = false;
         while self.shared.waiting > 0 {
             let Self { shared, sessions, links, outputs, options, .. } = self;
             let Some(session) = sessions.find_mut(session_id) else { return };
@@ -1116,7 +1115,7 @@ impl Broker {
                 link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
                 return;
             }
-            if asked_in_vain == asked_max || (has_passed && outputs.has_passed_enough(session)) {
+            if asked_in_vain == asked_max || (has_gone_on && outputs.is_enough(session)) {
                 self.schedule_refill(session_id);
                 self.session_mut(session_id).asked_in_vain = asked_in_vain;
                 return;
@@ -1127,7 +1126,8 @@ impl Broker {
                 (Some(place), Some(group)) if !group.queue.is_empty() => {
                     (asked_in_vain, asked_max) = (0, ASKED_IN_VAIN_MAX);
                     let member = group.members[place.member as usize];
-                    has_passed |= !self.pull_from_group(id, member);
+                    self.pull_from_group(id, member);
+                    has_gone_on = true;
                 }
                 _ => asked_in_vain += 1,
             }
