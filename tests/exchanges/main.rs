@@ -2,7 +2,7 @@
 //! answers in any order.
 //!
 //! `authentication` speaks SCRAM-SHA-256 over real sockets, `own_method` a method of an embedding program's own;
-//! `answers`, `late_verdicts`, `long_work`, `long_publish` and `fan_out` ask the core alone; `redirection` drains and
+//! `answers`, `late_verdicts`, `long_work`, `long_publish`, `refills` and `fan_out` ask the core alone; `redirection` drains and
 //! stops servers.
 
 mod answers;
@@ -14,4 +14,5 @@ mod long_publish;
 mod long_work;
 mod own_method;
 mod redirection;
+mod refills;
 mod scram_client;
