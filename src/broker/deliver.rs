@@ -313,13 +313,10 @@ impl Broker {
     /// Sends what waits for a client, as far as its window and its outbox have room: first what has to be repeated,
     /// then the queue [MQTT-4.6.0-1], then those of its groups, then retained messages for new subscriptions.
     pub(super) fn refill(&mut self, id: SessionId) {
-        let goes_on_later = self.sessions.find(id).is_some_and(|session| session.refill_scheduled);
         self.resend(id);
         self.drain_queue(id);
         self.drain_groups(id);
-        if !goes_on_later {
-            self.continue_streams(id);
-        }
+        self.continue_streams(id);
     }
 
     /// Goes on with the sessions that have been put off, as far as one turn has time.
@@ -337,8 +334,9 @@ impl Broker {
                 match std::mem::take(&mut session.asked_in_vain) {
                     0 => self.refill(id),
                     asked_in_vain => {
-                        self.ask_groups(id, asked_in_vain);
+                        // First: groups may put off the rest of their round again.
                         self.continue_streams(id);
+                        self.ask_groups(id, asked_in_vain);
                     }
                 }
             }

@@ -371,23 +371,25 @@ impl Broker {
         }
     }
 
-    /// Sends from the streams of a session as much as it has room for now. The queue goes first: what is retained now
-    /// may be newer than what waits there.
+    /// Sends from the streams of a session as much as it has room for now, and as one call has time for: who goes on in a later
+    /// turn does so then. The queue goes first: what is retained now may be newer than what waits there.
     pub(super) fn continue_streams(&mut self, id: SessionId) {
         let Some(session) = self.sessions.find_mut(id) else { return };
-        if session.streams.is_empty() || session.connection.is_none() || !session.outgoing.queue.is_empty() {
+        if session.streams.is_empty()
+            || session.refill_scheduled
+            || session.connection.is_none()
+            || !session.outgoing.queue.is_empty()
+        {
             return;
         }
         if self.fan_out.as_deref().is_some_and(FanOut::is_retained) {
             // Or some would get the new value twice: from a stream, and as the copy that is still to be made.
-            if !std::mem::replace(&mut session.refill_scheduled, true) {
-                self.streams_behind.push(id);
-            }
+            session.refill_scheduled = true;
+            self.streams_behind.push(id);
             return;
         }
         let name = session.name;
         let mut unfinished = std::mem::take(&mut session.streams);
-        let mut is_put_off = false;
         let mut steps = self.outputs.steps_left;
         while let Some(streams) = &mut unfinished.0
             && let Some(mut first) = streams.in_order.first_entry()
@@ -402,7 +404,7 @@ impl Broker {
                 }
                 Progress::Stopped => break,
                 Progress::Paused => {
-                    is_put_off = true;
+                    self.schedule_refill(id);
                     break;
                 }
             }
@@ -410,10 +412,6 @@ impl Broker {
         self.outputs.steps_left = steps;
         let session = self.sessions.find_mut(id).expect("its streams are being sent");
         session.streams = unfinished;
-        // Without a word to its groups: where it has asked some in vain it goes on with the others.
-        if is_put_off && !std::mem::replace(&mut session.refill_scheduled, true) {
-            self.refills.push_back(id);
-        }
     }
 
     /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.
