@@ -73,6 +73,9 @@ impl Broker {
         if self.undrained_from_slot.is_some() {
             self.continue_drain();
         }
+        if self.outputs.journal.has_held_in_vain() {
+            self.close_held();
+        }
         if self.has_remains() {
             self.clear_remains();
         }

@@ -119,6 +119,8 @@ pub(super) struct Journal {
     is_input_noted: bool,
     /// Which outboxes hold something back, nearly in the order of what they wait for.
     held: VecDeque<(Lsn, ConnectionId)>,
+    /// So many of the first of them are not to wait any longer.
+    held_in_vain: usize,
     /// Whose sessions have ended, by which record: those that are not stored yet, and some that are.
     ended: VecDeque<(Lsn, Rc<str>)>,
     /// The same by client id, the latest record of each.
@@ -184,6 +186,7 @@ impl Journal {
             promises_all: false,
             is_input_noted: false,
             held: VecDeque::new(),
+            held_in_vain: 0,
             ended: VecDeque::new(),
             endings: BTreeMap::new(),
             relieved: Vec::new(),
@@ -289,9 +292,29 @@ impl Journal {
         self.held.push_back((promise.lsn, connection));
     }
 
-    /// Everybody who waits for the store.
-    pub(super) fn take_held(&mut self) -> impl Iterator<Item = ConnectionId> {
-        std::mem::take(&mut self.held).into_iter().map(|(_, connection)| connection)
+    /// Whoever waits for the store now is not to wait any longer.
+    pub(super) fn give_up_held(&mut self) {
+        self.held_in_vain = self.held.len();
+    }
+
+    /// Whether there are some who were not to wait any longer.
+    #[inline]
+    pub(super) const fn has_held_in_vain(&self) -> bool {
+        self.held_in_vain > 0
+    }
+
+    /// The next one of them.
+    pub(super) fn next_held_in_vain(&mut self) -> Option<ConnectionId> {
+        self.held_in_vain = self.held_in_vain.checked_sub(1)?;
+        self.held.pop_front().map(|(_, connection)| connection)
+    }
+
+    /// What the store can do from now on.
+    pub(super) fn set_state(&mut self, state: StoreState) {
+        self.state = state;
+        if state == StoreState::Well {
+            self.held_in_vain = 0;
+        }
     }
 
     /// Bytes that no batch was taken of yet.
@@ -614,6 +637,7 @@ impl Journal {
             return Some(relieved);
         }
         let (_, connection) = self.held.pop_front_if(|(lsn, _)| *lsn <= self.stored)?;
+        self.held_in_vain = self.held_in_vain.saturating_sub(1);
         Some(connection)
     }
 

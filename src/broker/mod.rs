@@ -452,6 +452,7 @@ impl Broker {
             || self.has_fan_out()
             || self.has_remains()
             || self.undrained_from_slot.is_some()
+            || self.outputs.journal.has_held_in_vain()
             || self.shared.has_work_left()
             || self.outputs.is_dirty();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
@@ -533,14 +534,30 @@ impl Broker {
         self.read_paused_again_in_time();
         if self.outputs.journal.state != StoreState::Well {
             // What they wait for may take long to come; they will ask again.
-            let held: Vec<ConnectionId> = self.outputs.journal.take_held().collect();
-            for id in held {
-                if self.links.find(id).is_some_and(|link| link.outbox.has_gate()) {
-                    self.close(id, CloseReason::StoreFailed);
-                }
+            let are_closed_already = self.outputs.journal.has_held_in_vain();
+            self.outputs.journal.give_up_held();
+            if !are_closed_already {
+                self.close_held();
             }
         }
         batch
+    }
+
+    /// Closes as many of those who wait for the store in vain as one turn has time for. What is held back from the others stays
+    /// so, and leaves if the store gets there first.
+    #[cold]
+    fn close_held(&mut self) {
+        let mut steps = self.options.steps_per_turn;
+        let copies_max = self.outputs.copies + steps as u64;
+        // Their wills may go to many.
+        while steps > 0 && self.outputs.copies < copies_max {
+            let Some(id) = self.outputs.journal.next_held_in_vain() else { break };
+            let is_held = self.links.find(id).is_some_and(|link| link.outbox.has_gate());
+            if is_held {
+                self.close(id, CloseReason::StoreFailed);
+            }
+            steps = steps.saturating_sub(if is_held { CLOSE_STEPS } else { 1 });
+        }
     }
 
     /// Everything up to this number is stored.
@@ -577,7 +594,7 @@ impl Broker {
     /// The store can do its work, or it cannot: then nothing more is promised until it can.
     pub fn handle_store_state(&mut self, now: Instant, state: StoreState) {
         self.begin_input(now, None);
-        self.outputs.journal.state = state;
+        self.outputs.journal.set_state(state);
         if state != StoreState::Well {
             // They are refused now, which adds nothing to what waits.
             self.read_paused_again();

@@ -1767,3 +1767,65 @@ fn clients_are_sent_away_from_among_empty_slots_and_newcomers() {
     }
     assert_eq!((broker.connections(), broker.timers_armed()), (0, 0));
 }
+
+/// Who waits for a store that fails is closed, a few in each turn. Those that have yet to be closed are told nothing meanwhile,
+/// and what is true if the store gets there first.
+#[test]
+fn those_who_wait_for_a_store_that_fails_are_closed_little_by_little() {
+    const CLIENTS: u32 = 20;
+    const PER_TURN: usize = STEPS_PER_TURN / 16;
+    for recovers in [false, true] {
+        let mut broker = Broker::new(stored_options(), NOW);
+        let client_ids: Vec<String> = (0..CLIENTS).map(|number| format!("c{number}")).collect();
+        let ids: Vec<ConnectionId> = (0..CLIENTS)
+            .zip(&client_ids)
+            .map(|(slot, client_id)| {
+                let connect = Connect { clean_start: false, ..connect311(client_id) };
+                connected(&mut broker, slot, connect)
+            })
+            .collect();
+        turns(&mut broker);
+        ids.iter().for_each(|id| say(&mut broker, *id, &subscribe_to(&["f/7".to_owned()])));
+        let batch = broker.poll_journal(NOW).expect("all of them are recorded");
+        broker.handle_store_state(NOW, StoreState::Failing);
+        while broker.poll_flush().is_some() {}
+        assert!(broker.poll_close().is_none() && broker.poll_timeout() != Some(Instant(0)));
+
+        let mut closed = Vec::new();
+        let mut close = |broker: &mut Broker| {
+            broker.check_invariants();
+            let before = closed.len();
+            while let Some(id) = broker.poll_close() {
+                assert!(broker.outbox(id).is_some_and(|outbox| outbox.is_empty()), "3.1.1 has no last word");
+                broker.handle_closed(id);
+                closed.push(id);
+            }
+            closed.len() - before
+        };
+        assert!(broker.poll_journal(NOW).is_none());
+        assert_eq!(close(&mut broker), PER_TURN);
+        let mut left = ids.len() - PER_TURN;
+        while left > if recovers { ids.len() / 2 } else { 0 } {
+            while broker.poll_flush().is_some() {}
+            assert_eq!(broker.poll_timeout(), Some(Instant(0)));
+            broker.handle_timeout(NOW);
+            assert!(broker.poll_journal(NOW).is_none());
+            assert_eq!(close(&mut broker), PER_TURN);
+            left -= PER_TURN;
+            for id in &ids[ids.len() - left..] {
+                let mut slices = [std::io::IoSlice::new(&[]); 1];
+                assert_eq!(broker.outbox(*id).map(|outbox| outbox.slices(&mut slices)), Some(0));
+            }
+        }
+        assert_eq!(closed, ids[..ids.len() - left]);
+        broker.handle_stored(NOW, batch.last());
+        broker.handle_store_state(NOW, StoreState::Well);
+        turns(&mut broker);
+        assert_eq!((broker.poll_close(), broker.poll_journal(NOW).is_some()), (None, true), "sessions left");
+        for id in &ids[ids.len() - left..] {
+            assert!(
+                matches!(hear(&mut broker, *id)[..], [ref suback] if matches!(suback.packet(), Packet::Suback(_)))
+            );
+        }
+    }
+}

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
 use broker::broker::event::FanOutStep;
-use broker::broker::options::Durability;
+use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::{Duration, Instant};
 use broker::codec::packet::{Packet, Publish};
@@ -21,13 +21,21 @@ use broker::codec::{Inbox, PacketId, Protocol, ReasonCode, decode, frame};
 use broker::metrics::DropReason;
 
 use super::client::aliases::Aliases;
-use super::client::{Ear, Memory, bytes_of};
+use super::client::{Ear, Memory, OTHER_SERVER, bytes_of};
 use super::model::Model;
 use super::model::coverage::Coverage;
 use super::model::link::Asked;
 use super::random::Random;
 use super::store::{Shelf, Store};
 use crash::Storage;
+
+/// Steps after which a world ends that is drained and whose broker never comes back.
+const STEPS_DRAINED: usize = 30;
+
+/// What those are told who are sent to another server.
+fn redirection(permanently: bool) -> ReasonCode {
+    if permanently { ReasonCode::ServerMoved } else { ReasonCode::UseAnotherServer }
+}
 
 /// An answer that a client has yet to send.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +112,8 @@ pub(crate) struct World {
     crashes: usize,
     /// What processes before this one had dropped.
     dropped_before: [u64; DropReason::ALL.len()],
+    /// Whether clients are sent to another server, which only another process ends.
+    is_draining: bool,
     /// Whether members of groups may ask for QoS 0.
     shares_qos_0: bool,
     /// Whether there are groups.
@@ -144,6 +154,9 @@ impl World {
         let mut random = Random::new(seed);
         let roomy = random.once_in(2);
         let is_stored = random.once_in(2) || store.is_some();
+        let permanently = random.once_in(2);
+        let redirect =
+            random.once_in(5).then(|| Redirect { server_reference: OTHER_SERVER.into(), permanently });
         let options = Options {
             seed,
             in_flight_max: *random.pick(&[1, 2, 3, 5, 20, 65_535]),
@@ -161,6 +174,7 @@ impl World {
             long_packet_bytes_min: *random.pick(&[0, 30, 64 * 1024]),
             check_payload_format: random.once_in(2),
             handshake_timeout: Duration(5_000),
+            redirect,
             sys_interval: None,
             trace_packets: true,
             durability: if is_stored { Durability::BeforeReply } else { Durability::None },
@@ -192,6 +206,7 @@ impl World {
             storage,
             crashes: *random.pick(&[1, 3, 10]),
             dropped_before: Default::default(),
+            is_draining: false,
             random,
             now,
             connections: BTreeMap::new(),
@@ -216,8 +231,18 @@ impl World {
 
     /// Lives for so many steps, comes to rest, and checks that nothing is lost and nothing is left.
     pub(crate) fn live(mut self, steps: usize) -> (u64, Coverage) {
-        for _ in 0..steps {
+        for step in 0..steps {
+            if !self.is_stored && step + STEPS_DRAINED == steps {
+                self.drain();
+            }
             self.step();
+        }
+        if self.is_draining {
+            if !self.is_stored {
+                let digest = self.digest;
+                return (digest, self.end_drained());
+            }
+            self.crash();
         }
         self.come_to_rest();
         self.check_retained();
@@ -240,6 +265,8 @@ impl World {
                 0..=59 => self.take_batch(),
                 60..=119 => self.store_batches(),
                 lot if lot >= 200 - self.crashes => self.crash(),
+                _ if self.is_draining && self.random.once_in(10) => self.crash(),
+                120 => self.drain(),
                 _ => {}
             }
         }
@@ -267,6 +294,24 @@ impl World {
                 _ => {}
             }
         }
+    }
+
+    /// Has clients sent to another server, if there is one. It takes turns, of which this makes some.
+    fn drain(&mut self) {
+        if self.is_draining || !self.broker.handle_drain(self.now) {
+            return;
+        }
+        self.is_draining = true;
+        for _ in 0..self.random.below(4) {
+            self.turn();
+        }
+        let is_amid = self.is_sending_away();
+        self.model.coverage.see_if("amid the sending of clients to another server", is_amid);
+    }
+
+    /// Whether some have yet to be sent to another server.
+    fn is_sending_away(&self) -> bool {
+        self.is_draining && self.broker.metrics().clients_connected > 0
     }
 
     /// Time passes, and the core is woken as often as it wants to be, or now and then only at the end.
@@ -441,7 +486,8 @@ impl World {
     /// One packet, which is the next one of these bytes, to the core, and the same to the model.
     fn packet(&mut self, id: ConnectionId, packet: &Packet<'_>, input: &mut &[u8], is_decoded_later: bool) {
         let is_request = matches!(packet, Packet::Subscribe(_) | Packet::Unsubscribe(_));
-        if is_request && !(self.put_off.is_empty() && self.model.has_no_will_put_off()) {
+        let others_wait = !self.put_off.is_empty() || !self.model.has_no_will_put_off();
+        if is_request && (others_wait || self.is_sending_away()) {
             self.finish_request();
             if !self.connections.contains_key(&id) {
                 return;
@@ -527,6 +573,10 @@ impl World {
                     || expected == Some(*connection)
                     || (is_put_off && self.connections.get(connection).is_some_and(is_bad));
                 assert!(allowed, "{connection:?} closed without reason: {reason}");
+                assert!(
+                    self.is_draining || !matches!(reason, CloseReason::Redirected { .. }),
+                    "nobody is sent away yet"
+                );
                 if *reason == CloseReason::Stalled {
                     self.model.coverage.see("stalled reader closed");
                 }
@@ -536,6 +586,7 @@ impl World {
                 // As if it had never left the socket.
                 self.put_off.remove(connection);
             }
+            assert!(!self.is_draining || !matches!(event, Event::Connected { .. }), "nobody is let in");
             if let Event::FanOut { connection, step } = event {
                 self.note_fan_out(connection, step);
             }
@@ -623,11 +674,14 @@ impl World {
             CloseReason::TakenOver => Some(ReasonCode::SessionTakenOver), // [MQTT5-3.1.4-3]
             CloseReason::KeepAliveTimeout => Some(ReasonCode::KeepAliveTimeout), // [B-101]
             CloseReason::Stalled | CloseReason::OutboxFull => Some(ReasonCode::QuotaExceeded),
+            CloseReason::Redirected { permanently } => Some(redirection(permanently)),
             _ => Some(connection.violation.expect("it broke a rule")),
         };
         assert_eq!(connection.told, word, "the code of a DISCONNECT: {reason}");
         let coverage = &mut self.model.coverage;
         coverage.see_if("violation told by its code", word.is_some() && reason.is_violation());
+        let is_sent_away = matches!(reason, CloseReason::Redirected { .. }) && connection.connack;
+        coverage.see_if("sent to another server", is_sent_away);
         coverage.see_if("receive maximum exceeded", word == Some(ReasonCode::ReceiveMaximumExceeded));
         // An answer that waits for the store is not worth a promise any more.
         if !self.is_stored {

@@ -104,6 +104,9 @@ pub(crate) const EXPECTED: &[&str] = &[
     "shared delivery out of the group's queue",
     "group ended",
     "group at rest with members away",
+    "sent to another server",
+    "amid the sending of clients to another server",
+    "refused while clients are sent to another server",
 ];
 
 /// The same where state is stored.

@@ -186,6 +186,7 @@ impl World {
         self.connections.clear();
         self.put_off.clear();
         self.sender = None;
+        self.is_draining = false;
         self.model.all_are_copied();
         self.free_slots.clear();
         self.slots = 0;

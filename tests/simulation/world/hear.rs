@@ -1,11 +1,11 @@
 //! What clients do about what they hear.
 
-use broker::broker::ConnectionId;
+use broker::broker::{CloseReason, ConnectionId};
 use broker::codec::packet::{Ack, Packet};
 use broker::codec::property::Place;
 use broker::codec::{Properties, Property, QoS, ReasonCode};
 
-use super::{Answer, World};
+use super::{Answer, World, redirection};
 use crate::client::aliases::Aliases;
 use crate::client::{Delivery, Heard, ack, bytes_of, publish_bytes};
 
@@ -37,6 +37,12 @@ impl World {
             assert!(!connection.connack, "CONNACK comes once");
             if *reason != ReasonCode::Success {
                 self.model.coverage.see("refused");
+                if let Some(CloseReason::Redirected { permanently }) = connection.closed {
+                    let is_new = connection.protocol.has_properties();
+                    let code = if is_new { redirection(permanently) } else { ReasonCode::ServerUnavailable };
+                    assert_eq!(*reason, code, "a refusal that sends to another server");
+                    self.model.coverage.see("refused while clients are sent to another server");
+                }
                 return;
             }
             connection.connack = true;

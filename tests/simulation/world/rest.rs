@@ -217,6 +217,20 @@ impl World {
         assert_eq!(found, expected);
     }
 
+    /// The end of a world whose clients were sent to another server: nobody is left, and nobody comes back.
+    pub(super) fn end_drained(mut self) -> Coverage {
+        self.timeout();
+        assert_eq!(self.broker.metrics().clients_connected, 0, "all have been sent away");
+        self.broker.check_invariants();
+        assert_eq!(self.broker.status().sessions, self.model.stored_sessions().len());
+        let open: Vec<(usize, ConnectionId)> =
+            self.connections.iter().map(|(id, connection)| (connection.client, *id)).collect();
+        open.into_iter().for_each(|(client, id)| self.cut(client, id));
+        // Until no will is delayed any more: what it retains may expire in its turn.
+        self.advance(Duration(30_000));
+        self.leave()
+    }
+
     /// Everybody leaves; once their sessions have expired nothing may be left but retained messages that never expire.
     pub(super) fn leave(mut self) -> Coverage {
         let open: Vec<ConnectionId> = self.connections.keys().copied().collect();
