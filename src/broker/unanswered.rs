@@ -564,4 +564,22 @@ mod tests {
         let pages = world.list.0.as_ref().and_then(|entries| entries.index.as_ref());
         assert!(pages.is_some_and(|index| index.pages.iter().flatten().count() <= 3));
     }
+
+    #[test]
+    fn gaps_before_the_next_one_to_be_repeated_are_looked_at_once() {
+        let mut world = World::of(1_000);
+        world.begin_anew();
+        (0..10).for_each(|_| world.repeat(false));
+        (0..400).for_each(|_| world.answer_at(200));
+        (10..200).for_each(|_| world.repeat(false));
+        // Where the next look begins.
+        let begins_at = |world: &World| {
+            let index = world.list.0.as_ref().and_then(|entries| entries.index.as_ref());
+            index.map(|index| index.passed_places)
+        };
+        assert_eq!(begins_at(&world), Some(200));
+        assert_eq!(world.list.first_not_passed(world.passed), Some(600));
+        assert_eq!(begins_at(&world), Some(600));
+        world.check();
+    }
 }
