@@ -566,7 +566,7 @@ impl World {
             if self.traces {
                 eprintln!("{} {event:?}", self.now.0);
             }
-            if let Event::Closed { connection, reason, .. } = &event {
+            if let Event::Closed { connection, client_id, reason, .. } = &event {
                 let is_put_off = self.put_off.contains_key(connection);
                 let is_bad = |connection: &Connection| connection.misbehaved;
                 let allowed = !reason.is_violation()
@@ -575,8 +575,10 @@ impl World {
                 assert!(allowed, "{connection:?} closed without reason: {reason}");
                 if matches!(reason, CloseReason::Redirected { .. }) {
                     assert!(self.is_draining, "nobody is sent away yet");
-                    // Nobody is before a message to many has reached all, and then a will may go to as many.
-                    self.all_are_copied();
+                    if client_id.is_some() {
+                        // Nobody is before a message to many has reached all, and then a will may go to as many.
+                        self.all_are_copied();
+                    }
                 }
                 if *reason == CloseReason::Stalled {
                     self.model.coverage.see("stalled reader closed");
