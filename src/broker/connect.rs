@@ -322,6 +322,9 @@ impl Broker {
         let Some(link) = self.links.find_mut(id) else { return };
         let session_id = link.session();
         link.state = LinkState::Closing;
+        if std::mem::take(&mut link.is_found_full) {
+            self.shared.note_drained();
+        }
         if std::mem::take(&mut link.awaits_fan_out) {
             self.forget_put_off(id);
         }

@@ -28,7 +28,7 @@ use super::link::ConnectionId;
 use super::message::Message;
 use super::receive::reason_of;
 use super::session::SessionId;
-use super::shared::Generation;
+use super::shared::Moment;
 
 /// How many of them there have been.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub(super) struct FanOut {
     /// `None` once all of them have it. They come before the groups.
     sessions: Option<Receivers>,
     groups: Option<Receivers>,
-    /// The newest group when it was taken: a later one may have the slot of one that was meant.
-    newest_group: Generation,
+    /// A later group may have the slot of one that was meant.
+    taken_at: Moment,
     /// Who is answered after the last copy.
     sender: Option<Sender>,
 }
@@ -141,7 +141,7 @@ impl Broker {
     fn fan_out_of(&mut self, routing: &mut Routing<'_>) -> &mut FanOut {
         assert!(routing.goes_on == self.fan_out.is_some(), "there is one at a time");
         routing.goes_on = true;
-        let newest_group = self.shared.newest();
+        let taken_at = self.shared.now();
         self.fan_out.get_or_insert_with(|| {
             self.fan_out_number.0 += 1;
             Box::new(FanOut {
@@ -152,7 +152,7 @@ impl Broker {
                 is_matched: false,
                 sessions: None,
                 groups: None,
-                newest_group,
+                taken_at,
                 sender: None,
             })
         })
@@ -255,10 +255,10 @@ impl Broker {
                     end = matches.len();
                     self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
                 } else if is_to_groups {
-                    let newest = fan_out.newest_group;
+                    let taken_at = fan_out.taken_at;
                     let mut looks = listed_max;
                     self.with_routing(fan_out, |broker, routing| {
-                        end = broker.give_to_groups(routing, &matches, next..end, newest, &mut looks);
+                        end = broker.give_to_groups(routing, &matches, next..end, taken_at, &mut looks);
                     });
                 } else {
                     self.with_routing(fan_out, |broker, routing| {

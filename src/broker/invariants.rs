@@ -101,7 +101,12 @@ impl Broker {
                 subscriptions += self.subscriptions.subscription_count(session.subscriber()) as usize;
             }
         }
-        queued += self.shared.check_invariants(&self.sessions, &self.remains);
+        let is_known_full = |id| {
+            let link = self.links.find(id).expect("a session knows a connection that is there");
+            let is_full = link.outbox.pending() > self.options.outbox_soft_mark();
+            is_full && link.is_found_full && link.wants_refill
+        };
+        queued += self.shared.check_invariants(&self.sessions, &self.remains, is_known_full);
         assert_eq!(self.metrics().queued_messages, queued, "the gauge of queued messages");
         assert_eq!(self.metrics().in_flight_messages, in_flight, "the gauge of messages in flight");
         assert_eq!(self.sessions.absent_count(), absent, "the order of leaving");

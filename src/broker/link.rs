@@ -76,6 +76,8 @@ pub(super) struct Link {
     pub(super) outbox_full_logged: bool,
     /// The session has more to send as soon as the outbox has room.
     pub(super) wants_refill: bool,
+    /// A group has found no room in the outbox, and will not look again until it has some.
+    pub(super) is_found_full: bool,
     /// Or when it was read first, if it was kept back.
     pub(super) opened_at: Instant,
     /// When the last complete packet came.
@@ -179,6 +181,7 @@ impl Links {
             awaits_fan_out: false,
             outbox_full_logged: false,
             wants_refill: false,
+            is_found_full: false,
             opened_at: now,
             last_received: now,
             last_progress: now,

@@ -365,6 +365,10 @@ impl Broker {
             // More pieces than one write can name.
             self.outputs.mark_dirty(link);
         }
+        if link.is_found_full && link.outbox.pending() <= self.options.outbox_soft_mark() {
+            link.is_found_full = false;
+            self.shared.note_drained();
+        }
         if link.wants_refill
             && link.outbox.pending() <= self.options.outbox_soft_mark() / 2
             && let Some(session) = link.session()

@@ -51,6 +51,7 @@ use super::blocks::Blocks;
 use super::deliver::{LISTED_PER_STEP, QueueOwner, Routing, has_room};
 use super::delivery::{Delivery, Origin, Via};
 use super::in_line::{InLine, Served};
+use super::link::ConnectionId;
 use super::queue::Queue;
 use super::remains::{MEMBERSHIP_STEPS, RETURN_STEPS, Remains, merge_freed};
 use super::session::{Session, SessionId, Sessions};
@@ -74,9 +75,25 @@ pub(super) struct GroupId {
     generation: u32,
 }
 
-/// Grows with each group that is made.
+/// When a message was taken: groups that are made later do not get it, and clients that come later are not looked for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Generation(u32);
+pub(super) struct Moment {
+    newest_group: u32,
+    newest_move: u64,
+}
+
+/// There were too few looks to tell.
+#[derive(Clone, Copy, Debug)]
+struct Unknown;
+
+/// Whom a search does not have to look at again.
+#[derive(Clone, Copy, Debug)]
+enum Obstacle {
+    /// It counts as connected, and is not.
+    Gone(SessionId),
+    /// Its outbox has no room. It is the one whose turn it is.
+    Full,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Member {
@@ -107,6 +124,9 @@ struct Group {
     /// The first `present` of them count as connected.
     members: Vec<Member>,
     present: usize,
+    /// The outboxes of the first `full` of those had no room when so many outboxes had drained, and have none until another one has.
+    full: usize,
+    drained_seen: u64,
     /// Those behind the first `alive` of them have ended, and so may have others.
     alive: usize,
     /// It is known of moves up to this number that none of them brings a member.
@@ -124,6 +144,12 @@ impl Group {
     /// As whose its deliveries are recorded, if they are to outlive the process.
     fn stored_as(&self) -> Option<Owner<'_>> {
         (self.stored_members > 0).then_some(Owner::Group(&self.text))
+    }
+
+    /// No more than so many are connected: those behind them have gone.
+    fn limit_present(&mut self, present_max: usize) {
+        self.present = self.present.min(present_max);
+        self.full = self.full.min(self.present);
     }
 }
 
@@ -148,6 +174,10 @@ pub(super) struct SharedSubscriptions {
     generation: u32,
     /// Groups with something in their queue.
     waiting: usize,
+    /// How many outboxes in which a group found no room have drained, or ended.
+    drained: u64,
+    /// In this group a message that takes several turns has yet to find a member.
+    searched: Option<GroupId>,
     moves: InLine<MembershipsLeft>,
     /// Those of clients that have come, by their numbers.
     arrivals: BTreeMap<u64, SessionId>,
@@ -166,6 +196,8 @@ impl SharedSubscriptions {
             seed: seeded(seed),
             generation: 0,
             waiting: 0,
+            drained: 0,
+            searched: None,
             moves: InLine::new(),
             arrivals: BTreeMap::new(),
             returns: InLine::new(),
@@ -206,16 +238,21 @@ impl SharedSubscriptions {
         self.groups.iter().flat_map(|(_, group)| group.queue.iter())
     }
 
-    /// The newest of all groups, be it there still or not.
-    pub(super) fn newest(&self) -> Generation {
-        Generation(self.generation)
+    /// What is there now is not later.
+    pub(super) fn now(&self) -> Moment {
+        Moment { newest_group: self.generation, newest_move: self.moves.newest() }
     }
 
-    /// The group with this slot, unless it has ended, or is newer than another one.
-    fn standing_group(&self, slot: SubscriberId, newest: Generation) -> Option<GroupId> {
+    /// The group with this slot, unless it has ended, or was made later.
+    fn standing_group(&self, slot: SubscriberId, taken_at: Moment) -> Option<GroupId> {
         let group = self.groups.get(slot.0 as usize).filter(|group| !group.is_retired)?;
-        let is_newer = group.id.generation.wrapping_sub(newest.0).cast_signed() > 0;
+        let is_newer = group.id.generation.wrapping_sub(taken_at.newest_group).cast_signed() > 0;
         (!is_newer).then_some(group.id)
+    }
+
+    /// An outbox in which a group found no room has some, or has ended.
+    pub(super) const fn note_drained(&mut self) {
+        self.drained += 1;
     }
 
     /// Whether a topic may match more groups than that.
@@ -286,6 +323,8 @@ impl SharedSubscriptions {
             stored_members: 0,
             members: Vec::new(),
             present: 0,
+            full: 0,
+            drained_seen: 0,
             alive: 0,
             moves_seen: 0,
             looked_at: 0,
@@ -345,7 +384,8 @@ impl SharedSubscriptions {
                 return Some(true);
             }
             *looks = looks.checked_sub(1)?;
-            (group.alive, group.present) = (last, group.present.min(last));
+            group.alive = last;
+            group.limit_present(last);
         }
         Some(false)
     }
@@ -355,80 +395,110 @@ impl SharedSubscriptions {
         self.is_alive(id, sessions, &mut { usize::MAX }) == Some(true)
     }
 
-    /// Those who count as connected end with one who is, if there are looks left then. Those behind it, who have gone, are
-    /// passed once.
-    fn pass_gone(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) {
-        let Some(group) = self.group_mut(id) else { return };
-        let is_gone = |member: &Member| !sessions.is_connected(member.session);
-        let present = group.members[..group.present].iter().rev();
-        let gone = present.take(*looks).take_while(|member| is_gone(member)).count();
-        group.present -= gone;
-        *looks -= gone;
+    /// Whether somebody who counts as connected is: then the last of them is. Those behind it, who have gone, are passed once.
+    fn pass_gone(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> Result<bool, Unknown> {
+        let Some(group) = self.group_mut(id) else { return Ok(false) };
+        while let Some(last) = group.present.checked_sub(1) {
+            if sessions.is_connected(group.members[last].session) {
+                return Ok(true);
+            }
+            *looks = looks.checked_sub(1).ok_or(Unknown)?;
+            group.limit_present(last);
+        }
+        Ok(false)
     }
 
-    /// Whether a group has a connected member.
-    fn is_attended(&mut self, id: GroupId, sessions: &Sessions) -> bool {
-        self.find_attendant(id, sessions, &mut { usize::MAX })
+    /// Whether a group has a connected member, which counts as connected then: one that has come up to this move, if no other one.
+    /// Where looks do not tell the next ones go on.
+    fn find_attendant(
+        &mut self,
+        id: GroupId,
+        sessions: &Sessions,
+        newest_move: u64,
+        looks: &mut usize,
+    ) -> Result<bool, Unknown> {
+        if self.pass_gone(id, sessions, looks)? {
+            return Ok(true);
+        }
+        let Some(entering) = self.entering(id, sessions, newest_move, looks)? else { return Ok(false) };
+        self.set_present(id, entering, true);
+        Ok(true)
     }
 
-    /// The same, as far as so many looks tell. None are left if they did not tell; the next ones go on where they ended.
-    fn find_attendant(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> bool {
-        self.pass_gone(id, sessions, looks);
-        let has_present = self.group(id).is_some_and(|group| group.present > 0);
-        has_present || self.entering(id, sessions, looks).is_some()
-    }
-
-    /// Whether it is known who is there, or is found out by so many looks. None are left if it is not.
+    /// Whether it is known who is there, or is found out by so many looks.
     /// `have_ended` says that members may have ended that are still to be removed.
     fn is_looked_through(
         &mut self,
         id: GroupId,
         sessions: &Sessions,
         have_ended: bool,
+        newest_move: u64,
         looks: &mut usize,
     ) -> bool {
-        if !self.moves.is_empty() || have_ended {
-            self.find_attendant(id, sessions, looks);
-        }
-        *looks > 0
+        let is_settled = self.moves.is_empty() && !have_ended;
+        is_settled || self.find_attendant(id, sessions, newest_move, looks).is_ok()
     }
 
-    /// A connected member that has yet to be moved among those who count as connected.
-    fn entering(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> Option<SessionId> {
-        if self.arrivals.is_empty() {
-            return None;
+    /// A connected member that has yet to be moved among those who count as connected, and has come up to this move.
+    fn entering(
+        &mut self,
+        id: GroupId,
+        sessions: &Sessions,
+        newest_move: u64,
+        looks: &mut usize,
+    ) -> Result<Option<SessionId>, Unknown> {
+        let Some(group) = self.group(id) else { return Ok(None) };
+        let &Group { present, alive, mut moves_seen, mut looked_at, ref members, .. } = group;
+        if self.arrivals.is_empty() || moves_seen >= newest_move {
+            return Ok(None);
         }
-        let &Group { present, alive, mut moves_seen, mut looked_at, ref members, .. } = self.group(id)?;
         let absent = &members[present..alive];
         // Both who have come since and who is absent may be very many; what is not in the fewer of them is nowhere. Those who
         // do not bring a member are passed once.
-        let mut arrivals = self.arrivals.range(moves_seen + 1..);
-        let mut found = None;
+        let mut arrivals = self.arrivals.range(moves_seen + 1..=newest_move);
+        let mut found = Ok(None);
         for _ in 0..absent.len() {
+            let Some((number, session)) = arrivals.next() else { break };
             if *looks == 0 {
+                found = Err(Unknown);
                 break;
             }
-            let Some((number, session)) = arrivals.next() else { break };
             *looks = looks.saturating_sub(ARRIVAL_LOOKS);
             looked_at = (looked_at + 1) % absent.len();
             let is_absent = |place: Place| place.member as usize >= present;
             let looked_at = absent[looked_at].session;
-            found = if self.place(id, *session).is_some_and(is_absent) {
-                Some(*session)
-            } else {
-                moves_seen = *number;
-                sessions.is_connected(looked_at).then_some(looked_at)
-            };
-            if found.is_some() {
+            if self.place(id, *session).is_some_and(is_absent) {
+                found = Ok(Some(*session));
+                break;
+            }
+            moves_seen = *number;
+            if sessions.is_connected(looked_at) {
+                found = Ok(Some(looked_at));
                 break;
             }
         }
-        if found.is_none() && *looks > 0 {
-            moves_seen = self.moves.newest();
+        if let Ok(None) = found {
+            moves_seen = newest_move;
         }
         let group = &mut self.groups[id.slot as usize];
         (group.moves_seen, group.looked_at) = (moves_seen, looked_at);
         found
+    }
+
+    /// Outboxes that were found full may have drained since.
+    fn forget_full(&mut self, id: GroupId) {
+        let drained = self.drained;
+        if let Some(group) = self.group_mut(id).filter(|group| group.drained_seen != drained) {
+            (group.full, group.drained_seen) = (0, drained);
+        }
+    }
+
+    /// The outbox of the one whose turn it is has no room.
+    fn set_full(&mut self, id: GroupId) {
+        let Some(group) = self.group_mut(id) else { return };
+        let (at, full) = (group.turn, group.full);
+        group.full += 1;
+        self.swap_members(id, at, full);
     }
 
     /// The client of a session has come or gone: what was begun for it before is over.
@@ -461,28 +531,40 @@ impl SharedSubscriptions {
     fn set_present(&mut self, id: GroupId, session: SessionId, is_present: bool) {
         let Some(Place { member, .. }) = self.place(id, session) else { return };
         let Some(group) = self.group_mut(id) else { return };
-        let at = member as usize;
-        let other = if is_present && at >= group.present {
-            group.present += 1;
-            group.present - 1
-        } else if !is_present && at < group.present {
-            group.present -= 1;
-            group.present
-        } else {
+        let mut at = member as usize;
+        if is_present == (at < group.present) {
             return;
-        };
-        self.swap_members(id, at, other);
+        }
+        if is_present {
+            let other = group.present;
+            group.present += 1;
+            return self.swap_members(id, at, other);
+        }
+        group.present -= 1;
+        let last = group.present;
+        if at < group.full {
+            group.full -= 1;
+            let last_full = group.full;
+            self.swap_members(id, at, last_full);
+            at = last_full;
+        }
+        self.swap_members(id, at, last);
     }
 
     /// Nobody is connected any more, as far as the groups are concerned: everybody is about to be closed.
     pub(super) fn set_all_absent(&mut self) {
-        self.groups.iter_mut().for_each(|(_, group)| group.present = 0);
+        self.groups.iter_mut().for_each(|(_, group)| group.limit_present(0));
         self.moves.clear();
         self.arrivals.clear();
     }
 
     /// Asserts every invariant of the groups, and returns how many messages wait in them.
-    pub(super) fn check_invariants(&self, sessions: &Sessions, remains: &Blocks<Remains>) -> u64 {
+    pub(super) fn check_invariants(
+        &self,
+        sessions: &Sessions,
+        remains: &Blocks<Remains>,
+        is_known_full: impl Fn(ConnectionId) -> bool,
+    ) -> u64 {
         self.tree.check_invariants();
         let mut left_behind = BTreeSet::new();
         for remains in remains.iter() {
@@ -514,8 +596,14 @@ impl SharedSubscriptions {
                 let is_moved = movement.is_none_or(|(_, left)| place.membership as usize >= *left);
                 let is_right = session.connection.is_some() == (at < group.present);
                 assert!(is_right || !is_moved, "the connected ones come first");
+                let is_full = at < group.full && group.drained_seen == self.drained;
+                assert!(!is_full || session.connection.is_none_or(&is_known_full), "it has no room");
             }
-            assert!(group.present <= group.alive && group.alive <= group.members.len());
+            assert!(
+                group.full <= group.present
+                    && group.present <= group.alive
+                    && group.alive <= group.members.len()
+            );
             assert!((self.find(&group.text) == Some(group.id)) != group.is_retired);
             retired += usize::from(group.is_retired);
             let is_recorded = |delivery: &Delivery| delivery.record.is_some();
@@ -713,18 +801,33 @@ impl Broker {
     fn go_on_returning(&mut self, giver: SessionId, mut left: SentLeft, steps: &mut usize) -> SentLeft {
         while left > 0 && *steps > 0 {
             let Self { shared, sessions, outputs, .. } = self;
+            let Some(sent) = sessions.find(giver).and_then(|session| session.outgoing.sent.at(0)) else {
+                return 0;
+            };
+            let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giver).is_some());
+            let mut looks = steps.saturating_mul(LISTED_PER_STEP);
+            let newest_move = shared.moves.newest();
+            let is_attended = group.map(|id| shared.find_attendant(id, sessions, newest_move, &mut looks));
+            *steps = looks.div_ceil(LISTED_PER_STEP);
+            let is_attended = match is_attended {
+                Some(Err(Unknown)) => {
+                    *steps = 0;
+                    break;
+                }
+                Some(Ok(is_attended)) => is_attended,
+                None => false,
+            };
             let Some(session) = sessions.find_mut(giver) else { return 0 };
             let Some(sent) = session.outgoing.sent.pop_front() else { return 0 };
             left -= 1;
-            let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giver).is_some());
-            let Some(id) = group.filter(|id| shared.is_attended(*id, sessions)) else {
-                *steps -= 1;
-                self.session_mut(giver).outgoing.sent.push_back(sent, false);
+            let Some(id) = group.filter(|_| is_attended) else {
+                *steps = steps.saturating_sub(1);
+                session.outgoing.sent.push_back(sent, false);
                 continue;
             };
             *steps = steps.saturating_sub(RETURN_STEPS);
             outputs.metrics.in_flight_messages -= 1;
-            self.session_mut(giver).outgoing.free_packet_id(sent.packet_id);
+            session.outgoing.free_packet_id(sent.packet_id);
             self.return_to_group(id, sent.delivery);
         }
         left
@@ -876,7 +979,7 @@ impl Broker {
         // Where all are sent away each would leave it to the next one, who goes a moment later.
         if was_empty
             && !self.is_draining
-            && let Some(member) = self.choose_member(id, true)
+            && let Some(member) = self.choose_for_window(id)
         {
             self.pull_from_group(id, member);
         }
@@ -892,7 +995,7 @@ impl Broker {
         let is_alone = routing.goes_on || self.fan_out.is_none();
         let mut looks = if is_alone { listed_max } else { usize::MAX };
         let at_once = 0..matches.len().min(steps);
-        let next = self.give_to_groups(routing, &matches, at_once, self.shared.newest(), &mut looks);
+        let next = self.give_to_groups(routing, &matches, at_once, self.shared.now(), &mut looks);
         if next < matches.len() || !matches.is_complete() {
             self.begin_fan_out_to_groups(routing, matches, next);
         } else {
@@ -900,20 +1003,20 @@ impl Broker {
         }
     }
 
-    /// Gives a message to some of the groups that get it. Those that have ended since it was taken, when another group was the
-    /// newest one, do not. `looks` are spent on finding out who is there, where very many have come or gone: before a group for
-    /// which too few are left it ends. Where it ends.
+    /// Gives a message to some of the groups that get it. Those that have ended since it was taken, and those that were made since,
+    /// do not. `looks` are spent on finding out who is there, and at QoS 0 who has room, where very many may have come or gone: at a
+    /// group for which too few are left it ends. Where it ends.
     pub(super) fn give_to_groups(
         &mut self,
         routing: &mut Routing<'_>,
         matches: &Matches,
         places: Range<usize>,
-        newest: Generation,
+        taken_at: Moment,
         looks: &mut usize,
     ) -> usize {
         let Range { start, end } = places;
         for (place, subscriber) in (start..).zip(matches.some(places)) {
-            let Some(group) = self.shared.standing_group(subscriber.id, newest) else {
+            let Some(group) = self.shared.standing_group(subscriber.id, taken_at) else {
                 self.outputs.metrics.drop_message(DropReason::SessionEnded);
                 continue;
             };
@@ -924,41 +1027,88 @@ impl Broker {
                 self.outputs.pass_ended(routing);
                 continue;
             }
-            if is_alive.is_none() || !self.shared.is_looked_through(group, &self.sessions, have_ended, looks)
-            {
+            let newest_move = taken_at.newest_move;
+            let is_given = is_alive.is_some()
+                && self.shared.is_looked_through(group, &self.sessions, have_ended, newest_move, looks)
+                && self.give(group, routing, newest_move, looks).is_ok();
+            if !is_given {
                 self.outputs.copies += (place - start) as u64;
                 return place;
             }
             routing.is_matched = true;
-            if routing.qos == QoS::AtMostOnce {
-                self.give_at_most_once(group, routing);
-            } else {
-                self.give(group, routing);
-            }
         }
         self.outputs.copies += (end - start) as u64;
         end
     }
 
-    fn give_at_most_once(&mut self, id: GroupId, routing: &mut Routing<'_>) {
-        let Some(Member { session, grant }) = self.choose_member(id, false) else {
-            let is_attended = self.shared.is_attended(id, &self.sessions);
-            let reason = if is_attended { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 };
-            return self.outputs.metrics.drop_message(reason);
-        };
-        self.subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get));
-        let retain = routing.retain && grant.retain_as_published;
-        self.deliver_at_most_once(session.subscriber(), routing, retain);
-        self.subscription_ids.clear();
+    fn give(
+        &mut self,
+        id: GroupId,
+        routing: &mut Routing<'_>,
+        newest_move: u64,
+        looks: &mut usize,
+    ) -> Result<(), Unknown> {
+        if routing.qos > QoS::AtMostOnce {
+            self.give_or_queue(id, routing);
+            return Ok(());
+        }
+        // One that may not take several turns finds a member in this one.
+        let may_go_on = routing.is_continued || self.shared.has_moves() || !self.remains.is_empty();
+        let looks = if may_go_on { looks } else { &mut { usize::MAX } };
+        self.give_at_most_once(id, routing, newest_move, looks)
     }
 
-    fn give(&mut self, id: GroupId, routing: &mut Routing<'_>) {
+    fn give_at_most_once(
+        &mut self,
+        id: GroupId,
+        routing: &mut Routing<'_>,
+        newest_move: u64,
+        looks: &mut usize,
+    ) -> Result<(), Unknown> {
+        // Or with every outbox that drains meanwhile it would look at all of them again.
+        if !(routing.is_continued && self.shared.searched.take() == Some(id)) {
+            self.shared.forget_full(id);
+        }
+        let chosen = self.choose_at_most_once(id, newest_move, looks);
+        if chosen.is_err() {
+            self.shared.searched = Some(id);
+        }
+        match chosen? {
+            Ok(Member { session, grant }) => {
+                self.subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get));
+                let retain = routing.retain && grant.retain_as_published;
+                self.deliver_at_most_once(session.subscriber(), routing, retain);
+                self.subscription_ids.clear();
+            }
+            Err(reason) => self.outputs.metrics.drop_message(reason),
+        }
+        Ok(())
+    }
+
+    /// The member that gets a message at QoS 0, or why there is none.
+    fn choose_at_most_once(
+        &mut self,
+        id: GroupId,
+        newest_move: u64,
+        looks: &mut usize,
+    ) -> Result<Result<Member, DropReason>, Unknown> {
+        if let Some(member) = self.choose_present_member(id, false, looks)? {
+            return Ok(Ok(member));
+        }
+        if let Some(member) = self.choose_newcomer(id, false, newest_move, looks)? {
+            return Ok(Ok(member));
+        }
+        let is_attended = self.shared.find_attendant(id, &self.sessions, newest_move, looks)?;
+        Ok(Err(if is_attended { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 }))
+    }
+
+    fn give_or_queue(&mut self, id: GroupId, routing: &mut Routing<'_>) {
         let message = routing.message(&self.messages).clone();
         // QoS and flags as published: what the member is granted is known when there is one.
         let (qos, retain) = (routing.qos, routing.retain);
         let mut delivery = Delivery { message, qos, retain, via: None, record: Lsn::NONE };
         if self.shared.group(id).is_some_and(|group| group.queue.is_empty())
-            && let Some(member) = self.choose_member(id, true)
+            && let Some(member) = self.choose_for_window(id)
         {
             if let Some(owner) = self.shared.groups[id.slot as usize].stored_as() {
                 delivery.record = self.outputs.record(owner, &delivery, None);
@@ -977,72 +1127,106 @@ impl Broker {
         shared.waiting -= usize::from(!was_empty && group.queue.is_empty());
     }
 
-    /// The connected member with the least work among those with room; in turn among equals. Members without room
-    /// will ask when they have some. `counted` says that the message counts against the window.
-    fn choose_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
-        let chosen = self.choose_present_member(id, counted);
-        if chosen.is_some() || self.shared.arrivals.is_empty() {
-            return chosen;
+    /// The member that gets a message that counts against the window. Members without room will ask when they have some.
+    fn choose_for_window(&mut self, id: GroupId) -> Option<Member> {
+        self.shared.forget_full(id);
+        if let Ok(Some(member)) = self.choose_present_member(id, true, &mut { usize::MAX }) {
+            return Some(member);
         }
-        // All others have no room: who has just come is looked at alone, or many who have none either would be looked at again
-        // for each of them.
-        while let Some(entering) = self.shared.entering(id, &self.sessions, &mut { usize::MAX }) {
-            self.shared.set_present(id, entering, true);
-            let last = self.shared.group(id)?.present.checked_sub(1)?;
-            if let Ok(Some(member)) = self.look_for_member(id, counted, last, 1) {
-                return Some(member);
-            }
-            let looks = &mut self.outputs.steps_left;
-            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
-            if counted && *looks == 0 {
-                break; // The others ask for what waits when they have been moved.
-            }
-        }
-        None
+        let newest_move = self.shared.moves.newest();
+        let mut looks = self.outputs.steps_left;
+        let chosen = self.choose_newcomer(id, true, newest_move, &mut looks);
+        self.outputs.steps_left = looks;
+        // If it is not known, those that were not looked at ask for what waits when they have been moved.
+        chosen.ok().flatten()
     }
 
-    /// Among those who count as connected.
-    fn choose_present_member(&mut self, id: GroupId, counted: bool) -> Option<Member> {
+    /// Among those who have yet to be moved. All others have no room: who has just come is looked at alone, or many who have none
+    /// either would be looked at again for each of them.
+    fn choose_newcomer(
+        &mut self,
+        id: GroupId,
+        counted: bool,
+        newest_move: u64,
+        looks: &mut usize,
+    ) -> Result<Option<Member>, Unknown> {
+        while let Some(entering) = self.shared.entering(id, &self.sessions, newest_move, looks)? {
+            self.shared.set_present(id, entering, true);
+            let Some(last) = self.shared.group(id).and_then(|group| group.present.checked_sub(1)) else {
+                break;
+            };
+            match self.look_for_member(id, counted, last, 1) {
+                Ok(Some(member)) => return Ok(Some(member)),
+                Ok(None) | Err(Obstacle::Gone(_)) => {}
+                Err(Obstacle::Full) => self.shared.set_full(id),
+            }
+            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
+        }
+        Ok(None)
+    }
+
+    /// Among those who count as connected, the one with the least work among those with room; in turn among equals. `counted` says
+    /// that the message counts against the window.
+    fn choose_present_member(
+        &mut self,
+        id: GroupId,
+        counted: bool,
+        looks: &mut usize,
+    ) -> Result<Option<Member>, Unknown> {
         loop {
-            let &Group { turn, present, .. } = self.shared.group(id)?;
-            match self.look_for_member(id, counted, turn, present) {
-                Ok(chosen) => return chosen,
-                // It is not passed again, and those before it only after all others. One who is there comes in its place, so there
-                // is no second one before somebody was looked at.
-                Err(gone) => {
-                    self.shared.pass_gone(id, &self.sessions, &mut { usize::MAX });
+            let Some(&Group { turn, present, full, .. }) = self.shared.group(id) else { return Ok(None) };
+            let obstacle = match self.look_for_member(id, counted, turn, present - full) {
+                Ok(chosen) => return Ok(chosen),
+                Err(obstacle) => obstacle,
+            };
+            if *looks == 0 {
+                return Err(Unknown);
+            }
+            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
+            // It is not passed again, and those before it only after all others. Of two that have gone there is one between them
+            // who was looked at, because one who is there comes in the place of the first.
+            match obstacle {
+                Obstacle::Gone(gone) => {
+                    self.shared.pass_gone(id, &self.sessions, looks)?;
                     self.shared.set_present(id, gone, false);
                 }
+                Obstacle::Full => self.shared.set_full(id),
             }
         }
     }
 
-    /// Looks at so many, from one place on. One who counts as connected and is not ends the search.
+    /// Looks at so many whose outboxes are not known to be full, from one place on. An obstacle ends the search.
     fn look_for_member(
         &mut self,
         id: GroupId,
         counted: bool,
         from: usize,
         looks: usize,
-    ) -> Result<Option<Member>, SessionId> {
+    ) -> Result<Option<Member>, Obstacle> {
         let Self { shared, sessions, links, options, .. } = self;
         let Some(group) = shared.group_mut(id) else { return Ok(None) };
         let mut best: Option<(usize, usize)> = None;
         let mut compared = 0;
-        for step in 0..looks {
-            let at = (from + step) % group.present;
+        let mut next = from;
+        for _ in 0..looks {
+            let at = if (group.full..group.present).contains(&next) { next } else { group.full };
+            next = at + 1;
             let member = group.members[at].session;
             let session = sessions.find(member);
             let Some((session, connection)) =
                 session.and_then(|session| Some((session, session.connection?)))
             else {
                 group.turn = at;
-                return Err(member);
+                return Err(Obstacle::Gone(member));
             };
             let Some(link) = links.find_mut(connection) else { continue };
-            let outbox_has_room = link.outbox.pending() <= options.outbox_soft_mark();
-            if !outbox_has_room || (counted && !has_room(session, link, options)) {
-                link.wants_refill |= counted && !outbox_has_room;
+            if link.outbox.pending() > options.outbox_soft_mark() {
+                link.wants_refill = true;
+                link.is_found_full = true;
+                group.turn = at;
+                return Err(Obstacle::Full);
+            }
+            if counted && !has_room(session, link, options) {
                 continue;
             }
             let work = session.outgoing.in_flight() + session.outgoing.queue.len();
@@ -1142,7 +1326,6 @@ fn group_of(delivery: &Delivery) -> Option<GroupId> {
 
 #[cfg(test)]
 mod tests {
-    use crate::broker::link::ConnectionId;
     use crate::clock::Instant;
 
     use super::*;
@@ -1191,12 +1374,20 @@ mod tests {
         fn absent_group(&mut self, members: usize) -> (GroupId, Vec<SessionId>) {
             let members: Vec<SessionId> = (0..members).map(|_| self.session(false)).collect();
             let id = self.group(&members);
-            assert!(!self.shared.is_attended(id, &self.sessions));
+            assert!(!self.is_attended(id));
             (id, members)
         }
 
+        fn is_attended(&mut self, id: GroupId) -> bool {
+            let newest_move = self.shared.moves.newest();
+            let found = self.shared.find_attendant(id, &self.sessions, newest_move, &mut { usize::MAX });
+            found.expect("there are looks without end")
+        }
+
         fn entering(&mut self, id: GroupId) -> (Option<SessionId>, u64, usize) {
-            let found = self.shared.entering(id, &self.sessions, &mut { usize::MAX });
+            let newest_move = self.shared.moves.newest();
+            let found = self.shared.entering(id, &self.sessions, newest_move, &mut { usize::MAX });
+            let found = found.expect("there are looks without end");
             let group = &self.shared.groups[id.slot as usize];
             (found, group.moves_seen, group.looked_at)
         }
@@ -1207,7 +1398,7 @@ mod tests {
         let mut world = World::new();
         let members: Vec<SessionId> = (0..100).map(|number| world.session(number == 40)).collect();
         let id = world.group(&members);
-        assert!(world.shared.is_attended(id, &world.sessions));
+        assert!(world.is_attended(id));
         let group = &world.shared.groups[id.slot as usize];
         assert_eq!((group.present, group.alive), (41, 100));
         assert!(group.members.iter().map(|member| member.session).eq(members));
@@ -1221,7 +1412,7 @@ mod tests {
         world.shared.moves.push_back(members[0], 1);
         let mut looked_through = |looks: usize| {
             let (mut left, World { shared, sessions, .. }) = (looks, &mut world);
-            let is_known = shared.is_looked_through(id, sessions, false, &mut left);
+            let is_known = shared.is_looked_through(id, sessions, false, 1, &mut left);
             (is_known, left, shared.groups[id.slot as usize].present)
         };
         assert_eq!(looked_through(50), (false, 0, 50));
@@ -1241,14 +1432,15 @@ mod tests {
         world.arrive(members[999]);
         for turn in 1..=4 {
             let mut looks = 25 * ARRIVAL_LOOKS;
-            let is_known = world.shared.is_looked_through(id, &world.sessions, false, &mut looks);
+            let is_known = world.shared.is_looked_through(id, &world.sessions, false, 101, &mut looks);
             let seen = world.shared.groups[id.slot as usize].moves_seen;
             assert_eq!((is_known, looks, seen), (false, 0, 25 * turn));
         }
         let mut looks = 25 * ARRIVAL_LOOKS;
-        assert!(world.shared.is_looked_through(id, &world.sessions, false, &mut looks));
+        assert!(world.shared.is_looked_through(id, &world.sessions, false, 101, &mut looks));
         assert_eq!(looks, 24 * ARRIVAL_LOOKS);
-        assert_eq!(world.entering(id).0, Some(members[999]));
+        let group = &world.shared.groups[id.slot as usize];
+        assert_eq!((group.present, group.members[0].session), (1, members[999]));
     }
 
     #[test]
