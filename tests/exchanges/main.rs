@@ -2,13 +2,14 @@
 //! answers in any order.
 //!
 //! `authentication` speaks SCRAM-SHA-256 over real sockets, `own_method` a method of an embedding program's own;
-//! `answers`, `late_verdicts`, `long_work`, `long_publish`, `refills` and `fan_out` ask the core alone; `redirection` drains and
-//! stops servers.
+//! `answers`, `late_verdicts`, `long_work`, `long_publish`, `refills`, `fan_out` and `groups` ask the core alone; `redirection`
+//! drains and stops servers.
 
 mod answers;
 mod authentication;
 mod fan_out;
 mod fixture;
+mod groups;
 mod late_verdicts;
 mod long_publish;
 mod long_work;

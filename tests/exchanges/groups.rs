@@ -1,0 +1,369 @@
+//! Members of groups of whom very many have no room, or come and go, against the core alone: a message is given to one who can take
+//! it, however many others are looked at for that, and nobody is looked for in one turn without end.
+
+use broker::broker::{Broker, ConnectionId, Options};
+use broker::codec::packet::{Ack, Connect, Packet, QoS};
+use broker::codec::{PacketId, Properties, ReasonCode, encode};
+use broker::metrics::DropReason;
+
+use crate::fixture::client::{bytes_of, connect311, publish};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, store, turns};
+
+const STEPS_PER_TURN: usize = 64;
+
+/// Four of a turn's looks are a step, and one of those who come or have no room takes four.
+const LOOKED_AT: usize = STEPS_PER_TURN;
+
+/// So many at once are moved later.
+const MANY: usize = 8;
+
+/// A message that fills an outbox up to where it takes no more.
+const FILLING: [u8; 3_000] = [b'x'; 3_000];
+
+fn options() -> Options {
+    Options {
+        steps_per_turn: STEPS_PER_TURN,
+        outbox_bytes_max: 4_096,
+        sys_interval: None,
+        seed: 1,
+        ..Options::default()
+    }
+}
+
+fn subscribe(broker: &mut Broker, id: ConnectionId, filters: &[String], qos: QoS) {
+    let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), qos.into())).collect();
+    let mut bytes = Vec::new();
+    encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
+    say(broker, id, &bytes);
+    turns(broker);
+    hear(broker, id);
+}
+
+fn unsubscribe(broker: &mut Broker, id: ConnectionId, filter: &str) {
+    let mut bytes = Vec::new();
+    encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &[filter]);
+    say(broker, id, &bytes);
+    broker.check_invariants();
+}
+
+/// The payloads that wait for a client.
+fn heard(broker: &mut Broker, id: ConnectionId) -> Vec<String> {
+    let payload = |packet: Packet<'_>| match packet {
+        Packet::Publish(publish) => Some(String::from_utf8_lossy(publish.payload).into_owned()),
+        _ => None,
+    };
+    let heard = hear(broker, id).iter().filter_map(|heard| payload(heard.packet())).collect();
+    broker.check_invariants();
+    heard
+}
+
+fn dropped(broker: &Broker) -> [u64; 2] {
+    [DropReason::OutboxFull, DropReason::AbsentAtQoS0].map(|reason| broker.metrics().dropped[reason as usize])
+}
+
+/// The same members in some groups of one topic, and in as many others of no topic that is used, and a publisher. Each has a topic
+/// of its own: its client id.
+struct Crowd {
+    broker: Broker,
+    publisher: ConnectionId,
+    names: Vec<String>,
+    members: Vec<ConnectionId>,
+    /// The last slot that was used.
+    slot: u32,
+}
+
+impl Crowd {
+    fn new(options: Options, members: usize, groups: usize, others: usize) -> Self {
+        let mut broker = Broker::new(options, NOW);
+        let publisher = connected(&mut broker, 1, connect311("publisher"));
+        let names = (0..members).map(|number| format!("member{number}")).collect();
+        let mut crowd = Self { broker, publisher, names, members: Vec::new(), slot: 1 };
+        let of_topic = (0..groups).map(|number| format!("$share/{number}/t"));
+        let of_none = (0..others).map(|number| format!("$share/{number}/none"));
+        let filters: Vec<String> = of_topic.chain(of_none).collect();
+        for member in 0..members {
+            let id = crowd.connect(member);
+            subscribe(&mut crowd.broker, id, &filters, QoS::AtLeastOnce);
+            let own = [crowd.names[member].clone()];
+            subscribe(&mut crowd.broker, id, &own, QoS::AtMostOnce);
+            crowd.members.push(id);
+        }
+        crowd
+    }
+
+    /// Its client has come, or come back.
+    fn connect(&mut self, member: usize) -> ConnectionId {
+        self.slot += 1;
+        let connect = Connect { clean_start: false, ..connect311(&self.names[member]) };
+        connected(&mut self.broker, self.slot, connect)
+    }
+
+    fn come_back(&mut self, member: usize) {
+        self.members[member] = self.connect(member);
+        self.broker.check_invariants();
+    }
+
+    fn lose(&mut self, member: usize) {
+        self.broker.handle_lost(NOW, self.members[member], false);
+        self.broker.check_invariants();
+        while let Some(id) = self.broker.poll_close() {
+            self.broker.handle_closed(id);
+        }
+    }
+
+    fn publish(&mut self, topic: &str, qos: QoS, payload: &[u8]) {
+        say(&mut self.broker, self.publisher, &bytes_of(&publish(topic, qos, payload), PROTOCOL));
+        self.broker.check_invariants();
+    }
+
+    /// Its outbox takes no more.
+    fn fill(&mut self, member: usize) {
+        let own = self.names[member].clone();
+        self.publish(&own, QoS::AtMostOnce, &FILLING);
+    }
+
+    /// Turns until the message under way has reached everybody.
+    fn turns_of_message(&mut self) -> usize {
+        let mut turns = 0;
+        while self.broker.is_fanning_out() {
+            self.broker.handle_timeout(NOW);
+            self.broker.check_invariants();
+            turns += 1;
+            assert!(turns < 1_000, "it comes to an end");
+        }
+        turns
+    }
+
+    fn heard(&mut self, member: usize) -> Vec<String> {
+        heard(&mut self.broker, self.members[member])
+    }
+}
+
+/// Nobody is looked at again until there is a reason, but then it is.
+#[test]
+fn a_group_whose_members_have_no_room_finds_the_one_that_has_some_again() {
+    let mut crowd = Crowd::new(options(), 5, 1, 0);
+    (0..5).for_each(|member| crowd.fill(member));
+    for number in 1..=3 {
+        crowd.publish("t", QoS::AtMostOnce, b"lost");
+        assert_eq!(dropped(&crowd.broker), [number, 0]);
+    }
+    // Its outbox has drained.
+    assert_eq!(crowd.heard(3).len(), 1);
+    crowd.publish("t", QoS::AtMostOnce, b"drained");
+    assert_eq!(crowd.heard(3), ["drained"]);
+    crowd.fill(3);
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    assert_eq!(dropped(&crowd.broker), [4, 0]);
+    // It has come back.
+    crowd.lose(1);
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    crowd.come_back(1);
+    crowd.publish("t", QoS::AtMostOnce, b"back");
+    assert_eq!((dropped(&crowd.broker), crowd.heard(1)), ([5, 0], vec!["back".to_owned()]));
+    crowd.fill(1);
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    // Another one has joined.
+    let joined = connected(&mut crowd.broker, 100, connect311("joined"));
+    subscribe(&mut crowd.broker, joined, &["$share/0/t".to_owned()], QoS::AtLeastOnce);
+    crowd.publish("t", QoS::AtMostOnce, b"joined");
+    assert_eq!(
+        (dropped(&crowd.broker), heard(&mut crowd.broker, joined)),
+        ([6, 0], vec!["joined".to_owned()])
+    );
+    // Those who leave were among those without room, or not.
+    unsubscribe(&mut crowd.broker, crowd.members[0], "$share/0/t");
+    crowd.publish("t", QoS::AtMostOnce, b"still there");
+    assert_eq!(heard(&mut crowd.broker, joined), ["still there"]);
+    unsubscribe(&mut crowd.broker, joined, "$share/0/t");
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    assert_eq!(dropped(&crowd.broker), [7, 0]);
+    // All have gone.
+    (1..5).for_each(|member| crowd.lose(member));
+    crowd.publish("t", QoS::AtMostOnce, b"nobody");
+    assert_eq!(dropped(&crowd.broker), [7, 1]);
+}
+
+/// Room for a message that waits is told to the group by the member, whose outbox it was found full at another QoS.
+#[test]
+fn what_waits_goes_to_a_member_that_was_found_full_at_another_qos() {
+    let mut crowd = Crowd::new(options(), 3, 1, 0);
+    (0..3).for_each(|member| crowd.fill(member));
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    crowd.publish("t", QoS::AtLeastOnce, b"waits");
+    assert_eq!((dropped(&crowd.broker), crowd.broker.metrics().queued_messages), ([1, 0], 1));
+    assert_eq!(crowd.heard(2).len(), 1);
+    turns(&mut crowd.broker);
+    assert_eq!(crowd.heard(2), ["waits"]);
+}
+
+/// It is lost in one turn and there in the next one, and counts among those without room until it has been moved.
+#[test]
+fn a_member_of_many_groups_without_room_comes_back_with_some() {
+    let mut crowd = Crowd::new(options(), 2, 1, MANY);
+    (0..2).for_each(|member| crowd.fill(member));
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    crowd.lose(0);
+    crowd.come_back(0);
+    for qos in [QoS::AtMostOnce, QoS::AtLeastOnce] {
+        crowd.publish("t", qos, b"back");
+        crowd.turns_of_message();
+        assert_eq!(crowd.heard(0), ["back"]);
+    }
+    assert_eq!(dropped(&crowd.broker), [1, 0]);
+}
+
+/// None but the last of them can take the message.
+#[test]
+fn at_qos_0_those_who_have_just_come_and_have_no_room_are_looked_at_a_turn_s_worth_at_a_time() {
+    const MEMBERS: usize = 200;
+    for has_one_room in [true, false] {
+        let mut crowd = Crowd::new(options(), MEMBERS, 1, MANY);
+        (0..MEMBERS).for_each(|member| crowd.lose(member));
+        turns(&mut crowd.broker);
+        (0..MEMBERS).for_each(|member| crowd.come_back(member));
+        let full = if has_one_room { MEMBERS - 1 } else { MEMBERS };
+        (0..full).for_each(|member| crowd.fill(member));
+        crowd.publish("t", QoS::AtMostOnce, b"to one");
+        assert!(crowd.broker.is_fanning_out_to_groups() && !crowd.broker.wants_input(crowd.publisher));
+        let turns_of_message = crowd.turns_of_message();
+        assert!((1..=2 * MEMBERS / LOOKED_AT).contains(&turns_of_message), "{turns_of_message}");
+        // Who was looked at is known: the next message takes no turns.
+        crowd.publish("t", QoS::AtMostOnce, b"again");
+        assert!(!crowd.broker.is_fanning_out());
+        assert_eq!(dropped(&crowd.broker), if has_one_room { [0, 0] } else { [2, 0] });
+        assert_eq!(crowd.heard(MEMBERS - 1).contains(&"to one".to_owned()), has_one_room);
+    }
+}
+
+/// Each turn somebody comes whom it takes a turn to look at.
+#[test]
+fn a_message_to_groups_comes_to_its_end_while_clients_come() {
+    for (is_there, qos) in [
+        (false, QoS::AtMostOnce),
+        (false, QoS::AtLeastOnce),
+        (true, QoS::AtMostOnce),
+        (true, QoS::AtLeastOnce),
+    ] {
+        let mut crowd = Crowd::new(Options { steps_per_turn: 1, ..options() }, 40, 2, MANY);
+        (0..40).for_each(|member| crowd.lose(member));
+        turns(&mut crowd.broker);
+        // The groups of the topic are those of the first ten.
+        for member in 10..40 {
+            crowd.come_back(member);
+            let filters = [0, 1].map(|number| format!("$share/{number}/t"));
+            filters.iter().for_each(|filter| unsubscribe(&mut crowd.broker, crowd.members[member], filter));
+            turns(&mut crowd.broker);
+            crowd.lose(member);
+            turns(&mut crowd.broker);
+        }
+        for member in 10..15 {
+            crowd.come_back(member);
+        }
+        if is_there {
+            crowd.come_back(0);
+        }
+        crowd.publish("t", qos, b"on its way");
+        let mut came = 15;
+        while crowd.broker.is_fanning_out() {
+            assert!(came < 40, "it comes to an end");
+            crowd.come_back(came);
+            came += 1;
+            crowd.broker.handle_timeout(NOW);
+            crowd.broker.check_invariants();
+        }
+        assert!(came > 16, "it took turns");
+        let queued = crowd.broker.metrics().queued_messages;
+        match (is_there, qos) {
+            (true, _) => assert_eq!(crowd.heard(0), ["on its way"; 2]),
+            (false, QoS::AtMostOnce) => assert_eq!(dropped(&crowd.broker), [0, 2]),
+            (false, _) => assert_eq!(queued, 2),
+        }
+    }
+}
+
+/// Those who were there when it left have been lost as well, or have come back.
+#[test]
+fn what_a_member_leaves_waits_until_it_is_known_who_is_there() {
+    const MEMBERS: usize = 1_000;
+    for is_one_there in [true, false] {
+        let mut crowd = Crowd::new(options(), MEMBERS, 1, MANY);
+        // The first is chosen for the first message, and has all the others.
+        for number in 0..3 {
+            crowd.publish("t", QoS::AtLeastOnce, number.to_string().as_bytes());
+            store(&mut crowd.broker);
+        }
+        let had: Vec<usize> = (0..MEMBERS).filter(|member| !crowd.heard(*member).is_empty()).collect();
+        assert_eq!(had.len(), 3);
+        let kept = (0..MEMBERS).find(|member| !had.contains(member)).expect("there are more");
+        for member in (0..MEMBERS).filter(|member| !had.contains(member)) {
+            if !is_one_there || member != kept {
+                crowd.broker.handle_lost(NOW, crowd.members[member], false);
+            }
+        }
+        for member in &had {
+            crowd.broker.handle_lost(NOW, crowd.members[*member], false);
+        }
+        crowd.broker.check_invariants();
+        assert_eq!(crowd.broker.metrics().in_flight_messages, 3, "nobody has been looked for so far");
+        crowd.broker.handle_timeout(NOW);
+        crowd.broker.check_invariants();
+        assert_eq!(crowd.broker.metrics().in_flight_messages, 3, "many are looked at");
+        turns(&mut crowd.broker);
+        let mut given = if is_one_there { crowd.heard(kept) } else { Vec::new() };
+        given.sort_unstable();
+        assert_eq!(given, if is_one_there { vec!["0", "1", "2"] } else { Vec::new() });
+        assert_eq!(crowd.broker.metrics().in_flight_messages, 3);
+        for id in (1..).map_while(PacketId::new).take(given.len()) {
+            let bytes = bytes_of(
+                &Packet::Puback(Ack {
+                    packet_id: id,
+                    reason: ReasonCode::Success,
+                    properties: Properties::NONE,
+                }),
+                PROTOCOL,
+            );
+            say(&mut crowd.broker, crowd.members[kept], &bytes);
+        }
+        assert_eq!(crowd.broker.metrics().in_flight_messages as usize, 3 - given.len());
+    }
+}
+
+/// Whoever is looked at for a message is not looked at again for it when outboxes of others drain.
+#[test]
+fn a_search_that_takes_turns_is_not_begun_anew_while_outboxes_drain() {
+    const MEMBERS: usize = 40;
+    let mut crowd = Crowd::new(Options { steps_per_turn: 1, ..options() }, MEMBERS, 1, MANY);
+    (0..MEMBERS).for_each(|member| crowd.lose(member));
+    turns(&mut crowd.broker);
+    let others: Vec<ConnectionId> = (0..MEMBERS)
+        .map(|number| {
+            connected(&mut crowd.broker, 1_000 + number as u32, connect311(&format!("other{number}")))
+        })
+        .collect();
+    for id in &others {
+        subscribe(&mut crowd.broker, *id, &["$share/others/others".to_owned()], QoS::AtMostOnce);
+        subscribe(&mut crowd.broker, *id, &["filling".to_owned()], QoS::AtMostOnce);
+    }
+    for topic in ["filling", "others"] {
+        crowd.publish(topic, QoS::AtMostOnce, &FILLING);
+        crowd.turns_of_message();
+    }
+    assert_eq!(dropped(&crowd.broker), [1, 0]);
+    for member in 0..MEMBERS {
+        crowd.come_back(member);
+        crowd.fill(member);
+    }
+    crowd.publish("t", QoS::AtMostOnce, b"lost");
+    let mut turns = 0;
+    while crowd.broker.is_fanning_out() {
+        if let Some(id) = others.get(turns) {
+            assert_eq!(heard(&mut crowd.broker, *id).len(), 1);
+        }
+        crowd.broker.handle_timeout(NOW);
+        crowd.broker.check_invariants();
+        turns += 1;
+    }
+    assert!((MEMBERS / 2..=MEMBERS + 2).contains(&turns), "{turns}");
+    assert_eq!(dropped(&crowd.broker), [2, 0]);
+}
