@@ -1436,9 +1436,10 @@ mod tests {
             let seen = world.shared.groups[id.slot as usize].moves_seen;
             assert_eq!((is_known, looks, seen), (false, 0, 25 * turn));
         }
-        let mut looks = 25 * ARRIVAL_LOOKS;
+        // Who was found is known, if by the last look.
+        let mut looks = ARRIVAL_LOOKS;
         assert!(world.shared.is_looked_through(id, &world.sessions, false, 101, &mut looks));
-        assert_eq!(looks, 24 * ARRIVAL_LOOKS);
+        assert_eq!(looks, 0);
         let group = &world.shared.groups[id.slot as usize];
         assert_eq!((group.present, group.members[0].session), (1, members[999]));
     }
