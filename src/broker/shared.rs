@@ -371,28 +371,28 @@ impl SharedSubscriptions {
         self.moves.len() | self.returns.len() | self.unsettled.len() != 0
     }
 
-    /// Whether a group has a member whose session has not ended. Those who have are passed once. `None` if so many looks do not
-    /// tell.
-    fn is_alive(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> Option<bool> {
-        let Some(group) = self.group_mut(id) else { return Some(false) };
+    /// Whether a group has a member whose session has not ended. Those who have are passed once. Where looks do not tell the next
+    /// ones go on.
+    fn is_alive(&mut self, id: GroupId, sessions: &Sessions, looks: &mut usize) -> Result<bool, Unknown> {
+        let Some(group) = self.group_mut(id) else { return Ok(false) };
         // It is connected, if anybody is.
         if group.members.first().is_some_and(|member| sessions.find(member.session).is_some()) {
-            return Some(true);
+            return Ok(true);
         }
         while let Some(last) = group.alive.checked_sub(1) {
             if sessions.find(group.members[last].session).is_some() {
-                return Some(true);
+                return Ok(true);
             }
-            *looks = looks.checked_sub(1)?;
+            *looks = looks.checked_sub(1).ok_or(Unknown)?;
             group.alive = last;
             group.limit_present(last);
         }
-        Some(false)
+        Ok(false)
     }
 
     /// The same, however many looks that takes.
     fn has_living(&mut self, id: GroupId, sessions: &Sessions) -> bool {
-        self.is_alive(id, sessions, &mut { usize::MAX }) == Some(true)
+        matches!(self.is_alive(id, sessions, &mut { usize::MAX }), Ok(true))
     }
 
     /// Whether somebody who counts as connected is: then the last of them is. Those behind it, who have gone, are passed once.
@@ -807,15 +807,12 @@ impl Broker {
             let group = group_of(&sent.delivery).filter(|id| shared.place(*id, giver).is_some());
             let mut looks = steps.saturating_mul(LISTED_PER_STEP);
             let newest_move = shared.moves.newest();
-            let is_attended = group.map(|id| shared.find_attendant(id, sessions, newest_move, &mut looks));
+            let is_attended =
+                group.map_or(Ok(false), |id| shared.find_attendant(id, sessions, newest_move, &mut looks));
             *steps = looks.div_ceil(LISTED_PER_STEP);
-            let is_attended = match is_attended {
-                Some(Err(Unknown)) => {
-                    *steps = 0;
-                    break;
-                }
-                Some(Ok(is_attended)) => is_attended,
-                None => false,
+            let Ok(is_attended) = is_attended else {
+                *steps = 0; // It goes on here.
+                break;
             };
             let Some(session) = sessions.find_mut(giver) else { return 0 };
             let Some(sent) = session.outgoing.sent.pop_front() else { return 0 };
@@ -1022,13 +1019,13 @@ impl Broker {
             };
             let have_ended = !self.remains.is_empty();
             let is_alive =
-                if have_ended { self.shared.is_alive(group, &self.sessions, looks) } else { Some(true) };
-            if is_alive == Some(false) {
+                if have_ended { self.shared.is_alive(group, &self.sessions, looks) } else { Ok(true) };
+            if let Ok(false) = is_alive {
                 self.outputs.pass_ended(routing);
                 continue;
             }
             let newest_move = taken_at.newest_move;
-            let is_given = is_alive.is_some()
+            let is_given = is_alive.is_ok()
                 && self.shared.is_looked_through(group, &self.sessions, have_ended, newest_move, looks)
                 && self.give(group, routing, newest_move, looks).is_ok();
             if !is_given {
