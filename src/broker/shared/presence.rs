@@ -163,6 +163,8 @@ impl SharedSubscriptions {
     pub(super) fn forget_full(&mut self, id: GroupId) {
         let drained = self.drained;
         if let Some(group) = self.group_mut(id).filter(|group| group.drained_seen != drained) {
+            // Who was not among them is looked at first, and then they in their order: those who are full still stay where they are.
+            group.turn = group.turn.max(group.full);
             (group.full, group.drained_seen) = (0, drained);
         }
     }
