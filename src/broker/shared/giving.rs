@@ -22,7 +22,7 @@ use crate::journal::{Lsn, Owner};
 use crate::metrics::DropReason;
 use crate::topics::match_cache::Matches;
 
-use super::presence::{ARRIVAL_LOOKS, Unknown};
+use super::presence::Unknown;
 use super::{Group, GroupId, Member, Moment};
 
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
@@ -30,6 +30,9 @@ const COMPARED_MAX: usize = 64;
 
 /// So many groups one after the other that have nothing for a member are asked in one turn.
 const ASKED_IN_VAIN_MAX: u32 = 64;
+
+/// A member that is looked at, does not get the message, and changes its place, takes as long as so many who have gone.
+const REJECTED_LOOKS: usize = 12;
 
 /// Whom a search does not have to look at again.
 #[derive(Clone, Copy, Debug)]
@@ -216,7 +219,7 @@ impl Broker {
                 Ok(None) | Err(Obstacle::Gone(_)) => {}
                 Err(Obstacle::Full) => self.shared.set_full(id),
             }
-            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
+            *looks = looks.saturating_sub(REJECTED_LOOKS);
         }
         Ok(None)
     }
@@ -238,7 +241,7 @@ impl Broker {
             if *looks == 0 {
                 return Err(Unknown);
             }
-            *looks = looks.saturating_sub(ARRIVAL_LOOKS);
+            *looks = looks.saturating_sub(REJECTED_LOOKS);
             // It is not passed again, and those before it only after all others. Of two that have gone there is one between them
             // who was looked at, because one who is there comes in the place of the first.
             match obstacle {

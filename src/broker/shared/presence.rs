@@ -18,7 +18,7 @@ use crate::broker::session::{SessionId, Sessions};
 use super::{Group, GroupId, MembershipsLeft, Place, SharedSubscriptions};
 
 /// One of those who have come, who may be a member of any group, takes as long as so many members who have gone.
-pub(super) const ARRIVAL_LOOKS: usize = 4;
+const ARRIVAL_LOOKS: usize = 4;
 
 /// There were too few looks to tell.
 #[derive(Clone, Copy, Debug)]
