@@ -135,7 +135,7 @@ fn retained_walk(criterion: &mut Criterion) {
                     found += 1;
                     Visit::Next
                 };
-                while tree.visit(&mut cursor, STEPS_PER_TURN, &mut offer) != Progress::Done {}
+                while tree.visit(&mut cursor, &mut { STEPS_PER_TURN }, &mut offer) != Progress::Done {}
                 assert_eq!(found, expected);
             });
         });

@@ -229,6 +229,39 @@ fn thousands_of_packets_in_one_read_are_taken_in_their_order() {
     assert_eq!(sender.receive(), Received::Closed);
 }
 
+/// Where many send much at once each is read a share in its turn, and nothing of what any of them sent is left in its socket.
+#[test]
+fn what_many_send_at_once_is_taken_share_by_share_and_whole() {
+    // A share is then the smallest one, and each sends several of those, in bytes as in packets.
+    const CLIENTS: usize = 100;
+    const PINGS: usize = 300;
+    const MESSAGES: usize = 100;
+    let server = Running::start(Options::default());
+    let mut clients: Vec<Client> =
+        (0..CLIENTS).map(|number| Client::connect(server.address, connect(&format!("c{number}")))).collect();
+    let mut bytes = Vec::new();
+    for _ in 0..PINGS {
+        broker::codec::encode::encode(&Packet::Pingreq, Protocol::Mqtt311, &mut bytes).expect("a packet");
+    }
+    for id in (1..).take(MESSAGES).map(PacketId::new) {
+        let message = Publish { qos: QoS::AtLeastOnce, packet_id: id, ..publish("t", &[7; 1_000]) };
+        broker::codec::encode::encode(&Packet::Publish(message), Protocol::Mqtt311, &mut bytes)
+            .expect("a packet");
+    }
+    for client in &mut clients {
+        std::io::Write::write_all(&mut client.stream, &bytes).expect("it is read");
+    }
+    for client in &mut clients {
+        for _ in 0..PINGS {
+            assert_eq!(client.receive(), Received::Other(13));
+        }
+        for _ in 0..MESSAGES {
+            assert_eq!(client.receive(), Received::Other(4));
+        }
+        client.ping();
+    }
+}
+
 /// One who publishes without end keeps the flushing of all receivers going; another who publishes to them is read all the
 /// same.
 #[test]

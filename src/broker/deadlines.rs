@@ -34,7 +34,6 @@ const LOOK_STEPS: usize = 4;
 /// The deadline of a link that comes first, and what it means.
 fn first_deadline(link: &Link, options: &Options) -> Option<(Instant, CloseReason)> {
     let silent = match link.state {
-        LinkState::AwaitingConnect if link.awaits_fan_out => None,
         LinkState::AwaitingConnect | LinkState::Authenticating => {
             Some((link.opened_at + options.handshake_timeout, CloseReason::HandshakeTimeout))
         }
@@ -66,15 +65,12 @@ impl Broker {
         if !self.messages.leftovers().is_empty() {
             self.messages.leftovers().give_back();
         }
+        let was_fan_out = self.fan_out.is_some();
         if self.has_fan_out() {
             self.continue_fan_out();
         }
-        // Behind it: where one message to many follows the other it has its turns between them.
-        if self.undrained_from_slot.is_some() {
-            self.continue_drain();
-        }
-        if self.outputs.journal.has_held_in_vain() {
-            self.close_held();
+        if self.undrained_from_slot.is_some() || self.outputs.journal.has_held_in_vain() {
+            self.continue_closing(was_fan_out);
         }
         if self.has_remains() {
             self.clear_remains();
@@ -84,6 +80,22 @@ impl Broker {
         }
         if !self.refills.is_empty() {
             self.continue_refills();
+        }
+    }
+
+    /// Closes those whom the broker does not want any more. Behind a message to many: where one follows the other this has its turns
+    /// between them. But the will of who is closed may be the next one, and the store is to get its batch between them too, so
+    /// that turn is the store's every other time. `was_fan_out` says that one was under way when the turn began.
+    #[cold]
+    fn continue_closing(&mut self, was_fan_out: bool) {
+        let is_between = self.fan_out.is_none();
+        if was_fan_out && is_between && std::mem::take(&mut self.has_closing_begun_fan_out) {
+            return;
+        }
+        self.continue_drain();
+        self.close_held();
+        if is_between {
+            self.has_closing_begun_fan_out = self.fan_out.is_some();
         }
     }
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! What waits is sent by refills: of a session whose client has come back, or acknowledged something, or whose outbox has
-//! drained. All of one call together send a turn's steps of messages, or pass those that have expired, or look for such
+//! drained. All of one packet, or of those put off to one turn, together send a turn's steps of messages, or pass those that have expired, or look for such
 //! (`steps_left`), and one more where something would never go on otherwise. Who is not done goes on in a later turn, behind
 //! the others who do.
 

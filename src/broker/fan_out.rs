@@ -199,9 +199,7 @@ impl Broker {
     /// Whether a message to this topic takes several turns, or may.
     pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
         let steps = self.options.steps_per_turn;
-        // While members of groups have yet to be moved or removed it may take turns to find out who is there.
-        let is_unsettled = self.shared.has_moves() || !self.remains.is_empty();
-        let groups_max = if is_unsettled { 0 } else { steps };
+        let groups_max = if self.may_look_long_for_members() { 0 } else { steps };
         self.subscriptions.may_exceed(topic, steps) || self.shared.may_exceed(topic, groups_max)
     }
 
@@ -293,7 +291,13 @@ impl Broker {
         for session in std::mem::take(&mut self.slots_to_free) {
             self.sessions.free_slot(session);
         }
-        self.refills.extend(self.streams_behind.drain(..));
+        self.shared.end_search();
+        for session in std::mem::take(&mut self.streams_behind) {
+            if let Some(session) = self.sessions.find_mut(session) {
+                session.are_streams_behind = false;
+            }
+            self.schedule_refill(session);
+        }
         if let Some(Sender { connection, packet_id, .. }) = sender
             && self.read_after_fan_out(connection)
         {

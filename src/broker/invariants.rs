@@ -45,7 +45,6 @@ impl Broker {
                 "who waits for a message to many is read again"
             );
             let timed = matches!(link.state, LinkState::AwaitingConnect | LinkState::Authenticating)
-                && !link.awaits_fan_out
                 || (link.session().is_some() && (link.keep_alive_secs > 0 || link.blocked));
             assert!(!timed || link.timer.is_some(), "a link with a deadline has a timer");
             assert!(link.state != LinkState::Closing || link.timer.is_none(), "an ended link has no timer");

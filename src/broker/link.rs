@@ -78,7 +78,6 @@ pub(super) struct Link {
     pub(super) wants_refill: bool,
     /// A group has found no room in the outbox, and will not look again until it has some.
     pub(super) is_found_full: bool,
-    /// Or when it was read first, if it was kept back.
     pub(super) opened_at: Instant,
     /// When the last complete packet came.
     pub(super) last_received: Instant,

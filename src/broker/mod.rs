@@ -141,6 +141,8 @@ pub struct Broker {
     is_draining: bool,
     /// Clients from this slot of connections on have yet to be sent away.
     undrained_from_slot: Option<u32>,
+    /// Whether the message under way is the will of somebody who was closed right behind the one before.
+    has_closing_begun_fan_out: bool,
     /// The codes of the SUBACK or UNSUBACK being made; kept for its buffer.
     reasons: Vec<ReasonCode>,
     scratch: Scratch,
@@ -207,6 +209,7 @@ impl Broker {
             connections_full_logged: false,
             is_draining: false,
             undrained_from_slot: None,
+            has_closing_begun_fan_out: false,
             reasons: Vec::new(),
             scratch: Scratch::default(),
             subscription_ids: Vec::new(),
@@ -665,6 +668,12 @@ impl Broker {
                     LinkState::AwaitingConnect | LinkState::Connected(_) => true,
                 }
         })
+    }
+
+    /// Whether it waits to be read for the first time, so that nothing is lost if its peer has gone.
+    pub fn is_kept_back(&self, id: ConnectionId) -> bool {
+        let is_new = |link: &&Link| link.state == LinkState::AwaitingConnect && link.awaits_fan_out;
+        self.links.find(id).as_ref().is_some_and(is_new)
     }
 
     /// Connections that are open, whatever their state.

@@ -9,7 +9,8 @@
 //! never sent. A will is published whatever becomes of its client, so one that is stored has a record of its own until then.
 //!
 //! A publisher that waits sends no more, but clients with wills can come and go. While many wills wait, a new connection stands behind
-//! them and is not read. So there are never more of them than that, and one for each connection and session.
+//! them and is not read. So there are never more of them than that, and one for each connection and session. It waits for no longer
+//! than a handshake may take, and not if it gives up itself, or each attempt would leave one more will.
 //!
 //! Invariants: the link of a publisher that waits, or of a newcomer, is not read; `topics`, `wills` and `sys_topics` count exactly
 //! what waits, and `connections` names whose it is.
@@ -319,13 +320,11 @@ impl Broker {
         }
     }
 
-    /// Its handshake begins now.
     fn read_newcomer(&mut self, id: ConnectionId) {
-        let Some(link) = self.links.find_mut(id) else { return };
-        link.awaits_fan_out = false;
-        link.opened_at = self.now;
-        self.outputs.resumed.push_back(id);
-        self.arm_link(id);
+        if let Some(link) = self.links.find_mut(id) {
+            link.awaits_fan_out = false;
+            self.outputs.resumed.push_back(id);
+        }
     }
 
     /// Publishes the wills that wait: nobody will be here to do so later.

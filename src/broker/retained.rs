@@ -37,6 +37,12 @@ const SWEEP_INTERVAL: Duration = Duration(1_000);
 /// Entries that one step of it looks at.
 const STEPS_PER_SWEEP: usize = 2_000;
 
+/// Entries of the tree that are looked at before what was found is sent.
+const PICKED_STEPS: usize = 256;
+
+/// What it takes to go on with a stream, beside that.
+const STREAM_STEPS: usize = 8;
+
 /// Entries of the tree that are looked at before a stream is begun.
 const STEPS_TO_DECIDE: usize = 16;
 
@@ -92,7 +98,7 @@ impl RetainedMessages {
 
     /// Every message, in no particular order.
     pub(super) fn for_each(&self, mut each: impl FnMut(&RetainedMessage)) {
-        self.tree.visit(&mut RetainedCursor::of_all(), usize::MAX, |kept| {
+        self.tree.visit(&mut RetainedCursor::of_all(), &mut { usize::MAX }, |kept| {
             each(kept);
             Visit::Next
         });
@@ -287,7 +293,7 @@ impl Broker {
         let now = self.now;
         let Some(mut cursor) = self.retained.sweep.take() else { return };
         let mut expired: Vec<Box<str>> = Vec::new();
-        let progress = self.retained.tree.visit(&mut cursor, STEPS_PER_SWEEP, |kept| {
+        let progress = self.retained.tree.visit(&mut cursor, &mut { STEPS_PER_SWEEP }, |kept| {
             if kept.message.is_expired(now) {
                 expired.push(kept.message.topic().into());
             }
@@ -349,7 +355,7 @@ impl Broker {
             return tree.find(filter.as_str()).is_some();
         }
         let mut cursor = RetainedCursor::new(filter);
-        tree.visit(&mut cursor, STEPS_TO_DECIDE, |_| Visit::Stop) != Progress::Done
+        tree.visit(&mut cursor, &mut { STEPS_TO_DECIDE }, |_| Visit::Stop) != Progress::Done
     }
 
     /// A subscription was made anew without its retained messages: what is still to be sent for it is sent as it is now.
@@ -384,8 +390,9 @@ impl Broker {
         }
         if self.fan_out.as_deref().is_some_and(FanOut::is_retained) {
             // Or some would get the new value twice: from a stream, and as the copy that is still to be made.
-            session.refill_scheduled = true;
-            self.streams_behind.push(id);
+            if !std::mem::replace(&mut session.are_streams_behind, true) {
+                self.streams_behind.push(id);
+            }
             return;
         }
         let name = session.name;
@@ -437,10 +444,11 @@ impl Broker {
             let mut bytes_left = options.outbox_soft_mark().saturating_sub(link.outbox.pending());
             let mut window = usize::from(link.window).saturating_sub(session.outgoing.in_flight());
             let outbox_full = link.outbox.pending() > options.outbox_soft_mark();
-            let steps_now = (*steps).min(256);
-            *steps -= steps_now;
+            *steps = steps.saturating_sub(STREAM_STEPS);
+            let given = (*steps).clamp(1, PICKED_STEPS);
+            let mut steps_now = given;
             let RetainedStream { cursor, grant, .. } = stream;
-            let progress = retained.tree.visit(cursor, steps_now, |kept| {
+            let progress = retained.tree.visit(cursor, &mut steps_now, |kept| {
                 if preceded.has(kept.message.topic(), number) || kept.message.is_expired(*now) {
                     return Visit::Next;
                 }
@@ -463,6 +471,7 @@ impl Broker {
                 });
                 Visit::Next
             });
+            *steps = steps.saturating_sub(given - steps_now);
             if matches!(progress, Progress::Stopped) && picked.is_empty() {
                 // With the window full, the next acknowledgement goes on here.
                 link.wants_refill |= outbox_full;

@@ -170,6 +170,8 @@ pub(super) struct Session {
     pub(super) subscriptions_full_logged: bool,
     /// Whether it is in the list of sessions to refill.
     pub(super) refill_scheduled: bool,
+    /// Whether its streams wait for a message that is on its way to very many.
+    pub(super) are_streams_behind: bool,
     /// How long it waits for its client once that is away; `None` is for ever.
     pub(super) expiry: Option<Duration>,
     /// While absent: when its will is due or it expires, whichever comes first.
@@ -203,6 +205,7 @@ impl Session {
             ends_with_connection: true,
             subscriptions_full_logged: false,
             refill_scheduled: false,
+            are_streams_behind: false,
             expiry: None,
             timer: None,
             absent_since: now,

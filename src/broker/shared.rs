@@ -9,9 +9,9 @@
 //! `returns`).
 //!
 //! Invariants: a group has a member; its connected members come first, but for memberships that have yet to be moved,
-//! or whose session has ended; the first of those may be known to have no room, and then none of their outboxes has drained since; who
-//! has ended and is known to comes last; what waits in a group is recorded if and only
-//! if a member is stored, but for groups in `unsettled`; a group has something in its queue only if no connected member
+//! or whose session has ended; the first of those may be known to have no room, and have none as long as no outbox that was found
+//! full has drained; who has ended and is known to comes last; what waits in a group is recorded if and only if a member is
+//! stored, but for groups in `unsettled`; a group has something in its queue only if no connected member
 //! has room for it, or one is about to be asked, or to be moved and then asked; every membership stands in its group, in its
 //! session or in what that has left, and in the index, which knows both places.
 //!

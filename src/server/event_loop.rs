@@ -6,8 +6,8 @@
 //! 2. read the clock, once: what happens belongs to the end of its millisecond, what is due to the beginning
 //! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
-//! 5. read from connections that have something, one buffer each, until enough copies of messages are made; who has more
-//!    keeps its place for the next turn; whose messages go to many waits until those have been flushed
+//! 5. read from connections that have something, a share of the turn each, until enough bytes are read, packets taken, or copies
+//!    of messages made; who has more stands behind the others for the next turn; whose messages go to many waits until those have been flushed
 //! 6. steps of authentication, and what is due by the clock
 //! 7. hand this turn's records to the store, before any byte leaves
 //! 8. flush outboxes with new bytes, one vectored write each: all with a reply or a message of their own, some of those that
@@ -110,6 +110,8 @@ pub(super) struct EventLoop {
     copies_max: u64,
     /// Nor when so many packets have been taken.
     packets_left: usize,
+    /// Nor when so many bytes have been read.
+    bytes_left: usize,
     /// What is read and taken of one connection in this turn.
     bytes_at_once: usize,
     packets_at_once: usize,
@@ -178,6 +180,7 @@ impl EventLoop {
             ready: VecDeque::new(),
             copies_max: 0,
             packets_left: 0,
+            bytes_left: 0,
             bytes_at_once: READ_BUFFER_BYTES,
             packets_at_once: *PACKETS_AT_ONCE.end(),
             is_flushing: false,
@@ -353,13 +356,14 @@ impl EventLoop {
         }
         let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
         self.copies_max = self.broker.copies() + copies_per_turn;
-        self.packets_left = PACKETS_PER_TURN;
+        (self.packets_left, self.bytes_left) = (PACKETS_PER_TURN, BYTES_PER_TURN);
         let in_line = self.ready.len().max(1);
         self.bytes_at_once = (BYTES_PER_TURN / in_line).clamp(BYTES_AT_ONCE_MIN, READ_BUFFER_BYTES);
         self.packets_at_once =
             (PACKETS_PER_TURN / in_line).clamp(*PACKETS_AT_ONCE.start(), *PACKETS_AT_ONCE.end());
         for _ in 0..in_line {
-            if self.broker.copies() >= self.copies_max || self.packets_left == 0 {
+            let is_enough = self.packets_left == 0 || self.bytes_left == 0;
+            if is_enough || self.broker.copies() >= self.copies_max {
                 break;
             }
             let Some(id) = self.ready.pop_front() else { break };
@@ -375,10 +379,13 @@ impl EventLoop {
     }
 
     fn read_connection(&mut self, now: Instant, id: ConnectionId) {
+        let Some(connection) = self.connections.find_mut(id) else { return };
         if !self.broker.wants_input(id) {
+            if connection.read_closed && self.broker.is_kept_back(id) {
+                self.broker.handle_lost(now, id, false);
+            }
             return; // Listed again when its outbox has drained.
         }
-        let Some(connection) = self.connections.find_mut(id) else { return };
         if connection.inbox.is_some() && self.handle_input(now, id, 0) == Input::PutOff {
             return self.list(id);
         }
@@ -392,6 +399,7 @@ impl EventLoop {
             Ok(count) => {
                 // A short read has emptied the socket, and what comes later makes a new event. Only the end of the
                 // stream may have been announced before this read.
+                self.bytes_left = self.bytes_left.saturating_sub(count);
                 connection.readable = count == self.bytes_at_once || connection.read_closed;
                 let is_put_off = self.handle_input(now, id, count) == Input::PutOff;
                 let is_readable = self.connections.find(id).is_some_and(|connection| connection.readable);

@@ -320,47 +320,47 @@ impl<V: Retained> RetainedTree<V> {
         self.entries.get(key).map(|entry| &entry.0)
     }
 
-    /// Goes on with a walk: offers matching values, in order, until one is not taken or `steps_max` steps are used up.
+    /// Goes on with a walk: offers matching values, in order, until one is not taken or no `steps` are left.
     /// A step is a look at one entry, matching or not, or a jump. With at least one step the walk gets on.
     pub fn visit(
         &self,
         cursor: &mut RetainedCursor,
-        steps_max: usize,
+        steps: &mut usize,
         mut offer: impl FnMut(&V) -> Visit,
     ) -> Progress {
         let RetainedCursor { filter, position: position_or_end } = cursor;
         let Some(position) = position_or_end else { return Progress::Done };
         if !filter.is_empty() && !filter.contains(['+', '#']) {
-            if steps_max == 0 {
+            if *steps == 0 {
                 return Progress::Paused;
             }
+            *steps -= 1;
             if self.find(filter).is_some_and(|value| offer(value) == Visit::Stop) {
                 return Progress::Stopped;
             }
             *position_or_end = None;
             return Progress::Done;
         }
-        let mut steps_left = steps_max;
         let mut entries = self.entries_from(position);
         // While positive, `position` is the target of a jump, and entries below it are passed over one by one.
         let mut probes_left = 0;
         while let Some(Entry(value)) = entries.next() {
             let topic = value.topic();
-            if steps_left == 0 {
+            if *steps == 0 {
                 if probes_left == 0 {
                     position.clear();
                     position.push_str(topic);
                 }
                 return Progress::Paused;
             }
-            steps_left -= 1;
+            *steps -= 1;
             if probes_left > 0 && compare(topic.as_bytes(), position.as_bytes()) == Ordering::Less {
                 probes_left -= 1;
                 if probes_left == 0 {
-                    if steps_left == 0 {
+                    if *steps == 0 {
                         return Progress::Paused;
                     }
-                    steps_left -= 1;
+                    *steps -= 1;
                     entries = self.entries_from(position);
                 }
                 continue;

@@ -450,10 +450,11 @@ fn sys_topics_take_their_turns() {
     assert!(bytes < 10_000, "{bytes} bytes wait");
 }
 
-/// A will is on its way to all, and more wait behind it than a turn has steps.
-fn with_many_waiting_wills(payload: &[u8]) -> Crowd {
+/// A will is on its way to all, and so many wait behind it, which are more than a turn has steps.
+fn with_waiting_wills(wills: u32, payload: &[u8]) -> Crowd {
+    assert!(wills > STEPS_PER_TURN as u32);
     let mut crowd = Crowd::new(options());
-    let dying: Vec<ConnectionId> = (0..=STEPS_PER_TURN as u32 + 1)
+    let dying: Vec<ConnectionId> = (0..=wills)
         .map(|number| {
             let client_id = format!("d{number}");
             let connect = Connect { will: will("all/1", payload), ..connect311(&client_id) };
@@ -509,32 +510,32 @@ fn waiting_wills_do_not_pile_up() {
     assert_eq!(heard, WILLS as usize * RECEIVERS);
 }
 
-/// The time of a handshake is the client's, and it runs while its CONNECT can be read.
+/// A handshake may take no longer because wills have to go before, or who has given up would be taken in all the same, and leave one
+/// more will.
 #[test]
-fn the_handshake_of_who_waits_for_wills_begins_when_it_is_read() {
-    let mut crowd = with_many_waiting_wills(b"will");
+fn who_waits_for_wills_for_too_long_is_closed_unread() {
+    let mut crowd = with_waiting_wills(100, b"will");
     let timeout = crowd.broker.options().handshake_timeout;
     let id = ConnectionId { slot: 200, generation: 1 };
     crowd.broker.handle_open(NOW, id);
-    let late = NOW + timeout + timeout;
-    let mut turns = 0;
-    while !crowd.broker.wants_input(id) {
+    assert!(crowd.broker.is_kept_back(id) && !crowd.broker.wants_input(id));
+    crowd.broker.handle_timeout(NOW + Duration(timeout.0 - 1));
+    assert!(crowd.broker.is_kept_back(id));
+    while crowd.broker.is_kept_back(id) {
         while crowd.broker.poll_flush().is_some() {}
-        crowd.broker.handle_timeout(late);
+        crowd.broker.handle_timeout(NOW + timeout + Duration(1_000));
         crowd.broker.check_invariants();
-        turns += 1;
     }
-    assert!(turns > STEPS_PER_TURN * TURNS && crowd.broker.poll_resume() == Some(id), "{turns}");
-    crowd.broker.handle_timeout(late + Duration(timeout.0 - 1));
-    assert!(crowd.broker.wants_input(id));
-    crowd.broker.handle_timeout(late + timeout + Duration(1_000));
-    assert_eq!(crowd.broker.poll_close(), Some(id));
+    assert_eq!((crowd.broker.poll_close(), crowd.broker.poll_resume()), (Some(id), None));
+    crowd.broker.handle_closed(id);
+    turns(&mut crowd.broker);
+    assert_eq!(crowd.broker.poll_resume(), None);
 }
 
 /// A connection that ends while it waits for wills leaves nothing behind, and is not named again.
 #[test]
 fn who_waits_for_wills_may_go() {
-    let mut crowd = with_many_waiting_wills(b"will");
+    let mut crowd = with_waiting_wills(5, b"will");
     let ids = [200, 201].map(|slot| ConnectionId { slot, generation: 1 });
     ids.iter().for_each(|id| crowd.broker.handle_open(NOW, *id));
     assert!(ids.iter().all(|id| !crowd.broker.wants_input(*id)));
@@ -544,7 +545,7 @@ fn who_waits_for_wills_may_go() {
     crowd.broker.check_invariants();
     turns(&mut crowd.broker);
     assert_eq!((crowd.broker.poll_resume(), crowd.broker.poll_resume()), (Some(ids[1]), None));
-    assert!(crowd.broker.wants_input(ids[1]));
+    assert!(crowd.broker.wants_input(ids[1]) && !crowd.broker.is_kept_back(ids[1]));
 }
 
 /// Wills that wait are records, for the process may end before they are published.
@@ -965,6 +966,37 @@ fn a_will_that_waits_is_not_that_of_who_has_the_slot_of_its_session() {
     assert_eq!(messages, ["ended", "kept"].map(|payload| ("all/1".to_owned(), payload.to_owned())));
     // The one who is away has got the message of the publisher, and the will of the other one.
     assert_eq!(crowd.broker.metrics().queued_messages, 2);
+}
+
+/// Between two messages to many the store gets its batch, also if who is sent away leaves the next one.
+#[test]
+fn a_store_gets_its_batches_while_wills_of_those_who_are_sent_away_go_to_many() {
+    const WILLS: u32 = 5;
+    let redirect = Some(Redirect { server_reference: "other.example".into(), permanently: false });
+    let mut crowd = Crowd::new(Options { redirect, durability: Durability::BeforeReply, ..options() });
+    for number in 0..WILLS {
+        let client_id = format!("d{number}");
+        let will = will("all/1", b"will").map(|will| Will { qos: QoS::AtLeastOnce, ..will });
+        connected(&mut crowd.broker, 100 + number, Connect { will, ..connect311(&client_id) });
+    }
+    turns(&mut crowd.broker);
+    assert!(crowd.broker.handle_drain(NOW));
+    let (mut without, mut most, mut batches) = (0, 0, 0);
+    while crowd.broker.metrics().clients_connected > 0 || crowd.broker.is_fanning_out() {
+        crowd.turn();
+        without += usize::from(crowd.broker.waiting_bytes() > 0);
+        while let Some(batch) = crowd.broker.poll_journal(NOW) {
+            crowd.broker.handle_stored(NOW, batch.last());
+            (without, batches) = (0, batches + 1);
+        }
+        most = most.max(without);
+        while let Some(id) = crowd.broker.poll_close() {
+            crowd.broker.handle_closed(id);
+        }
+        assert!(batches < 100, "it comes to an end");
+    }
+    // The turns of one will, or of two that follow each other.
+    assert!(most <= 2 * (1 + TURNS) && batches >= WILLS, "{most} turns without, {batches} batches");
 }
 
 /// Clients that are sent away one after the other leave wills, each of which reaches those who are still there, once, and is

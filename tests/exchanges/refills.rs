@@ -3,7 +3,7 @@
 use broker::broker::{Broker, ConnectionId, Options};
 use broker::codec::packet::{Connect, Packet, Protocol, Publish, QoS};
 use broker::codec::property::PropertyList;
-use broker::codec::{PacketId, Property, ReasonCode, encode};
+use broker::codec::{PacketId, Properties, Property, ReasonCode, encode};
 use broker::metrics::DropReason;
 
 use crate::fixture::client::{Received, bytes_of, connect5, connect311, publish, subscribe_bytes};
@@ -228,6 +228,38 @@ fn retained_messages_are_sent_to_all_a_turn_s_worth_at_a_time() {
         heard.sort_unstable();
         assert!(heard.into_iter().eq(0..MESSAGES));
     }
+}
+
+/// A filter without wildcards is one look-up, and takes no more of a turn than that.
+#[test]
+fn retained_messages_for_many_filters_take_as_many_turns_as_they_take_time() {
+    const CLIENTS: u32 = 4;
+    const TOPICS: usize = 100;
+    // A stream and its message take nine steps.
+    const STEPS: usize = 90;
+    let mut broker = Broker::new(Options { steps_per_turn: STEPS, ..options() }, NOW);
+    let publisher = connected(&mut broker, 0, connect311("publisher"));
+    let topics: Vec<String> = (0..TOPICS).map(|number| format!("a/{number}")).collect();
+    for (number, topic) in topics.iter().enumerate() {
+        let payload = number.to_string();
+        let mut kept = publish(topic, QoS::AtMostOnce, payload.as_bytes());
+        if let Packet::Publish(publish) = &mut kept {
+            publish.retain = true;
+        }
+        say(&mut broker, publisher, &bytes_of(&kept, PROTOCOL));
+    }
+    let requests: Vec<_> = topics.iter().map(|topic| (topic.as_str(), QoS::AtMostOnce.into())).collect();
+    let mut subscribe = Vec::new();
+    encode::subscribe(&mut subscribe, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
+    let clients: Vec<ConnectionId> = (1..=CLIENTS)
+        .map(|number| connected(&mut broker, number, connect311(&format!("c{number}"))))
+        .collect();
+    clients.iter().for_each(|id| say(&mut broker, *id, &subscribe));
+    let turns_taken = turns(&mut broker);
+    let sent: usize = clients.iter().map(|id| hear(&mut broker, *id).len()).sum();
+    assert_eq!(sent, CLIENTS as usize * (TOPICS + 1));
+    let least = CLIENTS as usize * TOPICS * 9 / STEPS;
+    assert!((least / 2..least + 12).contains(&turns_taken), "{turns_taken}");
 }
 
 /// Sessions that have nothing to send when it is their turn take their time as well.

@@ -44,13 +44,19 @@ enum Obstacle {
 }
 
 impl Broker {
+    /// Whether it may take turns to find the members that get a message: some have yet to be moved or removed, or they are more than
+    /// a turn has looks, of whom nobody may have room.
+    pub(in crate::broker) fn may_look_long_for_members(&self) -> bool {
+        let looks = self.options.steps_per_turn.saturating_mul(LISTED_PER_STEP);
+        self.shared.has_moves() || !self.remains.is_empty() || self.shared.len() > looks
+    }
+
     /// Gives a message to one member of each group that wants it.
     pub(in crate::broker) fn route_to_groups(&mut self, routing: &mut Routing<'_>) {
         let steps = self.options.steps_per_turn;
         let listed_max = steps.saturating_mul(LISTED_PER_STEP);
         let matches = self.shared.tree.matches_within(routing.topic, listed_max);
-        // While another message is on its way to many it cannot take several turns itself. One for whose groups it would have to has
-        // waited, but for wills that have waited too long.
+        // While another message is on its way to many it cannot take several turns itself; one that may has waited.
         let is_alone = routing.goes_on || self.fan_out.is_none();
         let mut looks = if is_alone { listed_max } else { usize::MAX };
         let at_once = 0..matches.len().min(steps);
@@ -112,7 +118,7 @@ impl Broker {
             return Ok(());
         }
         // One that may not take several turns finds a member in this one.
-        let may_go_on = routing.is_continued || self.shared.has_moves() || !self.remains.is_empty();
+        let may_go_on = routing.is_continued || self.may_look_long_for_members();
         let looks = if may_go_on { looks } else { &mut { usize::MAX } };
         self.give_at_most_once(id, routing, newest_move, looks)
     }

@@ -25,6 +25,11 @@ const ARRIVAL_LOOKS: usize = 4;
 pub(super) struct Unknown;
 
 impl SharedSubscriptions {
+    /// The message that takes several turns has reached all groups, or is given up.
+    pub(in crate::broker) const fn end_search(&mut self) {
+        self.searched = None;
+    }
+
     /// An outbox in which a group found no room has some, or has ended.
     pub(in crate::broker) const fn note_drained(&mut self) {
         self.drained += 1;

@@ -52,7 +52,7 @@ fn matches(filter: TopicFilter<'_>, topic: &str) -> bool {
 fn walk(tree: &RetainedTree<Value>, cursor: &mut RetainedCursor, steps_max: usize) -> (Vec<String>, usize) {
     let mut found = Vec::new();
     let mut slices = 1;
-    while tree.visit(cursor, steps_max, |value| {
+    while tree.visit(cursor, &mut { steps_max }, |value| {
         found.push(value.0.clone());
         Visit::Next
     }) != Progress::Done
@@ -135,10 +135,10 @@ fn every_small_filter_finds_what_it_matches_in_any_slices() {
             tree.entries.iter().map(|entry| entry.0.topic()).filter(|name| matches(parsed, name)).collect();
         for steps_max in [1, 2, 7, 1_000] {
             let mut cursor = RetainedCursor::new(parsed);
-            assert_eq!(tree.visit(&mut cursor, 0, |_| unreachable!()), Progress::Paused);
+            assert_eq!(tree.visit(&mut cursor, &mut 0, |_| unreachable!()), Progress::Paused);
             assert_eq!(walk(&tree, &mut cursor, steps_max).0, expected, "{text} in slices of {steps_max}");
             assert!(names.iter().all(|name| cursor.has_passed(name)));
-            assert_eq!(tree.visit(&mut cursor, steps_max, |_| unreachable!()), Progress::Done);
+            assert_eq!(tree.visit(&mut cursor, &mut { steps_max }, |_| unreachable!()), Progress::Done);
         }
     }
 }
@@ -161,7 +161,7 @@ fn walks_survive_changes_between_their_slices() {
         let mut last: Option<String> = None;
         loop {
             let mut room = random.below(4);
-            let progress = tree.visit(&mut cursor, random.below(12), |value: &Value| {
+            let progress = tree.visit(&mut cursor, &mut random.below(12), |value: &Value| {
                 if room == 0 {
                     return Visit::Stop;
                 }
