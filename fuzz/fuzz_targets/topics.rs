@@ -200,7 +200,7 @@ fuzz_target!(|bytes: &[u8]| {
         }
         walks.retain_mut(|Walk { cursor, owed, .. }| {
             let mut room = argument % 3;
-            let progress = retained.visit(cursor, usize::from(argument % 5), |value| {
+            let progress = retained.visit(cursor, &mut usize::from(argument % 5), |value| {
                 if room == 0 {
                     return Visit::Stop;
                 }
@@ -224,7 +224,7 @@ fuzz_target!(|bytes: &[u8]| {
     }
     // The rest of every walk in one go.
     for Walk { mut cursor, mut owed, .. } in walks {
-        let progress = retained.visit(&mut cursor, usize::MAX, |value| {
+        let progress = retained.visit(&mut cursor, &mut { usize::MAX }, |value| {
             assert_eq!(owed.remove(&value.topic), Some(value.number));
             Visit::Next
         });
