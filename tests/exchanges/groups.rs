@@ -251,6 +251,28 @@ fn at_qos_0_those_who_have_just_come_and_have_no_room_are_looked_at_a_turn_s_wor
     }
 }
 
+/// The members of many groups, none of whom may be sent more, are looked at for the first message that waits, and not all in one
+/// turn.
+#[test]
+fn members_whose_windows_are_full_are_looked_at_a_turn_s_worth_at_a_time() {
+    const MEMBERS: usize = 40;
+    const GROUPS: usize = 10;
+    let mut crowd = Crowd::new(Options { in_flight_max: 1, ..options() }, MEMBERS, GROUPS, 0);
+    for _ in 0..MEMBERS / GROUPS {
+        crowd.publish("t", QoS::AtLeastOnce, b"sent");
+        assert!(!crowd.broker.is_fanning_out());
+    }
+    assert_eq!(crowd.broker.metrics().in_flight_messages as usize, MEMBERS);
+    crowd.publish("t", QoS::AtLeastOnce, b"first");
+    let looked_through = (4 * STEPS_PER_TURN).div_ceil(MEMBERS);
+    assert_eq!(crowd.broker.metrics().queued_messages as usize, looked_through);
+    assert_eq!(crowd.turns_of_message(), 1);
+    assert_eq!(crowd.broker.metrics().queued_messages as usize, GROUPS);
+    crowd.publish("t", QoS::AtLeastOnce, b"second");
+    assert!(!crowd.broker.is_fanning_out());
+    assert_eq!(crowd.broker.metrics().queued_messages as usize, 2 * GROUPS);
+}
+
 /// Each turn somebody comes whom it takes a turn to look at.
 #[test]
 fn a_message_to_groups_comes_to_its_end_while_clients_come() {

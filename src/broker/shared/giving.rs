@@ -69,7 +69,7 @@ impl Broker {
     }
 
     /// Gives a message to some of the groups that get it. Those that have ended since it was taken, and those that were made since,
-    /// do not. `looks` are spent on finding out who is there, and at QoS 0 who has room, where very many may have come or gone: at a
+    /// do not. `looks` are spent on finding out who is there and who has room, where very many may be, or have come or gone: at a
     /// group for which too few are left it ends. Where it ends.
     pub(in crate::broker) fn give_to_groups(
         &mut self,
@@ -113,12 +113,15 @@ impl Broker {
         newest_move: u64,
         looks: &mut usize,
     ) -> Result<(), Unknown> {
-        if routing.qos > QoS::AtMostOnce {
-            self.give_or_queue(id, routing);
-            return Ok(());
-        }
         // One that may not take several turns finds a member in this one.
         let may_go_on = routing.is_continued || self.may_look_long_for_members();
+        if routing.qos > QoS::AtMostOnce {
+            if may_go_on && *looks == 0 {
+                return Err(Unknown);
+            }
+            self.give_or_queue(id, routing, looks);
+            return Ok(());
+        }
         let looks = if may_go_on { looks } else { &mut { usize::MAX } };
         self.give_at_most_once(id, routing, newest_move, looks)
     }
@@ -167,18 +170,20 @@ impl Broker {
         Ok(Err(if is_attended { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 }))
     }
 
-    fn give_or_queue(&mut self, id: GroupId, routing: &mut Routing<'_>) {
+    /// Where nobody has room all are looked at, which is charged. It is for the first of the messages that wait only.
+    fn give_or_queue(&mut self, id: GroupId, routing: &mut Routing<'_>, looks: &mut usize) {
         let message = routing.message(&self.messages).clone();
         // QoS and flags as published: what the member is granted is known when there is one.
         let (qos, retain) = (routing.qos, routing.retain);
         let mut delivery = Delivery { message, qos, retain, via: None, record: Lsn::NONE };
-        if self.shared.group(id).is_some_and(|group| group.queue.is_empty())
-            && let Some(member) = self.choose_for_window(id)
-        {
-            if let Some(owner) = self.shared.groups[id.slot as usize].stored_as() {
-                delivery.record = self.outputs.record(owner, &delivery, None);
+        if self.shared.group(id).is_some_and(|group| group.queue.is_empty()) {
+            if let Some(member) = self.choose_for_window(id) {
+                if let Some(owner) = self.shared.groups[id.slot as usize].stored_as() {
+                    delivery.record = self.outputs.record(owner, &delivery, None);
+                }
+                return self.send_to_member(id, member, delivery);
             }
-            return self.send_to_member(id, member, delivery);
+            *looks = looks.saturating_sub(self.shared.group(id).map_or(0, |group| group.present));
         }
         let Self { shared, outputs, options, now, .. } = self;
         let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
