@@ -31,6 +31,28 @@ fn payloads(heard: &[Received]) -> Vec<usize> {
     payloads.map(|payload| payload.trim().parse().expect("a number")).collect()
 }
 
+/// Clients that want what comes to one topic.
+fn subscribers(broker: &mut Broker, clients: u32) -> Vec<ConnectionId> {
+    (1..=clients)
+        .map(|number| {
+            let id = connected(broker, number, connect311(&format!("c{number}")));
+            say(broker, id, &subscribe_bytes(PROTOCOL, "a", QoS::AtLeastOnce));
+            hear(broker, id);
+            id
+        })
+        .collect()
+}
+
+/// Sets a retained message on a topic of its own.
+fn retain_number(broker: &mut Broker, id: ConnectionId, number: usize) {
+    let (topic, payload) = (format!("a/{number}"), number.to_string());
+    let mut kept = publish(&topic, QoS::AtMostOnce, payload.as_bytes());
+    if let Packet::Publish(publish) = &mut kept {
+        publish.retain = true;
+    }
+    say(broker, id, &bytes_of(&kept, PROTOCOL));
+}
+
 /// Numbered messages, filled up to so many bytes.
 fn publish_numbers(broker: &mut Broker, id: ConnectionId, topic: &str, qos: QoS, size: usize) {
     for number in 0..MESSAGES {
@@ -74,14 +96,7 @@ fn outboxes_that_drain_at_once_are_filled_a_turn_s_worth_at_a_time_and_in_turn()
     const CLIENTS: u32 = 5;
     let mut broker = Broker::new(Options { outbox_bytes_max: 20_000, ..options() }, NOW);
     let publisher = connected(&mut broker, 0, connect311("publisher"));
-    let ids: Vec<ConnectionId> = (1..=CLIENTS)
-        .map(|number| {
-            let id = connected(&mut broker, number, connect311(&format!("c{number}")));
-            say(&mut broker, id, &subscribe_bytes(PROTOCOL, "a", QoS::AtLeastOnce));
-            hear(&mut broker, id);
-            id
-        })
-        .collect();
+    let ids = subscribers(&mut broker, CLIENTS);
     say(&mut broker, publisher, &bytes_of(&publish("a", QoS::AtMostOnce, &[b'0'; 20_000]), PROTOCOL));
     publish_numbers(&mut broker, publisher, "a", QoS::AtLeastOnce, 3);
     turns(&mut broker);
@@ -199,14 +214,7 @@ fn retained_messages_are_sent_to_all_a_turn_s_worth_at_a_time() {
     const CLIENTS: u32 = 4;
     let mut broker = Broker::new(options(), NOW);
     let publisher = connected(&mut broker, 0, connect311("publisher"));
-    for number in 0..MESSAGES {
-        let (topic, payload) = (format!("a/{number}"), number.to_string());
-        let mut kept = publish(&topic, QoS::AtMostOnce, payload.as_bytes());
-        if let Packet::Publish(publish) = &mut kept {
-            publish.retain = true;
-        }
-        say(&mut broker, publisher, &bytes_of(&kept, PROTOCOL));
-    }
+    (0..MESSAGES).for_each(|number| retain_number(&mut broker, publisher, number));
     let mut heard: Vec<(ConnectionId, Vec<usize>)> = Vec::new();
     for number in 1..=CLIENTS {
         let id = connected(&mut broker, number, connect311(&format!("c{number}")));
@@ -240,14 +248,7 @@ fn retained_messages_for_many_filters_take_as_many_turns_as_they_take_time() {
     let mut broker = Broker::new(Options { steps_per_turn: STEPS, ..options() }, NOW);
     let publisher = connected(&mut broker, 0, connect311("publisher"));
     let topics: Vec<String> = (0..TOPICS).map(|number| format!("a/{number}")).collect();
-    for (number, topic) in topics.iter().enumerate() {
-        let payload = number.to_string();
-        let mut kept = publish(topic, QoS::AtMostOnce, payload.as_bytes());
-        if let Packet::Publish(publish) = &mut kept {
-            publish.retain = true;
-        }
-        say(&mut broker, publisher, &bytes_of(&kept, PROTOCOL));
-    }
+    (0..TOPICS).for_each(|number| retain_number(&mut broker, publisher, number));
     let requests: Vec<_> = topics.iter().map(|topic| (topic.as_str(), QoS::AtMostOnce.into())).collect();
     let mut subscribe = Vec::new();
     encode::subscribe(&mut subscribe, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
@@ -268,14 +269,7 @@ fn outboxes_that_drain_for_nothing_are_looked_at_a_turn_s_worth_at_a_time() {
     const CLIENTS: u32 = 3 * STEPS_PER_TURN as u32;
     let mut broker = Broker::new(Options { outbox_bytes_max: 2_000, in_flight_max: 1, ..options() }, NOW);
     let publisher = connected(&mut broker, 0, connect311("publisher"));
-    let ids: Vec<ConnectionId> = (1..=CLIENTS)
-        .map(|number| {
-            let id = connected(&mut broker, number, connect311(&format!("c{number}")));
-            say(&mut broker, id, &subscribe_bytes(PROTOCOL, "a", QoS::AtLeastOnce));
-            hear(&mut broker, id);
-            id
-        })
-        .collect();
+    let ids = subscribers(&mut broker, CLIENTS);
     // The window is full, and so is the outbox when another one comes.
     for payload in [&b"1"[..], &[b'2'; 2_000], b"3"] {
         let qos = if payload.len() > 1 { QoS::AtMostOnce } else { QoS::AtLeastOnce };

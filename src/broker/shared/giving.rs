@@ -3,9 +3,9 @@
 //! A message goes at once to the connected member with the least work that has room; at QoS 1 and 2 it otherwise waits in the group,
 //! and whoever has room first takes it.
 //!
-//! At QoS 0 a search that has too few looks goes on in a later turn, where the message may take several turns. At QoS 1 and 2 all who
-//! count as connected are looked at in one turn, because one who was not would not ask for what waits; those who have just come
-//! ask when they have been moved.
+//! At QoS 0 a search that has too few looks goes on in a later turn, where the message may take several turns. At QoS 1 and 2 all
+//! members of a group who count as connected are looked at in one turn, because one who was not would not ask for what waits; those
+//! who have just come ask when they have been moved, and other groups have their turn later.
 //!
 //! Invariants: see `shared`. Deliberately not here: how a copy gets into an outbox (see `deliver`), and messages to very many groups
 //! (see `fan_out`).

@@ -7,7 +7,8 @@
 //! message for which a turn has too few looks is done with in the end, whatever the next turns bring; who comes later than it is not
 //! looked for.
 //!
-//! A member in whose outbox a group has found no room is set aside until any such outbox has drained, or ended.
+//! A member in whose outbox a group has found no room is set aside until any such outbox has drained, or ended; during a search that
+//! takes turns, until that is over.
 //!
 //! Invariants: see `shared`. Deliberately not here: who makes and ends memberships (see `memberships`).
 
