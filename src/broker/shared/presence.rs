@@ -317,6 +317,14 @@ mod tests {
             self.shared.arrivals.insert(number, session);
         }
 
+        /// Clients have come who are members of other groups only.
+        fn strangers_arrive(&mut self, count: usize) {
+            for _ in 0..count {
+                let stranger = self.session(true);
+                self.arrive(stranger);
+            }
+        }
+
         /// A group whose members all count as connected, be they or not.
         fn group(&mut self, members: &[SessionId]) -> GroupId {
             let filter = SubscriptionFilter::parse("$share/g/t", u32::MAX).expect("it is one");
@@ -384,11 +392,7 @@ mod tests {
     fn who_comes_to_other_groups_is_passed_as_far_as_looks_go() {
         let mut world = World::new();
         let (id, members) = world.absent_group(1_000);
-        let strangers = 100;
-        for _ in 0..strangers {
-            let stranger = world.session(true);
-            world.arrive(stranger);
-        }
+        world.strangers_arrive(100);
         world.arrive(members[999]);
         for turn in 1..=4 {
             let mut looks = 25 * ARRIVAL_LOOKS;
@@ -408,14 +412,10 @@ mod tests {
     fn who_comes_to_other_groups_is_passed_once() {
         let mut world = World::new();
         let (id, members) = world.absent_group(1_000);
-        for _ in 0..100 {
-            let stranger = world.session(true);
-            world.arrive(stranger);
-        }
+        world.strangers_arrive(100);
         assert_eq!(world.entering(id), (None, 100, 100));
         assert_eq!(world.entering(id), (None, 100, 100));
-        let stranger = world.session(true);
-        world.arrive(stranger);
+        world.strangers_arrive(1);
         world.arrive(members[7]);
         assert_eq!(world.entering(id), (Some(members[7]), 101, 102));
         // It is found again at the first look.
@@ -426,10 +426,7 @@ mod tests {
     fn a_group_of_few_does_not_look_at_all_who_come() {
         let mut world = World::new();
         let (id, members) = world.absent_group(3);
-        for _ in 0..100 {
-            let stranger = world.session(true);
-            world.arrive(stranger);
-        }
+        world.strangers_arrive(100);
         world.arrive(members[0]);
         assert_eq!(world.entering(id), (Some(members[0]), 3, 0));
         world.sessions.find_mut(members[0]).expect("it has not ended").connection = None;
