@@ -684,7 +684,27 @@ fn crowds() -> Vec<Calls> {
         Calls::new(format!("the same at QoS 1 when all {all} have just come back, and have no room"));
     back.packet(&mut core, PUBLISHER, &publish_bytes(&topic(0), QoS::AtLeastOnce, false));
     assert_eq!(core.broker.metrics().queued_messages, GROUPS);
-    vec![gone, back]
+    vec![gone, back, busy_group()]
+}
+
+/// Nobody in it may be sent more.
+fn busy_group() -> Calls {
+    let mut core = with_publisher(Core::with_in_flight_max(false, 1));
+    core.is_mute = true;
+    let subscribe = subscribe_bytes(&[format!("$share/group/{}", topic(0))], QoS::AtLeastOnce);
+    for slot in CLIENT..CLIENT + RECEIVERS {
+        core.open(slot, &connect_bytes(&client_id(slot.into()), true));
+        core.exchange(slot, &subscribe);
+    }
+    let publish = publish_bytes(&topic(0), QoS::AtLeastOnce, false);
+    (0..RECEIVERS).for_each(|_| core.exchange(PUBLISHER, &publish));
+    assert_eq!(core.broker.metrics().in_flight_messages, u64::from(RECEIVERS));
+    let all = size_text(RECEIVERS.into());
+    let mut waits =
+        Calls::new(format!("a message at QoS 1 to a group whose {all} members have full windows"));
+    waits.packet(&mut core, PUBLISHER, &publish);
+    assert_eq!(core.broker.metrics().queued_messages, 1);
+    waits
 }
 
 fn group_queues() -> Vec<Calls> {

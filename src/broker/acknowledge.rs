@@ -134,7 +134,7 @@ impl Broker {
             || !session.memberships.is_empty()
             || (outgoing.sent_here as usize) < outgoing.sent.len()
         {
-            self.refill(id);
+            self.refill_for_packet(id);
         }
     }
 }

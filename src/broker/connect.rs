@@ -266,7 +266,7 @@ impl Broker {
             encode::connack(bytes, terms.protocol, &connack).expect("every version can say success");
         });
         self.resend_releases(id, session_id);
-        self.refill(session_id);
+        self.refill_for_packet(session_id);
     }
 
     /// DISCONNECT from a client. All of it is judged before any of it takes effect.

@@ -39,6 +39,9 @@ const SHARED_PAYLOAD_MIN: usize = 512;
 /// So many subscriptions are listed in the time that one copy takes.
 pub(super) const LISTED_PER_STEP: usize = 4;
 
+/// So many PUBRELs are written in that time.
+const RELEASES_PER_COPY: usize = 16;
+
 /// This share of a turn's steps is spent on making room in a full queue.
 const FULL_QUEUE_SHARE: usize = 32;
 
@@ -310,9 +313,17 @@ impl Broker {
         }
     }
 
+    /// A packet of a client has made room, or asks for messages: sends what waits for it. Many may come at once, each for as
+    /// much as one call has time for, so it costs the turn copies.
+    pub(super) fn refill_for_packet(&mut self, id: SessionId) {
+        let before = self.outputs.steps_left;
+        self.refill(id);
+        self.outputs.copies += (before - self.outputs.steps_left) as u64;
+    }
+
     /// Sends what waits for a client, as far as its window and its outbox have room: first what has to be repeated,
     /// then the queue [MQTT-4.6.0-1], then those of its groups, then retained messages for new subscriptions.
-    pub(super) fn refill(&mut self, id: SessionId) {
+    fn refill(&mut self, id: SessionId) {
         self.resend(id);
         self.drain_queue(id);
         self.drain_groups(id);
@@ -411,9 +422,11 @@ impl Broker {
     pub(super) fn resend_releases(&mut self, connection: ConnectionId, id: SessionId) {
         let Self { sessions, links, outputs, .. } = self;
         let (Some(session), Some(link)) = (sessions.find(id), links.find_mut(connection)) else { return };
-        for released in session.outgoing.released.iter() {
+        let releases = &session.outgoing.released;
+        for released in releases.iter() {
             outputs.write_pubrel(link, released.packet_id, ReasonCode::Success);
         }
+        outputs.copies += (releases.len() / RELEASES_PER_COPY) as u64;
     }
 }
 

@@ -4,7 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::Broker;
+use super::deliver::has_room;
 use super::link::LinkState;
+use super::session::Session;
 
 impl Broker {
     /// Asserts every invariant of the core.
@@ -106,6 +108,18 @@ impl Broker {
             is_full && link.is_found_full && link.wants_refill
         };
         queued += self.shared.check_invariants(&self.sessions, &self.remains, is_known_full);
+        let takes_nothing = |session: &Session| {
+            let link = session.connection.and_then(|id| self.links.find(id));
+            link.is_none_or(|link| {
+                // At the latest when its SUBSCRIBE has taken effect.
+                let subscribes = self.long_requests.contains(&link.id);
+                let will_ask = session.refill_scheduled || link.wants_refill || subscribes;
+                will_ask || !has_room(session, link, &self.options)
+            })
+        };
+        if !self.is_draining {
+            self.shared.check_waiting(&self.sessions, takes_nothing);
+        }
         assert_eq!(self.metrics().queued_messages, queued, "the gauge of queued messages");
         assert_eq!(self.metrics().in_flight_messages, in_flight, "the gauge of messages in flight");
         assert_eq!(self.sessions.absent_count(), absent, "the order of leaving");

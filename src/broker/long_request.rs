@@ -211,7 +211,7 @@ impl Broker {
             link.last_received = self.now;
             self.outputs.resumed.push_back(id);
         }
-        self.refill(session_id);
+        self.refill_for_packet(session_id);
     }
 
     /// The connection ends.

@@ -43,7 +43,7 @@ use super::in_line::InLine;
 use super::link::ConnectionId;
 use super::queue::Queue;
 use super::remains::{Remains, merge_freed};
-use super::session::{SessionId, Sessions};
+use super::session::{Session, SessionId, Sessions};
 
 /// The name of a group: a slot and a generation that makes it unique.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -102,6 +102,8 @@ struct Group {
     /// Whose turn it is among equals.
     turn: usize,
     queue: Queue,
+    /// The first of those who count as connected, so many at most, have yet to be asked whether they have room for what waits.
+    unasked: usize,
 }
 
 impl Group {
@@ -146,6 +148,8 @@ pub(super) struct SharedSubscriptions {
     /// Those of clients that have come, by their numbers.
     arrivals: BTreeMap<u64, SessionId>,
     returns: InLine<SentLeft>,
+    /// Groups with members that have yet to be asked.
+    asking: VecDeque<GroupId>,
     /// Groups whose queue holds messages that are recorded and should not be, or the other way round.
     unsettled: VecDeque<GroupId>,
 }
@@ -164,6 +168,7 @@ impl SharedSubscriptions {
             moves: InLine::new(),
             arrivals: BTreeMap::new(),
             returns: InLine::new(),
+            asking: VecDeque::new(),
             unsettled: VecDeque::new(),
         }
     }
@@ -289,6 +294,7 @@ impl SharedSubscriptions {
             is_retired: false,
             turn: 0,
             queue: Queue::default(),
+            unasked: 0,
         });
         let Self { groups, by_text, tree, seed, .. } = self;
         by_text
@@ -321,7 +327,7 @@ impl SharedSubscriptions {
     /// Whether there is work for later turns.
     pub(super) fn has_work_left(&self) -> bool {
         // One comparison: it is asked in every turn.
-        self.moves.len() | self.returns.len() | self.unsettled.len() != 0
+        self.moves.len() | self.returns.len() | self.asking.len() | self.unsettled.len() != 0
     }
 
     fn swap_members(&mut self, id: GroupId, one: usize, other: usize) {
@@ -394,6 +400,8 @@ impl SharedSubscriptions {
                 "what waits is recorded if a member is stored"
             );
             group.queue.check_invariants();
+            let listed = self.asking.iter().filter(|id| **id == group.id).count();
+            assert!(listed == 1 || (listed == 0 && group.unasked == 0), "who has yet to be asked is");
             waiting += usize::from(!group.queue.is_empty());
             queued += group.queue.len() as u64;
             memberships += group.members.len();
@@ -403,6 +411,17 @@ impl SharedSubscriptions {
         assert_eq!((self.tree.len(), self.by_text.len()), (found, found));
         queued
     }
+
+    /// Asserts that nothing waits for a member that `takes_nothing` is not true of.
+    pub(super) fn check_waiting(&self, sessions: &Sessions, takes_nothing: impl Fn(&Session) -> bool) {
+        for (_, group) in self.groups.iter().filter(|(_, group)| !group.queue.is_empty()) {
+            for member in group.members[..group.present].iter().skip(group.unasked) {
+                let is_moved = self.moves.find(member.session).is_none();
+                let session = sessions.find(member.session).filter(|_| is_moved);
+                assert!(session.is_none_or(&takes_nothing), "what waits is taken by whoever has room");
+            }
+        }
+    }
 }
 
 impl Broker {
@@ -410,10 +429,11 @@ impl Broker {
     #[cold]
     #[inline(never)]
     pub(super) fn continue_group_work(&mut self) {
-        let SharedSubscriptions { returns, moves, unsettled, .. } = &self.shared;
+        let SharedSubscriptions { returns, moves, asking, unsettled, .. } = &self.shared;
         let kinds = [
             (!returns.is_empty(), Self::continue_returns as fn(&mut Self, &mut usize)),
             (!moves.is_empty(), Self::continue_moves),
+            (!asking.is_empty(), Self::continue_asking),
             (!unsettled.is_empty(), Self::continue_settling),
         ];
         // Each has its share, and those behind it what it leaves of that: a client that comes and goes makes moves without end.

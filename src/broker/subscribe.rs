@@ -51,7 +51,7 @@ impl Broker {
         reasons.clear();
         self.reasons = reasons;
         // After the SUBACK: some clients throw away what comes for a subscription not yet confirmed.
-        self.refill(session_id);
+        self.refill_for_packet(session_id);
     }
 
     /// Makes or replaces one subscription, and a stream of retained messages if they are wanted; its code in the SUBACK. One

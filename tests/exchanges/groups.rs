@@ -116,6 +116,12 @@ impl Crowd {
         self.broker.check_invariants();
     }
 
+    /// The message that it was sent with this identifier.
+    fn acknowledge(&mut self, member: usize, packet_id: u8) {
+        say(&mut self.broker, self.members[member], &[0x40, 2, 0, packet_id]);
+        self.broker.check_invariants();
+    }
+
     /// Its outbox takes no more.
     fn fill(&mut self, member: usize) {
         let own = self.names[member].clone();
@@ -251,26 +257,79 @@ fn at_qos_0_those_who_have_just_come_and_have_no_room_are_looked_at_a_turn_s_wor
     }
 }
 
-/// The members of many groups, none of whom may be sent more, are looked at for the first message that waits, and not all in one
-/// turn.
+/// A crowd of groups none of whose members may be sent more: each was sent one message.
+fn busy_crowd(members: usize, groups: usize) -> Crowd {
+    let mut crowd = Crowd::new(Options { in_flight_max: 1, ..options() }, members, groups, 0);
+    for _ in 0..members / groups {
+        crowd.publish("t", QoS::AtLeastOnce, b"sent");
+        turns(&mut crowd.broker);
+    }
+    assert_eq!(crowd.broker.metrics().in_flight_messages as usize, members);
+    crowd
+}
+
+/// For the first message that waits all are looked at, and for those behind it nobody.
 #[test]
 fn members_whose_windows_are_full_are_looked_at_a_turn_s_worth_at_a_time() {
-    const MEMBERS: usize = 40;
-    const GROUPS: usize = 10;
-    let mut crowd = Crowd::new(Options { in_flight_max: 1, ..options() }, MEMBERS, GROUPS, 0);
-    for _ in 0..MEMBERS / GROUPS {
-        crowd.publish("t", QoS::AtLeastOnce, b"sent");
-        assert!(!crowd.broker.is_fanning_out());
+    const MEMBERS: usize = 1_000;
+    let mut crowd = busy_crowd(MEMBERS, 2);
+    for (payload, turns_min) in [(b"first", 2 * MEMBERS / (4 * STEPS_PER_TURN)), (b"later", 0)] {
+        crowd.publish("t", QoS::AtLeastOnce, payload);
+        assert!(!crowd.broker.is_fanning_out() && crowd.broker.wants_input(crowd.publisher));
+        let turns = turns(&mut crowd.broker);
+        assert!((turns_min..=turns_min + 2).contains(&turns), "{turns}");
     }
-    assert_eq!(crowd.broker.metrics().in_flight_messages as usize, MEMBERS);
-    crowd.publish("t", QoS::AtLeastOnce, b"first");
-    let looked_through = (4 * STEPS_PER_TURN).div_ceil(MEMBERS);
-    assert_eq!(crowd.broker.metrics().queued_messages as usize, looked_through);
-    assert_eq!(crowd.turns_of_message(), 1);
-    assert_eq!(crowd.broker.metrics().queued_messages as usize, GROUPS);
-    crowd.publish("t", QoS::AtLeastOnce, b"second");
-    assert!(!crowd.broker.is_fanning_out());
-    assert_eq!(crowd.broker.metrics().queued_messages as usize, 2 * GROUPS);
+    assert_eq!(crowd.broker.metrics().queued_messages, 4);
+}
+
+/// All but that one have full windows, and it is not looked at in the turn of the message.
+#[test]
+fn the_member_that_has_room_among_many_is_asked_in_a_later_turn() {
+    const MEMBERS: usize = 300;
+    for place in [0, 1, MEMBERS / 2, MEMBERS - 1] {
+        let mut crowd = busy_crowd(MEMBERS, 1);
+        let queued = |crowd: &Crowd| crowd.broker.metrics().queued_messages;
+        assert_eq!(crowd.heard(place), ["sent"]);
+        crowd.acknowledge(place, 1);
+        // Whose turn it is after that is known.
+        crowd.publish("t", QoS::AtLeastOnce, b"to whom has room");
+        turns(&mut crowd.broker);
+        assert_eq!(crowd.heard(place), ["to whom has room"]);
+        let before = (place + MEMBERS - 1) % MEMBERS;
+        assert_eq!(crowd.heard(before), ["sent"]);
+        crowd.acknowledge(before, 1);
+        crowd.publish("t", QoS::AtLeastOnce, b"first");
+        crowd.publish("t", QoS::AtLeastOnce, b"second");
+        assert_eq!((crowd.heard(before).len(), queued(&crowd)), (0, 2));
+        turns(&mut crowd.broker);
+        assert_eq!((crowd.heard(before), queued(&crowd)), (vec!["first".to_owned()], 1));
+        // From now on whoever has room asks itself.
+        assert_eq!(turns(&mut crowd.broker), 0);
+        crowd.acknowledge(place, 2);
+        assert_eq!((crowd.heard(place), queued(&crowd)), (vec!["second".to_owned()], 0));
+    }
+}
+
+/// At another QoS the outbox of one that was asked is found full, and the one that was not asked changes places with it.
+#[test]
+fn who_has_yet_to_be_asked_is_asked_wherever_it_is_moved() {
+    const MEMBERS: usize = 4 * STEPS_PER_TURN + 1;
+    let mut crowd = busy_crowd(MEMBERS, 1);
+    for packet_id in 1..=2 {
+        assert_eq!(crowd.heard(0), ["sent"]);
+        crowd.acknowledge(0, packet_id);
+        if packet_id == 1 {
+            crowd.publish("t", QoS::AtLeastOnce, b"sent");
+            assert_eq!(turns(&mut crowd.broker), 0, "it was its turn");
+        }
+    }
+    crowd.publish("t", QoS::AtLeastOnce, b"waits");
+    crowd.broker.handle_timeout(NOW);
+    crowd.fill(1);
+    crowd.publish("t", QoS::AtMostOnce, b"lively");
+    assert_eq!(crowd.heard(0), ["lively"], "nobody has less work");
+    turns(&mut crowd.broker);
+    assert_eq!(crowd.heard(0), ["waits"]);
 }
 
 /// Each turn somebody comes whom it takes a turn to look at.

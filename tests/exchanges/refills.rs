@@ -137,11 +137,12 @@ fn a_client_that_comes_back_gets_a_turn_s_worth_at_once_and_the_rest_in_order() 
         }
         turns(&mut broker);
 
-        let sent = broker.metrics().publish_sent;
+        let (sent, copies) = (broker.metrics().publish_sent, broker.copies());
         let id = ConnectionId { slot: 2, generation: 2 };
         broker.handle_open(NOW, id);
         say(&mut broker, id, &bytes_of(&Packet::Connect(kept("c")), PROTOCOL));
         assert_eq!((broker.metrics().publish_sent - sent) as usize, STEPS_PER_TURN);
+        assert_eq!((broker.copies() - copies) as usize, STEPS_PER_TURN, "others wait for that");
         let first = hear(&mut broker, id);
         assert_eq!(first.len(), 1 + STEPS_PER_TURN);
         let mut numbers = payloads(&first);
@@ -161,6 +162,31 @@ fn a_client_that_comes_back_gets_a_turn_s_worth_at_once_and_the_rest_in_order() 
         turns(&mut broker);
         broker.check_invariants();
     }
+}
+
+/// They are repeated at once, but many who come back with as many as that are not read in one turn.
+#[test]
+fn pubrels_that_are_repeated_cost_a_turn_copies() {
+    let mut broker = Broker::new(options(), NOW);
+    let publisher = connected(&mut broker, 0, connect311("publisher"));
+    let before = connected(&mut broker, 1, kept("c"));
+    say(&mut broker, before, &subscribe_bytes(PROTOCOL, "a", QoS::ExactlyOnce));
+    publish_numbers(&mut broker, publisher, "a", QoS::ExactlyOnce, 3);
+    for heard in hear(&mut broker, before) {
+        if let Packet::Publish(Publish { packet_id: Some(packet_id), .. }) = heard.packet() {
+            let mut bytes = Vec::new();
+            encode::pubrec(&mut bytes, packet_id, ReasonCode::Success);
+            say(&mut broker, before, &bytes);
+        }
+    }
+    lose(&mut broker, before);
+    let copies = broker.copies();
+    let id = ConnectionId { slot: 2, generation: 2 };
+    broker.handle_open(NOW, id);
+    say(&mut broker, id, &bytes_of(&Packet::Connect(kept("c")), PROTOCOL));
+    let heard = hear(&mut broker, id);
+    assert_eq!(heard.iter().filter(|heard| matches!(heard.packet(), Packet::Pubrel(_))).count(), MESSAGES);
+    assert_eq!((broker.copies() - copies) as usize, MESSAGES / 16);
 }
 
 /// A client that has come back with a smaller limit: what has become too large for it is done with a turn's worth at a time, and

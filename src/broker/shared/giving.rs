@@ -3,9 +3,9 @@
 //! A message goes at once to the connected member with the least work that has room; at QoS 1 and 2 it otherwise waits in the group,
 //! and whoever has room first takes it.
 //!
-//! At QoS 0 a search that has too few looks goes on in a later turn, where the message may take several turns. At QoS 1 and 2 all
-//! members of a group who count as connected are looked at in one turn, because one who was not would not ask for what waits; those
-//! who have just come ask when they have been moved, and other groups have their turn later.
+//! At QoS 0 a search that has too few looks goes on in a later turn, where the message may take several turns. At QoS 1 and 2 the
+//! message waits in the group meanwhile, and those who were not looked at are asked in later turns; who has just come asks itself when
+//! it has been moved.
 //!
 //! Invariants: see `shared`. Deliberately not here: how a copy gets into an outbox (see `deliver`), and messages to very many groups
 //! (see `fan_out`).
@@ -113,15 +113,12 @@ impl Broker {
         newest_move: u64,
         looks: &mut usize,
     ) -> Result<(), Unknown> {
-        // One that may not take several turns finds a member in this one.
-        let may_go_on = routing.is_continued || self.may_look_long_for_members();
         if routing.qos > QoS::AtMostOnce {
-            if may_go_on && *looks == 0 {
-                return Err(Unknown);
-            }
-            self.give_or_queue(id, routing, looks);
+            self.give_or_queue(id, routing);
             return Ok(());
         }
+        // One that may not take several turns finds a member in this one.
+        let may_go_on = routing.is_continued || self.may_look_long_for_members();
         let looks = if may_go_on { looks } else { &mut { usize::MAX } };
         self.give_at_most_once(id, routing, newest_move, looks)
     }
@@ -170,20 +167,18 @@ impl Broker {
         Ok(Err(if is_attended { DropReason::OutboxFull } else { DropReason::AbsentAtQoS0 }))
     }
 
-    /// Where nobody has room all are looked at, which is charged. It is for the first of the messages that wait only.
-    fn give_or_queue(&mut self, id: GroupId, routing: &mut Routing<'_>, looks: &mut usize) {
+    fn give_or_queue(&mut self, id: GroupId, routing: &mut Routing<'_>) {
         let message = routing.message(&self.messages).clone();
         // QoS and flags as published: what the member is granted is known when there is one.
         let (qos, retain) = (routing.qos, routing.retain);
         let mut delivery = Delivery { message, qos, retain, via: None, record: Lsn::NONE };
-        if self.shared.group(id).is_some_and(|group| group.queue.is_empty()) {
-            if let Some(member) = self.choose_for_window(id) {
-                if let Some(owner) = self.shared.groups[id.slot as usize].stored_as() {
-                    delivery.record = self.outputs.record(owner, &delivery, None);
-                }
-                return self.send_to_member(id, member, delivery);
+        if self.shared.group(id).is_some_and(|group| group.queue.is_empty())
+            && let Some(member) = self.choose_for_window(id)
+        {
+            if let Some(owner) = self.shared.groups[id.slot as usize].stored_as() {
+                delivery.record = self.outputs.record(owner, &delivery, None);
             }
-            *looks = looks.saturating_sub(self.shared.group(id).map_or(0, |group| group.present));
+            return self.send_to_member(id, member, delivery);
         }
         let Self { shared, outputs, options, now, .. } = self;
         let Some(group) = shared.groups.get_mut(id.slot as usize) else { return };
@@ -197,18 +192,26 @@ impl Broker {
         shared.waiting -= usize::from(!was_empty && group.queue.is_empty());
     }
 
-    /// The member that gets a message that counts against the window. Members without room will ask when they have some.
+    /// The member that gets a message that counts against the window. Members without room will ask when they have some, and those
+    /// who were not looked at are asked in later turns.
     pub(super) fn choose_for_window(&mut self, id: GroupId) -> Option<Member> {
         self.shared.forget_full(id);
-        if let Ok(Some(member)) = self.choose_present_member(id, true, &mut { usize::MAX }) {
-            return Some(member);
-        }
-        let newest_move = self.shared.moves.newest();
-        let mut looks = self.outputs.steps_left;
-        let chosen = self.choose_newcomer(id, true, newest_move, &mut looks);
-        self.outputs.steps_left = looks;
-        // If it is not known, those that were not looked at ask for what waits when they have been moved.
-        chosen.ok().flatten()
+        let mut looks = self.outputs.steps_left.max(1);
+        let chosen = self.choose_present_member(id, true, &mut looks);
+        let chosen = match chosen {
+            Ok(None) => {
+                let newest_move = self.shared.moves.newest();
+                // If there is none, who was not looked at asks when it has been moved.
+                self.choose_newcomer(id, true, newest_move, &mut looks).unwrap_or(None)
+            }
+            Ok(chosen) => chosen,
+            Err(Unknown) => {
+                self.shared.begin_asking(id);
+                None
+            }
+        };
+        self.outputs.steps_left = self.outputs.steps_left.min(looks);
+        chosen
     }
 
     /// Among those who have yet to be moved. All others have no room: who has just come is looked at alone, or many who have none
@@ -225,7 +228,7 @@ impl Broker {
             let Some(last) = self.shared.group(id).and_then(|group| group.present.checked_sub(1)) else {
                 break;
             };
-            match self.look_for_member(id, counted, last, 1) {
+            match self.look_for_member(id, counted, last, &mut { 1 }) {
                 Ok(Some(member)) => return Ok(Some(member)),
                 Ok(None) | Err(Obstacle::Gone(_)) => {}
                 Err(Obstacle::Full) => self.shared.set_full(id),
@@ -245,7 +248,16 @@ impl Broker {
     ) -> Result<Option<Member>, Unknown> {
         loop {
             let Some(&Group { turn, present, full, .. }) = self.shared.group(id) else { return Ok(None) };
-            let obstacle = match self.look_for_member(id, counted, turn, present - full) {
+            let all = present - full;
+            // At QoS 0 who is passed is set aside.
+            let at_once = if counted { all.min(*looks) } else { all };
+            let mut left = at_once;
+            let chosen = self.look_for_member(id, counted, turn, &mut left);
+            if counted {
+                *looks -= at_once - left;
+            }
+            let obstacle = match chosen {
+                Ok(None) if at_once < all => return Err(Unknown),
                 Ok(chosen) => return Ok(chosen),
                 Err(obstacle) => obstacle,
             };
@@ -265,20 +277,21 @@ impl Broker {
         }
     }
 
-    /// Looks at so many whose outboxes are not known to be full, from one place on. An obstacle ends the search.
+    /// Looks at so many at most whose outboxes are not known to be full, from one place on. An obstacle ends the search.
     fn look_for_member(
         &mut self,
         id: GroupId,
         counted: bool,
         from: usize,
-        looks: usize,
+        looks: &mut usize,
     ) -> Result<Option<Member>, Obstacle> {
         let Self { shared, sessions, links, options, .. } = self;
         let Some(group) = shared.group_mut(id) else { return Ok(None) };
         let mut best: Option<(usize, usize)> = None;
         let mut compared = 0;
         let mut next = from;
-        for _ in 0..looks {
+        while *looks > 0 {
+            *looks -= 1;
             let at = if (group.full..group.present).contains(&next) { next } else { group.full };
             next = at + 1;
             let member = group.members[at].session;
@@ -311,6 +324,43 @@ impl Broker {
         let Some((at, _)) = best else { return Ok(None) };
         group.turn = at + 1;
         Ok(Some(group.members[at]))
+    }
+
+    /// Has members with room take what waits in groups of whom not all were looked at.
+    pub(super) fn continue_asking(&mut self, steps: &mut usize) {
+        while *steps > 0
+            && let Some(id) = self.shared.asking.pop_front()
+        {
+            if !self.go_on_asking(id, steps) {
+                self.shared.asking.push_back(id);
+            }
+        }
+    }
+
+    /// True if all have been asked, or nothing waits any more; otherwise there are no steps left.
+    fn go_on_asking(&mut self, id: GroupId, steps: &mut usize) -> bool {
+        while *steps > 0 {
+            *steps -= 1;
+            for _ in 0..LISTED_PER_STEP {
+                let Self { shared, sessions, links, options, .. } = self;
+                let Some(group) = shared.group_mut(id) else { return true };
+                let unasked = if group.queue.is_empty() { 0 } else { group.unasked.min(group.present) };
+                group.unasked = unasked.saturating_sub(1);
+                if unasked == 0 {
+                    return true;
+                }
+                let member = group.members[group.unasked].session;
+                let session = sessions.find(member);
+                let link = session.and_then(|session| links.find_mut(session.connection?));
+                let (Some(session), Some(link)) = (session, link) else { continue };
+                link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
+                if has_room(session, link, options) {
+                    self.schedule_refill(member);
+                    break; // As long as it takes.
+                }
+            }
+        }
+        self.shared.group(id).is_none_or(|group| group.unasked == 0)
     }
 
     /// Sends the first message of a group's queue to a member that has room for it, unless it has expired.

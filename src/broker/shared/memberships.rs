@@ -88,10 +88,11 @@ impl Broker {
         if self.remains.is_empty() {
             return;
         }
-        let Some(id) = self.shared.find(text).filter(|id| !self.shared.has_living(*id, &self.sessions))
-        else {
+        let Some(id) = self.shared.find(text) else { return };
+        let is_alive = self.shared.is_alive(id, &self.sessions, &mut { usize::MAX });
+        if !matches!(is_alive, Ok(false)) {
             return;
-        };
+        }
         let queue = self.shared.retire_group(id);
         self.leave_queue_behind(queue);
     }

@@ -49,7 +49,7 @@ impl SharedSubscriptions {
         sessions: &Sessions,
         looks: &mut usize,
     ) -> Result<bool, Unknown> {
-        let Some(group) = self.group_mut(id) else { return Ok(false) };
+        let Some(group) = self.group_mut(id).filter(|group| !group.is_retired) else { return Ok(false) };
         // It is connected, if anybody is.
         if group.members.first().is_some_and(|member| sessions.find(member.session).is_some()) {
             return Ok(true);
@@ -63,11 +63,6 @@ impl SharedSubscriptions {
             group.limit_present(last);
         }
         Ok(false)
-    }
-
-    /// The same, however many looks that takes.
-    pub(super) fn has_living(&mut self, id: GroupId, sessions: &Sessions) -> bool {
-        matches!(self.is_alive(id, sessions, &mut { usize::MAX }), Ok(true))
     }
 
     /// Whether somebody who counts as connected is: then the last of them is. Those behind it, who have gone, are passed once.
@@ -175,11 +170,25 @@ impl SharedSubscriptions {
         }
     }
 
+    /// Those of a group who count as connected are asked in later turns whether they have room for what waits.
+    pub(super) fn begin_asking(&mut self, id: GroupId) {
+        let Some(group) = self.group_mut(id) else { return };
+        let is_listed = group.unasked > 0;
+        group.unasked = group.present;
+        if !is_listed && group.unasked > 0 {
+            self.asking.push_back(id);
+        }
+    }
+
     /// The outbox of the one whose turn it is has no room.
     pub(super) fn set_full(&mut self, id: GroupId) {
         let Some(group) = self.group_mut(id) else { return };
         let (at, full) = (group.turn, group.full);
         group.full += 1;
+        if full < group.unasked {
+            // Who comes in its place has yet to be asked.
+            group.unasked = group.unasked.max(at + 1);
+        }
         self.swap_members(id, at, full);
     }
 

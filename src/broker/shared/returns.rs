@@ -95,7 +95,11 @@ impl Broker {
     /// What a session that has ended was sent and did not acknowledge goes back to the group that it came from, if that has
     /// other members, even if the session had left it before.
     pub(in crate::broker) fn return_or_drop(&mut self, delivery: Delivery) {
-        match group_of(&delivery).filter(|id| self.shared.has_living(*id, &self.sessions)) {
+        let Self { shared, sessions, outputs, .. } = self;
+        // One that is not known to be dead gets it as if it lived; if it does not, the message goes with it.
+        let may_live =
+            |id: &GroupId| !matches!(shared.is_alive(*id, sessions, &mut outputs.steps_left), Ok(false));
+        match group_of(&delivery).filter(may_live) {
             Some(id) => self.return_to_group(id, delivery),
             None => {
                 self.outputs.forget(&delivery);
