@@ -238,6 +238,11 @@ impl Broker {
         self.reply(id, PacketKind::Auth, None, |bytes| encode::auth(bytes, &auth));
     }
 
+    /// Whether there may be one.
+    pub fn has_authentication_steps(&self) -> bool {
+        !self.outputs.authentication.is_empty()
+    }
+
     /// The next step of an exchange that waits for a verdict. None is of a connection that has ended: whoever judges it
     /// has forgotten that one, or is about to.
     pub fn poll_authentication(&mut self) -> Option<AuthenticationStep> {

@@ -7,9 +7,9 @@
 //! ```
 //!
 //! What waits is sent by refills: of a session whose client has come back, or acknowledged something, or whose outbox has
-//! drained. All of one packet, or of those put off to one turn, together send a turn's steps of messages, or pass those that have expired, or look for such
-//! (`steps_left`), and one more where something would never go on otherwise. Who is not done goes on in a later turn, behind
-//! the others who do.
+//! drained. All of one packet, or of those put off to one turn, together send a turn's steps of messages, or pass those that have
+//! expired, or look for such, or at members of groups (`steps_left`), and one more where something would never go on otherwise. Who
+//! is not done goes on in a later turn, behind the others who do.
 
 use std::num::NonZeroU32;
 use std::ops::Range;
@@ -314,11 +314,11 @@ impl Broker {
     }
 
     /// A packet of a client has made room, or asks for messages: sends what waits for it. Many may come at once, each for as
-    /// much as one call has time for, so it costs the turn copies.
+    /// much as one call has time for, so it counts as work of the turn.
     pub(super) fn refill_for_packet(&mut self, id: SessionId) {
         let before = self.outputs.steps_left;
         self.refill(id);
-        self.outputs.copies += (before - self.outputs.steps_left) as u64;
+        self.outputs.work += (before - self.outputs.steps_left) as u64;
     }
 
     /// Sends what waits for a client, as far as its window and its outbox have room: first what has to be repeated,
@@ -426,7 +426,7 @@ impl Broker {
         for released in releases.iter() {
             outputs.write_pubrel(link, released.packet_id, ReasonCode::Success);
         }
-        outputs.copies += (releases.len() / RELEASES_PER_COPY) as u64;
+        outputs.work += releases.len().div_ceil(RELEASES_PER_COPY) as u64;
     }
 }
 
@@ -537,8 +537,8 @@ impl Outputs {
         Some(delivery)
     }
 
-    /// A message that waited is sent or dropped.
-    fn take_step(&mut self) {
+    /// A message that waited is sent or dropped, or as much else is done.
+    pub(super) fn take_step(&mut self) {
         self.steps_left = self.steps_left.saturating_sub(1);
     }
 

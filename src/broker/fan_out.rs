@@ -197,9 +197,9 @@ impl Broker {
     }
 
     /// Whether a message to this topic takes several turns, or may.
-    pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>) -> bool {
+    pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>, qos: QoS) -> bool {
         let steps = self.options.steps_per_turn;
-        let groups_max = if self.may_look_long_for_members() { 0 } else { steps };
+        let groups_max = if self.may_look_long_for_members(qos) { 0 } else { steps };
         self.subscriptions.may_exceed(topic, steps) || self.shared.may_exceed(topic, groups_max)
     }
 

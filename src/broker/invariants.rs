@@ -113,7 +113,8 @@ impl Broker {
             link.is_none_or(|link| {
                 // At the latest when its SUBSCRIBE has taken effect.
                 let subscribes = self.long_requests.contains(&link.id);
-                let will_ask = session.refill_scheduled || link.wants_refill || subscribes;
+                let drains = link.wants_refill && !link.outbox.is_empty();
+                let will_ask = session.refill_scheduled || drains || subscribes;
                 will_ask || !has_room(session, link, &self.options)
             })
         };

@@ -169,9 +169,11 @@ struct Outputs {
     /// Messages so far that did.
     fan_outs: u64,
     is_fan_out_urgent: bool,
-    /// Copies of messages handed to sessions so far, and other work that a packet may make, in as many.
+    /// Copies of messages handed to sessions so far.
     copies: u64,
-    /// How many messages that wait may still be sent by refills, or be looked at in vain, in this call.
+    /// Other work so far of which a packet may make much, in copies that take as long.
+    work: u64,
+    /// How many messages that wait may still be sent by refills, or be looked at in vain, in this call; and members of groups.
     steps_left: usize,
     closing: VecDeque<ConnectionId>,
     events: VecDeque<Event>,
@@ -511,9 +513,15 @@ impl Broker {
         self.outputs.fan_outs
     }
 
-    /// Copies of messages handed to sessions so far, and other work that a packet may make, in as many: what reading costs.
+    /// Copies of messages handed to sessions so far.
     pub fn copies(&self) -> u64 {
         self.outputs.copies
+    }
+
+    /// What reading has cost so far beside them where a packet may make much work, in copies that take as long: messages that
+    /// waited and were sent, members of groups who were looked at or moved, packets that were repeated.
+    pub fn work(&self) -> u64 {
+        self.outputs.work
     }
 
     /// Has `poll_close` name this connection again later: its last bytes have not left yet.
@@ -842,6 +850,7 @@ impl Outputs {
             fan_outs: 0,
             is_fan_out_urgent: false,
             copies: 0,
+            work: 0,
             steps_left: 0,
             closing: VecDeque::new(),
             events: VecDeque::new(),

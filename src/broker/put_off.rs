@@ -194,8 +194,8 @@ impl Broker {
     /// Whether a message to this topic has to wait for the one under way, or behind others that wait [MQTT-4.6.0-6].
     #[cold]
     #[inline(never)]
-    pub(super) fn has_to_wait(&mut self, topic: TopicName<'_>) -> bool {
-        self.put_off.has_topic(topic) || self.is_fanning_out_to(topic) || self.is_fan_out(topic)
+    pub(super) fn has_to_wait(&mut self, topic: TopicName<'_>, qos: QoS) -> bool {
+        self.put_off.has_topic(topic) || self.is_fanning_out_to(topic) || self.is_fan_out(topic, qos)
     }
 
     /// Whether a PUBLISH has to wait, for whatever reason.
@@ -206,10 +206,11 @@ impl Broker {
         from: ConnectionId,
         session: SessionId,
         topic: TopicName<'_>,
+        qos: QoS,
     ) -> bool {
         // A server may have read on before it knew that it should not.
         let waits_already = self.links.find(from).is_some_and(|link| link.awaits_fan_out);
-        waits_already || self.is_fanning_out_for(session) || self.has_to_wait(topic)
+        waits_already || self.is_fanning_out_for(session) || self.has_to_wait(topic, qos)
     }
 
     /// Does not take a PUBLISH yet, and does not read its sender.

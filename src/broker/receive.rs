@@ -207,7 +207,7 @@ impl Broker {
             Ok(topic) => topic,
             Err(error) => return self.close(id, CloseReason::TopicName(error)),
         };
-        if self.has_fan_out() && self.publish_has_to_wait(id, session_id, topic) {
+        if self.has_fan_out() && self.publish_has_to_wait(id, session_id, topic, publish.qos) {
             return self.put_off_publish(id, publish, expires_at);
         }
         self.take_now(id, session_id, topic, publish, expires_at);
@@ -264,7 +264,7 @@ impl Broker {
         } else {
             Lsn::NONE
         };
-        outputs.copies += session.receipts.copies_of_change(packet_id);
+        outputs.work += session.receipts.copies_of_change(packet_id);
         session.receipts.insert(packet_id, record);
     }
 
@@ -381,7 +381,7 @@ impl Broker {
     pub(super) fn pubrel(&mut self, id: ConnectionId, session_id: SessionId, packet_id: PacketId) {
         let Self { sessions, outputs, .. } = self;
         let Some(session) = sessions.find_mut(session_id) else { return };
-        outputs.copies += session.receipts.copies_of_change(packet_id);
+        outputs.work += session.receipts.copies_of_change(packet_id);
         let receipt = session.receipts.remove(packet_id);
         if let Some(record) = receipt.filter(|record| record.is_some()) {
             self.outputs.journal.remove(Kind::Receipt, record);

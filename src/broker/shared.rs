@@ -102,7 +102,7 @@ struct Group {
     /// Whose turn it is among equals.
     turn: usize,
     queue: Queue,
-    /// The first of those who count as connected, so many at most, have yet to be asked whether they have room for what waits.
+    /// Those of the first so many who count as connected have yet to be asked whether they have room for what waits.
     unasked: usize,
 }
 
@@ -416,8 +416,8 @@ impl SharedSubscriptions {
     pub(super) fn check_waiting(&self, sessions: &Sessions, takes_nothing: impl Fn(&Session) -> bool) {
         for (_, group) in self.groups.iter().filter(|(_, group)| !group.queue.is_empty()) {
             for member in group.members[..group.present].iter().skip(group.unasked) {
-                let is_moved = self.moves.find(member.session).is_none();
-                let session = sessions.find(member.session).filter(|_| is_moved);
+                let is_settled = self.moves.find(member.session).is_none();
+                let session = sessions.find(member.session).filter(|_| is_settled);
                 assert!(session.is_none_or(&takes_nothing), "what waits is taken by whoever has room");
             }
         }

@@ -86,7 +86,7 @@ impl Broker {
 
     fn publish_sys_topic(&mut self, topic: &str, payload: &str) {
         let name = TopicName::parse(topic, u32::MAX).expect("our own topics are valid");
-        if self.has_fan_out() && self.has_to_wait(name) {
+        if self.has_fan_out() && self.has_to_wait(name, QoS::AtMostOnce) {
             return self.put_off_sys_topic(topic, payload.as_bytes());
         }
         self.publish_sys_topic_now(topic, payload.as_bytes());

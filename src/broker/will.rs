@@ -85,7 +85,7 @@ impl Broker {
     pub(super) fn publish_will(&mut self, publisher: SessionId, name: Lsn, will: Box<Will>) {
         if self.has_fan_out()
             && let Some(topic) = self.topic_of(&will)
-            && self.has_to_wait(topic)
+            && self.has_to_wait(topic, will.qos)
         {
             self.trace_will(&will, WillStep::PutOff);
             return self.put_off_will(publisher, name, will);

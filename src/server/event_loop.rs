@@ -109,6 +109,8 @@ pub(super) struct EventLoop {
     ready: VecDeque<ConnectionId>,
     /// Nothing more is read in this turn once the core has made so many copies of messages.
     copies_max: u64,
+    /// Nor when there was so much other work.
+    work_max: u64,
     /// Nor when so many packets have been taken.
     packets_left: usize,
     /// Nor when so many bytes have been read.
@@ -180,6 +182,7 @@ impl EventLoop {
             broker,
             ready: VecDeque::new(),
             copies_max: 0,
+            work_max: 0,
             packets_left: 0,
             bytes_left: 0,
             bytes_at_once: READ_BUFFER_BYTES,
@@ -254,6 +257,7 @@ impl EventLoop {
             || !self.ready.is_empty()
             || !self.feeders.is_empty()
             || self.unlogged_clients.is_some()
+            || self.broker.has_authentication_steps()
             || self.listeners.iter().any(|listener| listener.is_ready(now))
         {
             return Some(SystemDuration::ZERO);
@@ -349,7 +353,7 @@ impl EventLoop {
     /// Reads once from every connection in line, or from the first of them, if what they send goes to many.
     fn read(&mut self, now: Instant) {
         if self.settling.is_some() {
-            self.copies_max = u64::MAX;
+            (self.copies_max, self.work_max) = (u64::MAX, u64::MAX);
             return;
         }
         if self.flushes_left == 0 {
@@ -357,6 +361,7 @@ impl EventLoop {
         }
         let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
         self.copies_max = self.broker.copies() + copies_per_turn;
+        self.work_max = self.broker.work() + COPIES_PER_TURN;
         (self.packets_left, self.bytes_left) = (PACKETS_PER_TURN, BYTES_PER_TURN);
         let in_line = self.ready.len().max(1);
         self.bytes_at_once = (BYTES_PER_TURN / in_line).clamp(BYTES_AT_ONCE_MIN, READ_BUFFER_BYTES);
@@ -364,7 +369,7 @@ impl EventLoop {
             (PACKETS_PER_TURN / in_line).clamp(*PACKETS_AT_ONCE.start(), *PACKETS_AT_ONCE.end());
         for _ in 0..in_line {
             let is_enough = self.packets_left == 0 || self.bytes_left == 0;
-            if is_enough || self.broker.copies() >= self.copies_max {
+            if is_enough || self.broker.copies() >= self.copies_max || self.broker.work() >= self.work_max {
                 break;
             }
             let Some(id) = self.ready.pop_front() else { break };
@@ -417,7 +422,7 @@ impl EventLoop {
     /// Has the core take what stands in the first `count` bytes of the read buffer, behind what the
     /// connection's inbox holds.
     fn handle_input(&mut self, now: Instant, id: ConnectionId, count: usize) -> Input {
-        let Self { connections, broker, read_buffer, copies_max, packets_left, packets_at_once, .. } = self;
+        let Self { connections, broker, read_buffer, packets_left, .. } = self;
         let Some(connection) = connections.find_mut(id) else { return Input::Taken };
         let mut result = Input::Taken;
         let fan_outs = broker.fan_outs();
@@ -425,11 +430,12 @@ impl EventLoop {
         let mut input = &read_buffer[..count];
         let mut inbox = connection.inbox.take().map_or_else(Inbox::default, |inbox| *inbox);
         let mut terms = broker.reading_terms(id);
-        let packets_max = (*packets_at_once).min(*packets_left).max(1);
+        let packets_max = self.packets_at_once.min(*packets_left).max(1);
         let mut taken = 0;
         while broker.handle_next(now, id, &mut terms, &mut inbox, &mut input) {
             taken += 1;
-            let is_enough = taken == packets_max || broker.copies() >= *copies_max;
+            let has_worked = broker.copies() >= self.copies_max || broker.work() >= self.work_max;
+            let is_enough = taken == packets_max || has_worked;
             if is_enough || !broker.wants_input(id) {
                 inbox.stash(input);
                 if is_enough && !inbox.is_empty() {
@@ -446,9 +452,12 @@ impl EventLoop {
         result
     }
 
-    /// Has the steps of authentication answered.
+    /// Has the steps of authentication answered, until those who are let in by them have made as much work as reading may.
     fn authenticate(&mut self, now: Instant) {
-        while let Some(step) = self.broker.poll_authentication() {
+        let done_max = self.broker.copies() + self.broker.work() + COPIES_PER_TURN;
+        while self.broker.copies() + self.broker.work() < done_max
+            && let Some(step) = self.broker.poll_authentication()
+        {
             let id = step.connection;
             let verdict = match &mut self.authenticator {
                 Some(authenticator) => authenticator.step(&step),
@@ -565,7 +574,7 @@ impl EventLoop {
 
     /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT.
     fn read_last(&mut self, now: Instant, id: ConnectionId) {
-        (self.copies_max, self.packets_left) = (u64::MAX, usize::MAX);
+        (self.copies_max, self.work_max, self.packets_left) = (u64::MAX, u64::MAX, usize::MAX);
         self.take_what_was_put_off(now, id);
         for _ in 0..LAST_READS_MAX {
             let Some(connection) = self.connections.find_mut(id) else { return };

@@ -257,14 +257,14 @@ fn at_qos_0_those_who_have_just_come_and_have_no_room_are_looked_at_a_turn_s_wor
     }
 }
 
-/// A crowd of groups none of whose members may be sent more: each was sent one message.
-fn busy_crowd(members: usize, groups: usize) -> Crowd {
-    let mut crowd = Crowd::new(Options { in_flight_max: 1, ..options() }, members, groups, 0);
-    for _ in 0..members / groups {
+/// A crowd of groups none of whose members may be sent more: each was sent so many messages.
+fn busy_crowd(members: usize, groups: usize, window: u16) -> Crowd {
+    let mut crowd = Crowd::new(Options { in_flight_max: window, ..options() }, members, groups, 0);
+    for _ in 0..usize::from(window) * members / groups {
         crowd.publish("t", QoS::AtLeastOnce, b"sent");
         turns(&mut crowd.broker);
     }
-    assert_eq!(crowd.broker.metrics().in_flight_messages as usize, members);
+    assert_eq!(crowd.broker.metrics().in_flight_messages as usize, usize::from(window) * members);
     crowd
 }
 
@@ -272,7 +272,7 @@ fn busy_crowd(members: usize, groups: usize) -> Crowd {
 #[test]
 fn members_whose_windows_are_full_are_looked_at_a_turn_s_worth_at_a_time() {
     const MEMBERS: usize = 1_000;
-    let mut crowd = busy_crowd(MEMBERS, 2);
+    let mut crowd = busy_crowd(MEMBERS, 2, 1);
     for (payload, turns_min) in [(b"first", 2 * MEMBERS / (4 * STEPS_PER_TURN)), (b"later", 0)] {
         crowd.publish("t", QoS::AtLeastOnce, payload);
         assert!(!crowd.broker.is_fanning_out() && crowd.broker.wants_input(crowd.publisher));
@@ -287,7 +287,7 @@ fn members_whose_windows_are_full_are_looked_at_a_turn_s_worth_at_a_time() {
 fn the_member_that_has_room_among_many_is_asked_in_a_later_turn() {
     const MEMBERS: usize = 300;
     for place in [0, 1, MEMBERS / 2, MEMBERS - 1] {
-        let mut crowd = busy_crowd(MEMBERS, 1);
+        let mut crowd = busy_crowd(MEMBERS, 1, 1);
         let queued = |crowd: &Crowd| crowd.broker.metrics().queued_messages;
         assert_eq!(crowd.heard(place), ["sent"]);
         crowd.acknowledge(place, 1);
@@ -310,11 +310,69 @@ fn the_member_that_has_room_among_many_is_asked_in_a_later_turn() {
     }
 }
 
+/// Those who were looked at in vain are not the first of the next search.
+#[test]
+fn a_search_goes_on_behind_those_who_had_no_room() {
+    const IDLE: usize = STEPS_PER_TURN + 10;
+    let mut crowd = busy_crowd(200, 1, 1);
+    for packet_id in 1..=2 {
+        assert_eq!(crowd.heard(IDLE).len(), 1);
+        crowd.acknowledge(IDLE, packet_id);
+        crowd.publish("t", QoS::AtLeastOnce, b"sent");
+        assert_eq!(turns(&mut crowd.broker) > 0, packet_id == 1, "at first others are looked at");
+    }
+    assert_eq!(crowd.heard(IDLE), ["sent"]);
+}
+
+/// Many have room for several messages, and none of those who are looked at first.
+#[test]
+fn messages_that_wait_are_spread_among_those_who_are_asked() {
+    const MEMBERS: usize = 200;
+    const MESSAGES: usize = 20;
+    let mut crowd = busy_crowd(MEMBERS, 1, 2);
+    for member in MEMBERS / 2..MEMBERS {
+        assert_eq!(crowd.heard(member).len(), 2);
+        (1..=2).for_each(|packet_id| crowd.acknowledge(member, packet_id));
+    }
+    // Their turn would come with the next message.
+    (0..MESSAGES).for_each(|_| crowd.publish("t", QoS::AtLeastOnce, b"waited"));
+    assert_eq!(crowd.broker.metrics().queued_messages as usize, MESSAGES);
+    turns(&mut crowd.broker);
+    let counts: Vec<usize> = (MEMBERS / 2..MEMBERS).map(|member| crowd.heard(member).len()).collect();
+    assert_eq!(counts.iter().sum::<usize>(), MESSAGES);
+    assert_eq!(counts.iter().max(), Some(&1), "{counts:?}");
+}
+
+/// More members have ended, on both sides of one that lives, than one call looks at.
+#[test]
+fn what_an_ended_member_leaves_goes_to_one_that_lives_among_many_that_have_ended() {
+    const MEMBERS: usize = 4 * STEPS_PER_TURN;
+    let mut broker = Broker::new(options(), NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    let others = (0..MANY).map(|number| format!("$share/{number}/none"));
+    let filters: Vec<String> = others.chain(["$share/0/t".to_owned()]).collect();
+    let names: Vec<String> = (0..MEMBERS).map(|number| format!("member{number}")).collect();
+    let members: Vec<ConnectionId> =
+        (2..).zip(&names).map(|(slot, name)| connected(&mut broker, slot, connect311(name))).collect();
+    members.iter().for_each(|id| subscribe(&mut broker, *id, &filters, QoS::AtLeastOnce));
+    say(&mut broker, publisher, &bytes_of(&publish("t", QoS::AtLeastOnce, b"left"), PROTOCOL));
+    let holder = members.iter().copied().find(|id| !heard(&mut broker, *id).is_empty()).expect("it was sent");
+    let living = members[MEMBERS / 2];
+    assert!(holder != living);
+    for id in members.iter().filter(|id| **id != living && **id != holder) {
+        broker.handle_lost(NOW, *id, false);
+    }
+    broker.handle_lost(NOW, holder, false);
+    broker.check_invariants();
+    turns(&mut broker);
+    assert_eq!(heard(&mut broker, living), ["left"]);
+}
+
 /// At another QoS the outbox of one that was asked is found full, and the one that was not asked changes places with it.
 #[test]
 fn who_has_yet_to_be_asked_is_asked_wherever_it_is_moved() {
     const MEMBERS: usize = 4 * STEPS_PER_TURN + 1;
-    let mut crowd = busy_crowd(MEMBERS, 1);
+    let mut crowd = busy_crowd(MEMBERS, 1, 1);
     for packet_id in 1..=2 {
         assert_eq!(crowd.heard(0), ["sent"]);
         crowd.acknowledge(0, packet_id);
@@ -325,9 +383,10 @@ fn who_has_yet_to_be_asked_is_asked_wherever_it_is_moved() {
     }
     crowd.publish("t", QoS::AtLeastOnce, b"waits");
     crowd.broker.handle_timeout(NOW);
-    crowd.fill(1);
+    // The first one that the search has not looked at.
+    crowd.fill(1 + STEPS_PER_TURN);
     crowd.publish("t", QoS::AtMostOnce, b"lively");
-    assert_eq!(crowd.heard(0), ["lively"], "nobody has less work");
+    assert_eq!(crowd.heard(0).len(), 0, "all others were asked before");
     turns(&mut crowd.broker);
     assert_eq!(crowd.heard(0), ["waits"]);
 }

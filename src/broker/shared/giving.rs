@@ -28,10 +28,11 @@ use super::{Group, GroupId, Member, Moment};
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
 
-/// So many groups one after the other that have nothing for a member are asked in one turn.
+/// So many groups one after the other that have nothing for a member are asked in one turn, and so many in the time of a step.
 const ASKED_IN_VAIN_MAX: u32 = 64;
+const ASKED_IN_VAIN_PER_STEP: u32 = 16;
 
-/// A member that is looked at, does not get the message, and changes its place, takes as long as so many who have gone.
+/// A member that is looked at and changes its place, or is sent a message, takes as long as so many who have gone.
 const REJECTED_LOOKS: usize = 12;
 
 /// Whom a search does not have to look at again.
@@ -44,11 +45,12 @@ enum Obstacle {
 }
 
 impl Broker {
-    /// Whether it may take turns to find the members that get a message: some have yet to be moved or removed, or they are more than
-    /// a turn has looks, of whom nobody may have room.
-    pub(in crate::broker) fn may_look_long_for_members(&self) -> bool {
+    /// Whether it may take turns to find the members that get a message: some have yet to be moved or removed, or, at QoS 0, they are
+    /// more than a turn has looks, of whom nobody may have room.
+    pub(in crate::broker) fn may_look_long_for_members(&self, qos: QoS) -> bool {
         let looks = self.options.steps_per_turn.saturating_mul(LISTED_PER_STEP);
-        self.shared.has_moves() || !self.remains.is_empty() || self.shared.len() > looks
+        let are_many = qos == QoS::AtMostOnce && self.shared.len() > looks;
+        self.shared.has_moves() || !self.remains.is_empty() || are_many
     }
 
     /// Gives a message to one member of each group that wants it.
@@ -69,8 +71,8 @@ impl Broker {
     }
 
     /// Gives a message to some of the groups that get it. Those that have ended since it was taken, and those that were made since,
-    /// do not. `looks` are spent on finding out who is there and who has room, where very many may be, or have come or gone: at a
-    /// group for which too few are left it ends. Where it ends.
+    /// do not. `looks` are spent on finding out who is there, and at QoS 0 who has room, where very many may be, or have come or
+    /// gone: at a group for which too few are left it ends. Where it ends.
     pub(in crate::broker) fn give_to_groups(
         &mut self,
         routing: &mut Routing<'_>,
@@ -118,7 +120,7 @@ impl Broker {
             return Ok(());
         }
         // One that may not take several turns finds a member in this one.
-        let may_go_on = routing.is_continued || self.may_look_long_for_members();
+        let may_go_on = routing.is_continued || self.may_look_long_for_members(routing.qos);
         let looks = if may_go_on { looks } else { &mut { usize::MAX } };
         self.give_at_most_once(id, routing, newest_move, looks)
     }
@@ -196,7 +198,9 @@ impl Broker {
     /// who were not looked at are asked in later turns.
     pub(super) fn choose_for_window(&mut self, id: GroupId) -> Option<Member> {
         self.shared.forget_full(id);
-        let mut looks = self.outputs.steps_left.max(1);
+        // One at least: a message to many groups does not have to wait in all that come last.
+        let looks_max = self.outputs.steps_left.max(1);
+        let mut looks = looks_max;
         let chosen = self.choose_present_member(id, true, &mut looks);
         let chosen = match chosen {
             Ok(None) => {
@@ -211,6 +215,7 @@ impl Broker {
             }
         };
         self.outputs.steps_left = self.outputs.steps_left.min(looks);
+        self.outputs.work += ((looks_max - looks).saturating_sub(COMPARED_MAX) / LISTED_PER_STEP) as u64;
         chosen
     }
 
@@ -249,7 +254,7 @@ impl Broker {
         loop {
             let Some(&Group { turn, present, full, .. }) = self.shared.group(id) else { return Ok(None) };
             let all = present - full;
-            // At QoS 0 who is passed is set aside.
+            // Otherwise each is chosen from, or an obstacle.
             let at_once = if counted { all.min(*looks) } else { all };
             let mut left = at_once;
             let chosen = self.look_for_member(id, counted, turn, &mut left);
@@ -257,7 +262,10 @@ impl Broker {
                 *looks -= at_once - left;
             }
             let obstacle = match chosen {
-                Ok(None) if at_once < all => return Err(Unknown),
+                Ok(None) if at_once < all => {
+                    self.shared.pass_turn(id, at_once);
+                    return Err(Unknown);
+                }
                 Ok(chosen) => return Ok(chosen),
                 Err(obstacle) => obstacle,
             };
@@ -277,7 +285,8 @@ impl Broker {
         }
     }
 
-    /// Looks at so many at most whose outboxes are not known to be full, from one place on. An obstacle ends the search.
+    /// Looks at so many at most whose outboxes are not known to be full, from one place on. An obstacle ends the search; before it
+    /// one with room may have been found.
     fn look_for_member(
         &mut self,
         id: GroupId,
@@ -299,11 +308,17 @@ impl Broker {
             let Some((session, connection)) =
                 session.and_then(|session| Some((session, session.connection?)))
             else {
+                if best.is_some() {
+                    break;
+                }
                 group.turn = at;
                 return Err(Obstacle::Gone(member));
             };
             let Some(link) = links.find_mut(connection) else { continue };
             if link.outbox.pending() > options.outbox_soft_mark() {
+                if best.is_some() {
+                    break;
+                }
                 link.wants_refill = true;
                 link.is_found_full = true;
                 group.turn = at;
@@ -326,7 +341,7 @@ impl Broker {
         Ok(Some(group.members[at]))
     }
 
-    /// Has members with room take what waits in groups of whom not all were looked at.
+    /// Gives what waits in groups of whom not all were looked at to those who have room.
     pub(super) fn continue_asking(&mut self, steps: &mut usize) {
         while *steps > 0
             && let Some(id) = self.shared.asking.pop_front()
@@ -337,30 +352,41 @@ impl Broker {
         }
     }
 
-    /// True if all have been asked, or nothing waits any more; otherwise there are no steps left.
+    /// Each gets a message, and asks for more itself. True if all have been asked, or nothing waits any more; otherwise there are no
+    /// steps left.
     fn go_on_asking(&mut self, id: GroupId, steps: &mut usize) -> bool {
-        while *steps > 0 {
-            *steps -= 1;
-            for _ in 0..LISTED_PER_STEP {
-                let Self { shared, sessions, links, options, .. } = self;
-                let Some(group) = shared.group_mut(id) else { return true };
-                let unasked = if group.queue.is_empty() { 0 } else { group.unasked.min(group.present) };
-                group.unasked = unasked.saturating_sub(1);
-                if unasked == 0 {
-                    return true;
-                }
-                let member = group.members[group.unasked].session;
-                let session = sessions.find(member);
-                let link = session.and_then(|session| links.find_mut(session.connection?));
-                let (Some(session), Some(link)) = (session, link) else { continue };
-                link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
-                if has_room(session, link, options) {
-                    self.schedule_refill(member);
-                    break; // As long as it takes.
-                }
+        let mut looks = steps.saturating_mul(LISTED_PER_STEP);
+        let is_done = loop {
+            let Self { shared, sessions, links, options, .. } = self;
+            let Some(group) = shared.group_mut(id) else { break true };
+            let unasked = if group.queue.is_empty() { 0 } else { group.unasked.min(group.present) };
+            let Some(last) = unasked.checked_sub(1) else {
+                group.unasked = 0;
+                break true;
+            };
+            if looks == 0 {
+                break false;
             }
-        }
-        self.shared.group(id).is_none_or(|group| group.unasked == 0)
+            looks -= 1;
+            group.unasked = last;
+            let member = group.members[last];
+            let session = sessions.find(member.session);
+            let link = session.and_then(|session| links.find_mut(session.connection?));
+            let (Some(session), Some(link)) = (session, link) else { continue };
+            link.wants_refill |= link.outbox.pending() > options.outbox_soft_mark();
+            if !has_room(session, link, options) {
+                continue;
+            }
+            looks = looks.saturating_sub(REJECTED_LOOKS);
+            if session.outgoing.queue.is_empty() {
+                self.pull_from_group(id, member);
+            }
+            if self.shared.group(id).is_some_and(|group| !group.queue.is_empty()) {
+                self.schedule_refill(member.session);
+            }
+        };
+        *steps = looks.div_ceil(LISTED_PER_STEP);
+        is_done
     }
 
     /// Sends the first message of a group's queue to a member that has room for it, unless it has expired.
@@ -433,7 +459,12 @@ impl Broker {
                     self.pull_from_group(id, member);
                     has_gone_on = true;
                 }
-                _ => asked_in_vain += 1,
+                _ => {
+                    asked_in_vain += 1;
+                    if asked_in_vain.is_multiple_of(ASKED_IN_VAIN_PER_STEP) {
+                        outputs.take_step();
+                    }
+                }
             }
         }
     }

@@ -14,6 +14,9 @@ use crate::topics::{Grant, SubscriptionFilter};
 
 use super::{GroupId, Member, Place};
 
+/// With each membership of an ended session so many others of the same group are passed.
+const PASSED_WITH_EACH: usize = 64;
+
 impl Broker {
     /// Makes a session a member of a group, or changes what it is granted there [MQTT5-3.8.4-3].
     pub(in crate::broker) fn join_group(
@@ -79,11 +82,12 @@ impl Broker {
                 self.outputs.journal.remove_subscription(name, text);
             }
             self.remove_member(id, session, name.is_some());
+            // Others may have ended as well: whoever asks soon finds most of them passed.
+            let _ = self.shared.is_alive(id, &self.sessions, &mut { PASSED_WITH_EACH });
         }
     }
 
-    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there. There
-    /// are few of them: only of who was in many groups are memberships left.
+    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there.
     fn end_dead_group(&mut self, text: &str) {
         if self.remains.is_empty() {
             return;

@@ -13,6 +13,7 @@
 //! Invariants: see `shared`. Deliberately not here: who makes and ends memberships (see `memberships`).
 
 use crate::broker::Broker;
+use crate::broker::deliver::LISTED_PER_STEP;
 use crate::broker::in_line::Served;
 use crate::broker::session::{SessionId, Sessions};
 
@@ -49,7 +50,7 @@ impl SharedSubscriptions {
         sessions: &Sessions,
         looks: &mut usize,
     ) -> Result<bool, Unknown> {
-        let Some(group) = self.group_mut(id).filter(|group| !group.is_retired) else { return Ok(false) };
+        let Some(group) = self.group_mut(id) else { return Ok(false) };
         // It is connected, if anybody is.
         if group.members.first().is_some_and(|member| sessions.find(member.session).is_some()) {
             return Ok(true);
@@ -172,22 +173,33 @@ impl SharedSubscriptions {
 
     /// Those of a group who count as connected are asked in later turns whether they have room for what waits.
     pub(super) fn begin_asking(&mut self, id: GroupId) {
-        let Some(group) = self.group_mut(id) else { return };
+        let Some(group) = self.group_mut(id).filter(|group| group.present > 0) else { return };
         let is_listed = group.unasked > 0;
         group.unasked = group.present;
-        if !is_listed && group.unasked > 0 {
+        if !is_listed {
             self.asking.push_back(id);
+        }
+    }
+
+    /// So many from the one whose turn it is, whose outboxes are not known to be full, were looked at in vain, and there are more.
+    pub(super) fn pass_turn(&mut self, id: GroupId, count: usize) {
+        if let Some(group) = self.group_mut(id) {
+            let Group { full, present, .. } = *group;
+            let from = if (full..present).contains(&group.turn) { group.turn } else { full };
+            group.turn = full + (from - full + count) % (present - full);
         }
     }
 
     /// The outbox of the one whose turn it is has no room.
     pub(super) fn set_full(&mut self, id: GroupId) {
         let Some(group) = self.group_mut(id) else { return };
-        let (at, full) = (group.turn, group.full);
+        let (mut at, full, unasked) = (group.turn, group.full, group.unasked);
         group.full += 1;
-        if full < group.unasked {
-            // Who comes in its place has yet to be asked.
-            group.unasked = group.unasked.max(at + 1);
+        if full < unasked && unasked <= at {
+            // Who makes room for it has yet to be asked, and so is to stand behind the last of those.
+            group.unasked += 1;
+            self.swap_members(id, at, unasked);
+            at = unasked;
         }
         self.swap_members(id, at, full);
     }
@@ -244,6 +256,7 @@ impl Broker {
             return;
         }
         if self.is_little(left) {
+            self.outputs.work += (left / LISTED_PER_STEP) as u64;
             let mut steps = left;
             self.go_on_moving(session, left, &mut steps);
             return;

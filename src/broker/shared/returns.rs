@@ -96,7 +96,8 @@ impl Broker {
     /// other members, even if the session had left it before.
     pub(in crate::broker) fn return_or_drop(&mut self, delivery: Delivery) {
         let Self { shared, sessions, outputs, .. } = self;
-        // One that is not known to be dead gets it as if it lived; if it does not, the message goes with it.
+        // One that is not known to be dead gets it as if it lived. If it does not, the message goes with it, unless the process ends
+        // before: then it may belong to the next group of the same text, as what is yet to be removed may (see `settling`).
         let may_live =
             |id: &GroupId| !matches!(shared.is_alive(*id, sessions, &mut outputs.steps_left), Ok(false));
         match group_of(&delivery).filter(may_live) {
@@ -109,7 +110,7 @@ impl Broker {
     }
 
     /// Puts a message, as it was published, back before all others, but for those that were put back before; and gives it to whoever has
-    /// room. Nobody has where others wait already.
+    /// room. Where others wait already nobody has, or is about to be asked.
     fn return_to_group(&mut self, id: GroupId, delivery: Delivery) {
         let Self { shared, outputs, .. } = self;
         let Delivery { message, via, .. } = &delivery;
