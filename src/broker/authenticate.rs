@@ -238,7 +238,7 @@ impl Broker {
         self.reply(id, PacketKind::Auth, None, |bytes| encode::auth(bytes, &auth));
     }
 
-    /// Whether there may be one.
+    /// Whether steps may wait for a verdict; they may all be of connections that have ended.
     pub fn has_authentication_steps(&self) -> bool {
         !self.outputs.authentication.is_empty()
     }

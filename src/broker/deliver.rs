@@ -537,8 +537,8 @@ impl Outputs {
         Some(delivery)
     }
 
-    /// A message that waited is sent or dropped, or as much else is done.
-    pub(super) fn take_step(&mut self) {
+    /// A message that waited is sent or dropped.
+    fn take_step(&mut self) {
         self.steps_left = self.steps_left.saturating_sub(1);
     }
 

@@ -226,9 +226,9 @@ impl Broker {
             }
             return;
         }
-        let copies_max = self.outputs.copies + steps as u64;
+        let done_max = self.copies() + self.work() + steps as u64;
         for _ in 0..steps {
-            if self.fan_out.is_some() || self.outputs.copies >= copies_max {
+            if self.fan_out.is_some() || self.copies() + self.work() >= done_max {
                 break;
             }
             let Some(put_off) = self.put_off.pop() else { break };

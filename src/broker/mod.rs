@@ -519,7 +519,8 @@ impl Broker {
     }
 
     /// What reading has cost so far beside them where a packet may make much work, in copies that take as long: messages that
-    /// waited and were sent, members of groups who were looked at or moved, packets that were repeated.
+    /// waited, or are retained, and were sent, groups that were asked, members who were looked at, memberships and receipts that
+    /// were moved, and packets that were repeated.
     pub fn work(&self) -> u64 {
         self.outputs.work
     }

@@ -6,10 +6,10 @@
 //! 2. read the clock, once: what happens belongs to the end of its millisecond, what is due to the beginning
 //! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
-//! 5. read from connections that have something, a share of the turn each, until enough bytes are read, packets taken, or copies
-//!    of messages made; who has more stands behind the others for the next turn; whose messages go to many waits until those
+//! 5. read from connections that have something, a share of the turn each, until enough bytes are read, packets taken, copies
+//!    of messages made, or as much else done; who has more stands behind the others for the next turn; whose messages go to many waits until those
 //!    have been flushed
-//! 6. steps of authentication, and what is due by the clock
+//! 6. a share of the steps of authentication, and what is due by the clock
 //! 7. hand this turn's records to the store, before any byte leaves
 //! 8. flush outboxes with new bytes, one vectored write each: all with a reply or a message of their own, some of those that
 //!    are one of many
@@ -55,7 +55,8 @@ const PACKETS_PER_TURN: usize = 8_192;
 /// no order; PUBLISH packets of 32 bytes and more are not held up.
 const PACKETS_AT_ONCE: RangeInclusive<usize> = 128..=2_048;
 
-/// Copies of messages that reading makes in one turn: a fraction of a millisecond. The last message may bring more.
+/// Copies of messages that reading makes in one turn: a fraction of a millisecond. The last message may bring more. As much other
+/// work may come beside them, and as much of authentication.
 const COPIES_PER_TURN: u64 = 4_000;
 
 /// The same while those who got the last ones wait to be flushed.
@@ -455,9 +456,11 @@ impl EventLoop {
     /// Has the steps of authentication answered, until those who are let in by them have made as much work as reading may.
     fn authenticate(&mut self, now: Instant) {
         let done_max = self.broker.copies() + self.broker.work() + COPIES_PER_TURN;
-        while self.broker.copies() + self.broker.work() < done_max
+        let mut steps = 0;
+        while self.broker.copies() + self.broker.work() + steps < done_max
             && let Some(step) = self.broker.poll_authentication()
         {
+            steps += 1;
             let id = step.connection;
             let verdict = match &mut self.authenticator {
                 Some(authenticator) => authenticator.step(&step),

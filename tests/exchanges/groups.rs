@@ -391,6 +391,27 @@ fn who_has_yet_to_be_asked_is_asked_wherever_it_is_moved() {
     assert_eq!(crowd.heard(0), ["waits"]);
 }
 
+/// At QoS 0 it may take turns itself to find out that nobody has room, at QoS 1 it does not.
+#[test]
+fn at_qos_1_a_message_to_many_members_does_not_wait_for_one_on_its_way_to_many() {
+    const MEMBERS: usize = 5 * STEPS_PER_TURN;
+    let mut crowd = busy_crowd(MEMBERS, 1, 1);
+    for member in 0..MEMBERS {
+        subscribe(&mut crowd.broker, crowd.members[member], &["many".to_owned()], QoS::AtMostOnce);
+    }
+    let others = [1_000, 2_000].map(|slot| connected(&mut crowd.broker, slot, connect311(&slot.to_string())));
+    crowd.publish("many", QoS::AtMostOnce, b"on its way");
+    assert!(crowd.broker.is_fanning_out());
+    for (id, qos) in others.into_iter().zip([QoS::AtLeastOnce, QoS::AtMostOnce]) {
+        say(&mut crowd.broker, id, &bytes_of(&publish("t", qos, b"to one"), PROTOCOL));
+        crowd.broker.check_invariants();
+        assert_eq!(crowd.broker.wants_input(id), qos == QoS::AtLeastOnce);
+    }
+    assert!(crowd.broker.is_fanning_out());
+    assert_eq!(crowd.broker.metrics().queued_messages, 1);
+    turns(&mut crowd.broker);
+}
+
 /// Each turn somebody comes whom it takes a turn to look at.
 #[test]
 fn a_message_to_groups_comes_to_its_end_while_clients_come() {

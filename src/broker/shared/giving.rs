@@ -28,9 +28,9 @@ use super::{Group, GroupId, Member, Moment};
 /// Of so many members with room the one with the least work is chosen: looking at more would cost more than it gains.
 const COMPARED_MAX: usize = 64;
 
-/// So many groups one after the other that have nothing for a member are asked in one turn, and so many in the time of a step.
+/// So many groups one after the other that have nothing for a member are asked in one turn, and so many in the time of a copy.
 const ASKED_IN_VAIN_MAX: u32 = 64;
-const ASKED_IN_VAIN_PER_STEP: u32 = 16;
+const ASKED_IN_VAIN_PER_COPY: u32 = 16;
 
 /// A member that is looked at and changes its place, or is sent a message, takes as long as so many who have gone.
 const REJECTED_LOOKS: usize = 12;
@@ -343,31 +343,33 @@ impl Broker {
 
     /// Gives what waits in groups of whom not all were looked at to those who have room.
     pub(super) fn continue_asking(&mut self, steps: &mut usize) {
-        while *steps > 0
+        let mut looks = steps.saturating_mul(LISTED_PER_STEP);
+        while looks > 0
             && let Some(id) = self.shared.asking.pop_front()
         {
-            if !self.go_on_asking(id, steps) {
+            looks -= 1; // As long as a group is looked at that has nobody left to ask.
+            if !self.go_on_asking(id, &mut looks) {
                 self.shared.asking.push_back(id);
             }
         }
+        *steps = looks / LISTED_PER_STEP;
     }
 
-    /// Each gets a message, and asks for more itself. True if all have been asked, or nothing waits any more; otherwise there are no
-    /// steps left.
-    fn go_on_asking(&mut self, id: GroupId, steps: &mut usize) -> bool {
-        let mut looks = steps.saturating_mul(LISTED_PER_STEP);
-        let is_done = loop {
+    /// Each that has room gets a message, and asks for more itself. True if all have been asked, or nothing waits any more;
+    /// otherwise there are no looks left.
+    fn go_on_asking(&mut self, id: GroupId, looks: &mut usize) -> bool {
+        loop {
             let Self { shared, sessions, links, options, .. } = self;
-            let Some(group) = shared.group_mut(id) else { break true };
+            let Some(group) = shared.group_mut(id) else { return true };
             let unasked = if group.queue.is_empty() { 0 } else { group.unasked.min(group.present) };
             let Some(last) = unasked.checked_sub(1) else {
                 group.unasked = 0;
-                break true;
+                return true;
             };
-            if looks == 0 {
-                break false;
+            if *looks == 0 {
+                return false;
             }
-            looks -= 1;
+            *looks -= 1;
             group.unasked = last;
             let member = group.members[last];
             let session = sessions.find(member.session);
@@ -377,16 +379,14 @@ impl Broker {
             if !has_room(session, link, options) {
                 continue;
             }
-            looks = looks.saturating_sub(REJECTED_LOOKS);
+            *looks = looks.saturating_sub(REJECTED_LOOKS);
             if session.outgoing.queue.is_empty() {
                 self.pull_from_group(id, member);
             }
             if self.shared.group(id).is_some_and(|group| !group.queue.is_empty()) {
                 self.schedule_refill(member.session);
             }
-        };
-        *steps = looks.div_ceil(LISTED_PER_STEP);
-        is_done
+        }
     }
 
     /// Sends the first message of a group's queue to a member that has room for it, unless it has expired.
@@ -460,10 +460,10 @@ impl Broker {
                     has_gone_on = true;
                 }
                 _ => {
-                    asked_in_vain += 1;
-                    if asked_in_vain.is_multiple_of(ASKED_IN_VAIN_PER_STEP) {
-                        outputs.take_step();
+                    if asked_in_vain.is_multiple_of(ASKED_IN_VAIN_PER_COPY) {
+                        outputs.work += 1; // No step: or streams behind it would never go on.
                     }
+                    asked_in_vain += 1;
                 }
             }
         }

@@ -15,7 +15,7 @@ use crate::topics::{Grant, SubscriptionFilter};
 use super::{GroupId, Member, Place};
 
 /// With each membership of an ended session so many others of the same group are passed.
-const PASSED_WITH_EACH: usize = 64;
+const PASSED_WITH_EACH: usize = 16;
 
 impl Broker {
     /// Makes a session a member of a group, or changes what it is granted there [MQTT5-3.8.4-3].
