@@ -7,8 +7,8 @@
 //! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
 //! 5. read from connections that have something, a share of the turn each, until enough bytes are read, packets taken, copies
-//!    of messages made, or as much else done; who has more stands behind the others for the next turn; whose messages go to many waits until those
-//!    have been flushed
+//!    of messages made, or as much else done; who has more stands behind the others for the next turn; whose messages go to many
+//!    waits until those have been flushed
 //! 6. a share of the steps of authentication, and what is due by the clock
 //! 7. hand this turn's records to the store, before any byte leaves
 //! 8. flush outboxes with new bytes, one vectored write each: all with a reply or a message of their own, some of those that
