@@ -87,7 +87,8 @@ impl Broker {
         }
     }
 
-    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there.
+    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there. However many those
+    /// are that were not passed yet, all are looked at: whether the group is dead has to be known now.
     fn end_dead_group(&mut self, text: &str) {
         if self.remains.is_empty() {
             return;
