@@ -1,4 +1,5 @@
-//! A SUBSCRIBE or UNSUBSCRIBE of more filters than one turn has time for.
+//! A SUBSCRIBE or UNSUBSCRIBE for which one turn has too little time: of many filters, or of one for a group so many of whose members
+//! have just ended that it is not known yet whether anybody lives in it.
 //!
 //! Its filters are judged, and then take effect, a turn's worth at a time, and its answer follows the last of them. Its
 //! sender is not read meanwhile, so to it all of them come before whatever it asked for next. Nobody else waits for it.
@@ -52,6 +53,11 @@ impl LongRequest {
     pub(super) fn new(packet_id: PacketId, asks: Asks, filters: &[u8], unjudged: &[u8]) -> Self {
         let judged = filters.len() - unjudged.len();
         Self { judged, at: 0, ..Self::unchecked(packet_id, asks, filters.to_vec(), 0) }
+    }
+
+    /// The same when the first filters have taken effect, with these codes: `left` is the end of its filters.
+    pub(super) fn begun(self, left: &[u8], reasons: Vec<ReasonCode>) -> Self {
+        Self { at: self.bytes.len() - left.len(), reasons, ..self }
     }
 
     /// One of whose filters nothing is known. They stand at the end of `bytes`.
@@ -166,12 +172,7 @@ impl Broker {
         let left = match *asks {
             Asks::Subscribe(subscription_id) => {
                 let mut requests = SubscriptionRequests::checked_before(&bytes[*at..]);
-                while *steps > 0
-                    && let Some(request) = requests.next()
-                {
-                    reasons.push(self.subscribe_to(session_id, &request, subscription_id));
-                    *steps -= 1;
-                }
+                self.subscribe_to_some(session_id, &mut requests, subscription_id, reasons, steps);
                 requests.as_bytes().len()
             }
             Asks::Unsubscribe => {

@@ -43,9 +43,14 @@ impl Broker {
             let request = LongRequest::new(subscribe.packet_id, asks, filters, unjudged);
             return self.put_off_request(id, request);
         }
-        let mut reasons = std::mem::take(&mut self.reasons);
-        for request in subscribe.requests {
-            reasons.push(self.subscribe_to(session_id, &request, subscription_id));
+        let (mut reasons, mut requests) = (std::mem::take(&mut self.reasons), subscribe.requests);
+        let mut steps = self.options.steps_per_turn;
+        self.subscribe_to_some(session_id, &mut requests, subscription_id, &mut reasons, &mut steps);
+        self.outputs.work += (self.options.steps_per_turn - steps) as u64;
+        if !requests.as_bytes().is_empty() {
+            let (asks, filters) = (Asks::Subscribe(subscription_id), subscribe.requests.as_bytes());
+            let request = LongRequest::new(subscribe.packet_id, asks, filters, &[]);
+            return self.put_off_request(id, request.begun(requests.as_bytes(), reasons));
         }
         self.reply_to_request(id, PacketKind::Suback, subscribe.packet_id, &reasons);
         reasons.clear();
@@ -54,9 +59,30 @@ impl Broker {
         self.refill_for_packet(session_id);
     }
 
+    /// Has as many requests of a SUBSCRIBE take effect as there are steps. One for a group of which too few were looked at to tell
+    /// whether anybody lives in it waits for more.
+    pub(super) fn subscribe_to_some(
+        &mut self,
+        session_id: SessionId,
+        requests: &mut SubscriptionRequests<'_>,
+        subscription_id: Option<NonZeroU32>,
+        reasons: &mut Vec<ReasonCode>,
+        steps: &mut usize,
+    ) {
+        let mut left = *requests;
+        while *steps > 0
+            && let Some(request) = left.next()
+            && self.end_dead_group(request.filter, steps).is_ok()
+        {
+            reasons.push(self.subscribe_to(session_id, &request, subscription_id));
+            *steps = steps.saturating_sub(1);
+            *requests = left;
+        }
+    }
+
     /// Makes or replaces one subscription, and a stream of retained messages if they are wanted; its code in the SUBACK. One
     /// filter is done with before the next one, which may be the same: what is recorded last is how it stands.
-    pub(super) fn subscribe_to(
+    fn subscribe_to(
         &mut self,
         session_id: SessionId,
         request: &SubscriptionRequest<'_>,

@@ -368,6 +368,59 @@ fn what_an_ended_member_leaves_goes_to_one_that_lives_among_many_that_have_ended
     assert_eq!(heard(&mut broker, living), ["left"]);
 }
 
+/// More members have ended than one call looks at. Whoever asks to join waits until it is known whether anybody lives in the group: what
+/// waits there is for those who join a living one.
+#[test]
+fn who_joins_waits_until_it_is_known_whether_the_group_is_dead() {
+    const STEPS: usize = STEPS_PER_TURN / 4;
+    const MEMBERS: usize = 4 * 4 * STEPS;
+    for living in [None, Some(MEMBERS * 3 / 4)] {
+        let mut crowd = Crowd::new(Options { steps_per_turn: STEPS, ..options() }, MEMBERS, 1, MANY);
+        (0..MEMBERS).for_each(|member| crowd.broker.handle_lost(NOW, crowd.members[member], false));
+        turns(&mut crowd.broker);
+        crowd.publish("t", QoS::AtLeastOnce, b"old");
+        assert_eq!(crowd.broker.metrics().queued_messages, 1);
+        for member in (0..MEMBERS).filter(|member| Some(*member) != living) {
+            crowd.slot += 1;
+            connected(&mut crowd.broker, crowd.slot, connect311(&crowd.names[member]));
+        }
+        crowd.broker.check_invariants();
+        let newcomers = [10_000, 10_001].map(|slot| {
+            let name = format!("newcomer{slot}");
+            connected(&mut crowd.broker, slot, connect311(&name))
+        });
+        let subscriptions = crowd.broker.status().subscriptions;
+        let requests = ["a", "$share/0/t", "b"].map(|filter| (filter, QoS::AtLeastOnce.into()));
+        let mut bytes = Vec::new();
+        encode::subscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &requests);
+        for newcomer in newcomers {
+            say(&mut crowd.broker, newcomer, &bytes);
+            crowd.broker.check_invariants();
+            assert!(!crowd.broker.wants_input(newcomer), "{living:?} {newcomer:?}");
+            assert!(hear(&mut crowd.broker, newcomer).is_empty());
+        }
+        let begun = subscriptions + 2;
+        assert_eq!(crowd.broker.status().subscriptions, begun, "only the first filters have taken effect");
+        crowd.broker.handle_timeout(NOW);
+        assert!(crowd.broker.status().subscriptions <= begun);
+        turns(&mut crowd.broker);
+        let mut payloads = Vec::new();
+        for newcomer in newcomers {
+            let heard = hear(&mut crowd.broker, newcomer);
+            let Packet::Suback(suback) = heard[0].packet() else { panic!("{heard:?}") };
+            assert_eq!(suback.reasons.len(), 3, "a code for each filter");
+            payloads.extend(heard[1..].iter().map(|heard| match heard.packet() {
+                Packet::Publish(publish) => String::from_utf8_lossy(publish.payload).into_owned(),
+                other => panic!("{other:?}"),
+            }));
+            assert!(crowd.broker.wants_input(newcomer));
+        }
+        assert_eq!(payloads, if living.is_some() { vec!["old"] } else { Vec::new() }, "{living:?}");
+        crowd.publish("t", QoS::AtLeastOnce, b"new");
+        assert_eq!(newcomers.iter().flat_map(|id| heard(&mut crowd.broker, *id)).count(), 1);
+    }
+}
+
 /// At another QoS the outbox of one that was asked is found full, and the one that was not asked changes places with it.
 #[test]
 fn who_has_yet_to_be_asked_is_asked_wherever_it_is_moved() {

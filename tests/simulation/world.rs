@@ -12,7 +12,7 @@ mod rest;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::IoSlice;
 
-use broker::broker::event::FanOutStep;
+use broker::broker::event::{FanOutStep, PacketKind};
 use broker::broker::options::{Durability, Redirect};
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::{Duration, Instant};
@@ -132,6 +132,8 @@ pub(crate) struct World {
     /// Whether a request takes several turns at the moment, and whose it is if it breaks a rule.
     request_in_hand: bool,
     violator: Option<ConnectionId>,
+    /// Whether the request that came last has been answered.
+    is_request_answered: bool,
     /// Whether the process may end between two turns.
     may_crash: bool,
     /// Whether everybody behaves from now on.
@@ -222,6 +224,7 @@ impl World {
             sender: None,
             put_off: BTreeMap::new(),
             request_in_hand: false,
+            is_request_answered: false,
             may_crash: false,
             violator: None,
             is_at_rest: false,
@@ -522,11 +525,12 @@ impl World {
             .coverage
             .see_if("a packet amid a message to groups", self.broker.is_fanning_out_to_groups());
         self.packet_in_hand = true;
+        self.is_request_answered = false;
         self.hand_over(id, input);
         self.model.heard_from(id);
         self.after_input(asked.as_ref(), is_violation.then_some(id));
         self.packet_in_hand = false;
-        let is_put_off = is_request && self.model.client_id(id).is_some() && !self.broker.wants_input(id);
+        let is_put_off = is_request && self.model.client_id(id).is_some() && !self.is_request_answered;
         if is_put_off && self.find_violation(id, packet) {
             return;
         }
@@ -551,6 +555,9 @@ impl World {
             Packet::Pingreq => self.model.ping(id),
             Packet::Disconnect(_) => panic!("DISCONNECT ends the connection"),
             _ => {}
+        }
+        if is_put_off {
+            self.model.hold_request_reply(id);
         }
         self.note_copies();
         self.model.append_late_replies();
@@ -592,6 +599,12 @@ impl World {
             assert!(!self.is_draining || !matches!(event, Event::Connected { .. }), "nobody is let in");
             if let Event::FanOut { connection, step } = event {
                 self.note_fan_out(connection, step);
+            }
+            if let Event::Packet { connection, sent: true, kind, .. } = event
+                && matches!(kind, PacketKind::Suback | PacketKind::Unsuback)
+            {
+                self.is_request_answered = true;
+                self.model.release_request_reply(connection);
             }
             self.model.event(&event, asked, self.broker.options());
         }

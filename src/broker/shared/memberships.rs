@@ -6,19 +6,21 @@
 //! Invariants: see `shared`. Deliberately not here: whether a member is there (see `presence`).
 
 use crate::broker::Broker;
+use crate::broker::deliver::LISTED_PER_STEP;
 use crate::broker::queue::Queue;
 use crate::broker::remains::{MEMBERSHIP_STEPS, Remains};
 use crate::broker::session::{Session, SessionId};
 use crate::metrics::DropReason;
 use crate::topics::{Grant, SubscriptionFilter};
 
+use super::presence::Unknown;
 use super::{GroupId, Member, Place};
 
 /// With each membership of an ended session so many others of the same group are passed.
 const PASSED_WITH_EACH: usize = 16;
 
 impl Broker {
-    /// Makes a session a member of a group, or changes what it is granted there [MQTT5-3.8.4-3].
+    /// Makes a session a member of a group, which is known not to be dead, or changes what it is granted there [MQTT5-3.8.4-3].
     pub(in crate::broker) fn join_group(
         &mut self,
         session_id: SessionId,
@@ -26,7 +28,6 @@ impl Broker {
         filter: SubscriptionFilter<'_>,
         grant: Grant,
     ) {
-        self.end_dead_group(text);
         let id = self.shared.find_or_make(text, filter);
         let place = self.shared.place(id, session_id);
         let group = self.shared.group_mut(id).expect("just found or made");
@@ -87,19 +88,21 @@ impl Broker {
         }
     }
 
-    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there. However many those
-    /// are that were not passed yet, all are looked at: whether the group is dead has to be known now.
-    fn end_dead_group(&mut self, text: &str) {
+    /// Ends a group all of whose members have ended: who joins one of the same text does not get what waits there. If steps do not
+    /// tell whether it is dead there are none left, and the next ones go on.
+    pub(in crate::broker) fn end_dead_group(&mut self, text: &str, steps: &mut usize) -> Result<(), Unknown> {
         if self.remains.is_empty() {
-            return;
+            return Ok(());
         }
-        let Some(id) = self.shared.find(text) else { return };
-        let is_alive = self.shared.is_alive(id, &self.sessions, &mut { usize::MAX });
-        if !matches!(is_alive, Ok(false)) {
-            return;
+        let Some(id) = self.shared.find(text) else { return Ok(()) };
+        let mut looks = steps.saturating_mul(LISTED_PER_STEP);
+        let is_alive = self.shared.is_alive(id, &self.sessions, &mut looks);
+        *steps = looks / LISTED_PER_STEP;
+        if !is_alive? {
+            let queue = self.shared.retire_group(id);
+            self.leave_queue_behind(queue);
         }
-        let queue = self.shared.retire_group(id);
-        self.leave_queue_behind(queue);
+        Ok(())
     }
 
     /// A group has ended.

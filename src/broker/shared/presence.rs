@@ -24,7 +24,7 @@ const ARRIVAL_LOOKS: usize = 4;
 
 /// There were too few looks to tell.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Unknown;
+pub(in crate::broker) struct Unknown;
 
 impl SharedSubscriptions {
     /// The message that takes several turns has reached all groups, or is given up.

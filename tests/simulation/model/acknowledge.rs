@@ -111,6 +111,17 @@ impl Model {
         self.links.get_mut(&connection).and_then(|link| link.replies.pop_back()).expect("there is one");
     }
 
+    /// The answer to the request that was taken just now comes when it is said to be sent.
+    pub(crate) fn hold_request_reply(&mut self, connection: ConnectionId) {
+        let link = self.links.get_mut(&connection).expect("it is connected");
+        link.request_reply = Some(link.replies.pop_back().expect("a request is answered"));
+    }
+
+    pub(crate) fn release_request_reply(&mut self, connection: ConnectionId) {
+        let Some(link) = self.links.get_mut(&connection) else { return };
+        link.late_replies.extend(link.request_reply.take());
+    }
+
     pub(crate) fn release_reply(&mut self, connection: ConnectionId) {
         let Some(link) = self.links.get_mut(&connection).filter(|link| link.is_open) else { return };
         let Some(HeldReply { reply, if_unmatched, has_lost_receiver, .. }) = link.held_reply.take() else {

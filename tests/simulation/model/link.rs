@@ -123,6 +123,8 @@ pub(crate) struct Link {
     pub(crate) replies: VecDeque<Heard>,
     /// Those that come behind the answer to the packet in hand.
     pub(crate) late_replies: Vec<Heard>,
+    /// The answer to a request of several turns, until it is sent.
+    pub(crate) request_reply: Option<Heard>,
     /// The answer to a message to many, until that has reached all of them.
     pub(crate) held_reply: Option<HeldReply>,
     /// Replies that may as well be these others.
@@ -149,6 +151,7 @@ impl Link {
             connack: None,
             replies: VecDeque::new(),
             late_replies: Vec::new(),
+            request_reply: None,
             held_reply: None,
             alternatives: Vec::new(),
         }

@@ -1,7 +1,8 @@
 //! Requests that take several turns.
 //!
 //! To the model they do not, so nothing else happens meanwhile: no PUBLISH is taken that was put off before. Now and then
-//! their sender goes away, or the process ends, when some of them is done; then so much of them is told to the model.
+//! their sender goes away, or the process ends, when some of them is done; then so much of them is told to the model. Not of one that
+//! makes a member of a group: if very many others have ended there, it takes as long as it takes to find that out.
 
 use broker::broker::ConnectionId;
 use broker::codec::packet::{Packet, Protocol, Subscribe, Unsubscribe};
@@ -30,6 +31,12 @@ fn filters_of(packet: &Packet<'_>) -> usize {
         Packet::Unsubscribe(unsubscribe) => unsubscribe.filters.count(),
         _ => 0,
     }
+}
+
+/// Whether its sender becomes a member of a group.
+fn joins_a_group(packet: &Packet<'_>) -> bool {
+    let Packet::Subscribe(subscribe) = packet else { return false };
+    subscribe.requests.into_iter().any(|request| request.filter.starts_with("$share/"))
 }
 
 /// The same request with the first of its filters only.
@@ -83,9 +90,10 @@ impl World {
         }
     }
 
-    /// Whether a request that was put off takes several turns, and is not read on for another reason.
+    /// Whether it is known how many turns a request takes that was put off.
     pub(super) fn takes_turns(&self, packet: &Packet<'_>, is_decoded_later: bool) -> bool {
-        is_decoded_later || filters_of(packet) > self.broker.options().steps_per_turn
+        let is_long = is_decoded_later || filters_of(packet) > self.broker.options().steps_per_turn;
+        is_long && !joins_a_group(packet)
     }
 
     /// Its sender goes away, or the process ends, when some of it is done.
