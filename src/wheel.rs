@@ -137,24 +137,23 @@ impl<T> Wheel<T> {
         self.is_armed(id).then(|| self.remove(id.index))
     }
 
-    /// Does the first part of what `pop` does, for so many timers at most: it finds those that are due. True if nothing is
-    /// left of it.
-    pub fn advance(&mut self, now: Instant, timers_max: usize) -> bool {
+    /// Does the first part of what `pop` does, for as many timers as are left: it finds those that are due, and passes those before
+    /// the next one that were cancelled. True if nothing is left of it.
+    pub fn advance(&mut self, now: Instant, timers_left: &mut usize) -> bool {
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return true;
         }
         let last_tick = tick_of(now).max(self.tick);
-        let mut left = timers_max;
         loop {
             while self.unmoved != NONE {
-                if left == 0 {
+                if *timers_left == 0 {
                     return false;
                 }
-                left -= 1;
+                *timers_left -= 1;
                 self.move_one();
             }
             if self.tick == last_tick {
-                return true;
+                break;
             }
             // One round sees every slot, however far the clock has leapt.
             self.tick = (self.tick + 1).max((last_tick + 1).saturating_sub(SLOTS));
@@ -163,6 +162,16 @@ impl<T> Wheel<T> {
                 self.unmoved = std::mem::replace(slot, EMPTY).first;
             }
         }
+        while let Some(Reverse((_, id))) = self.heap.peek()
+            && !self.is_armed(*id)
+        {
+            if *timers_left == 0 {
+                return false;
+            }
+            *timers_left -= 1;
+            self.heap.pop();
+        }
+        true
     }
 
     /// A timer whose deadline is not after `now`; to be called until there is none. They come in the order of their
@@ -171,16 +180,12 @@ impl<T> Wheel<T> {
         if self.earliest.is_none_or(|earliest| earliest > now) {
             return None;
         }
-        self.advance(now, usize::MAX);
-        while let Some(Reverse((deadline, id))) = self.heap.peek().copied() {
-            let is_armed = self.is_armed(id);
-            if is_armed && deadline > now {
-                break;
-            }
+        self.advance(now, &mut { usize::MAX });
+        if let Some(Reverse((deadline, id))) = self.heap.peek().copied()
+            && deadline <= now
+        {
             self.heap.pop();
-            if is_armed {
-                return Some(self.remove(id.index));
-            }
+            return Some(self.remove(id.index));
         }
         if self.heap.is_empty() && self.heap.capacity() > HEAP_KEPT {
             self.heap = BinaryHeap::new();
@@ -311,8 +316,8 @@ mod tests {
         let (due, later) = (Instant(1_000), Instant(1_000 + SLOTS * SLOT_MILLIS));
         let timers: Vec<TimerId> = (0..10).map(|number| wheel.insert(due, number)).collect();
         let in_next_round = wheel.insert(later, 10);
-        assert_eq!((wheel.advance(Instant(999), 0), wheel.next_deadline()), (true, Some(due)));
-        assert!(!wheel.advance(due, 4));
+        assert_eq!((wheel.advance(Instant(999), &mut { 0 }), wheel.next_deadline()), (true, Some(due)));
+        assert!(!wheel.advance(due, &mut { 4 }));
         assert_eq!((wheel.next_deadline(), wheel.heap.len()), (Some(due), 3));
         // The first that is to be moved next, one behind it, one that was moved, and one that stays.
         for (id, value) in [(timers[6], 6), (timers[2], 2), (timers[8], 8), (in_next_round, 10)] {
@@ -320,10 +325,23 @@ mod tests {
         }
         wheel.insert(due, 11);
         wheel.insert(later, 12);
-        assert!(!wheel.advance(due, 4));
-        assert!(wheel.advance(due, 4));
+        assert!(!wheel.advance(due, &mut { 4 }));
+        assert!(wheel.advance(due, &mut { 4 }));
         assert_eq!(all_due(&mut wheel, 1_000), [0, 1, 3, 4, 5, 7, 9, 11]);
         assert_eq!((wheel.next_deadline(), all_due(&mut wheel, later.0)), (Some(later), vec![12]));
+    }
+
+    #[test]
+    fn timers_that_were_cancelled_are_passed_a_few_at_a_time() {
+        let mut wheel = Wheel::new(Instant(1_000));
+        let timers: Vec<TimerId> = (0..10).map(|number| wheel.insert(Instant(1_000), number)).collect();
+        timers[..8].iter().for_each(|id| assert!(wheel.cancel(*id).is_some()));
+        assert!(!wheel.advance(Instant(1_000), &mut { 4 }));
+        assert_eq!(wheel.heap.len(), 6);
+        let mut left = 5;
+        assert!(wheel.advance(Instant(1_000), &mut left));
+        assert_eq!((left, wheel.heap.len()), (1, 2));
+        assert_eq!(all_due(&mut wheel, 1_000), [8, 9]);
     }
 
     #[test]
@@ -332,10 +350,10 @@ mod tests {
         let round = SLOTS * SLOT_MILLIS;
         wheel.insert(Instant(1_000 + 2 * round), 1);
         wheel.insert(Instant(500), 2);
-        assert!(wheel.advance(Instant(1_500), 1));
+        assert!(wheel.advance(Instant(1_500), &mut { 1 }));
         assert_eq!(all_due(&mut wheel, 1_500), [2]);
         wheel.insert(Instant(500 + round), 3);
-        assert!(wheel.advance(Instant(1_500 + round), 1));
+        assert!(wheel.advance(Instant(1_500 + round), &mut { 1 }));
         assert_eq!(all_due(&mut wheel, 1_000 + 2 * round), [3, 1]);
     }
 
@@ -366,7 +384,7 @@ mod tests {
                 7..=8 => {
                     let leap = [10, 1_000, 300_000][below(3) as usize];
                     now += below(leap);
-                    wheel.advance(Instant(now), below(4) as usize);
+                    wheel.advance(Instant(now), &mut { below(4) as usize });
                 }
                 _ => {
                     let leap = [10, 1_000, 300_000][below(3) as usize];

@@ -229,6 +229,47 @@ fn thousands_of_packets_in_one_read_are_taken_in_their_order() {
     assert_eq!(sender.receive(), Received::Closed);
 }
 
+/// It does not read what it is answered, so the system tells the server at once, and writing may fail before all is read; but all of it
+/// was sent before, and its DISCONNECT is the last of it.
+#[test]
+#[cfg(target_os = "linux")]
+fn what_a_peer_sent_before_it_went_still_counts() {
+    const SENDERS: usize = 10;
+    // Taken in several turns, after each of which answers are written.
+    const MESSAGES: u16 = 10_000;
+    let server = Running::start(Options::default());
+    let mut watcher = Client::connect(server.address, connect("watcher"));
+    watcher.subscribe("#", QoS::AtMostOnce);
+    for sender in 0..SENDERS {
+        let client_id = format!("sender{sender}");
+        let with_will = Connect { will: will("will", b"it did not say good-bye"), ..connect(&client_id) };
+        let mut client = Client::connect(server.address, with_will);
+        let mut bytes = Vec::new();
+        for number in 1..=MESSAGES {
+            let payload = number.to_be_bytes();
+            let qos = QoS::AtLeastOnce;
+            let packet_id = PacketId::new(number);
+            let message = Publish { qos, packet_id, ..publish("t", &payload) };
+            broker::codec::encode::encode(&Packet::Publish(message), Protocol::Mqtt311, &mut bytes)
+                .expect("a packet");
+        }
+        bytes.extend_from_slice(&[0xE0, 0]);
+        std::io::Write::write_all(&mut client.stream, &bytes).expect("it is read");
+        assert!(client.stream.peek(&mut [0]).is_ok_and(|count| count == 1), "it has an answer");
+        drop(client);
+        for number in 1..=MESSAGES {
+            let received = watcher.receive();
+            let is_next =
+                matches!(&received, Received::Publish { payload, .. } if *payload == number.to_be_bytes());
+            assert!(is_next, "{sender}: not {number} but {received:?}");
+        }
+    }
+    // Behind their ends.
+    let mut again = Client::connect(server.address, connect("sender0"));
+    again.publish("again", b"", false);
+    assert!(matches!(watcher.receive(), Received::Publish { topic, .. } if topic == "again"));
+}
+
 /// Where many send much at once each is read a share in its turn, and nothing of what any of them sent is left in its socket.
 #[test]
 fn what_many_send_at_once_is_taken_share_by_share_and_whole() {

@@ -95,6 +95,9 @@ fn method_and_data<'a>(properties: Properties<'a>) -> (Option<&'a str>, Option<&
     (method, data)
 }
 
+/// So many steps of connections that have ended are passed in one call.
+const PASSED_PER_CALL: usize = 1_000;
+
 impl Broker {
     /// Begins an exchange if the CONNECT wants one. False if it does not, and can be judged now.
     pub(super) fn begin_authentication(
@@ -244,9 +247,10 @@ impl Broker {
     }
 
     /// The next step of an exchange that waits for a verdict. None is of a connection that has ended: whoever judges it
-    /// has forgotten that one, or is about to.
+    /// has forgotten that one, or is about to. So many of those are passed in one call that the next one may not be reached.
     pub fn poll_authentication(&mut self) -> Option<AuthenticationStep> {
-        while let Some(step) = self.outputs.authentication.pop_front() {
+        for _ in 0..PASSED_PER_CALL {
+            let step = self.outputs.authentication.pop_front()?;
             if self.links.find(step.connection).is_some_and(|link| link.state != LinkState::Closing) {
                 return Some(step);
             }

@@ -56,31 +56,86 @@ impl Broker {
         if self.wheel.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.fire_deadlines(now);
         }
+        if self.may_have_work_left() {
+            self.continue_work();
+        }
+        if !self.refills.is_empty() {
+            self.continue_refills();
+        }
+    }
+
+    /// Whether something may be left for later turns, but for refills.
+    // One comparison, nearly without a jump: it is asked twice in every turn, and mostly nothing is.
+    #[inline]
+    fn may_have_work_left(&self) -> bool {
+        let messages = self.long_requests.len() | self.long_publishes.len() | self.put_off.len();
+        let kept_back = self.slots_to_free.len() | self.streams_behind.len();
+        let left = self.remains.len() | self.sent_left.len() | self.messages.leftovers().len();
+        let waiting = self.shared.work_left() | self.outputs.journal.left_for_later();
+        messages | kept_back | left | waiting != 0
+            || self.fan_out.is_some()
+            || self.undrained_from_slot.is_some()
+    }
+
+    /// Whether something is left for later turns, but for refills.
+    #[inline]
+    pub(super) fn has_work_left(&self) -> bool {
+        self.may_have_work_left() && self.has_any_work_left()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn has_any_work_left(&self) -> bool {
+        !self.long_requests.is_empty()
+            || !self.long_publishes.is_empty()
+            || self.messages.leftovers().len() > 0
+            || self.has_fan_out()
+            || self.has_kept_back()
+            || self.has_remains()
+            || self.undrained_from_slot.is_some()
+            || self.outputs.journal.left_for_later() > 0
+            || self.shared.work_left() > 0
+    }
+
+    /// Goes on with whatever is left.
+    #[cold]
+    #[inline(never)]
+    fn continue_work(&mut self) {
         if !self.long_requests.is_empty() {
             self.continue_long_requests();
         }
         if !self.long_publishes.is_empty() {
             self.continue_long_publishes();
         }
-        if !self.messages.leftovers().is_empty() {
+        if self.messages.leftovers().len() > 0 {
             self.messages.leftovers().give_back();
         }
         let was_fan_out = self.fan_out.is_some();
         if self.has_fan_out() {
             self.continue_fan_out();
         }
+        if self.has_kept_back() {
+            self.release_kept_back();
+        }
         if self.undrained_from_slot.is_some() || self.outputs.journal.has_held_in_vain() {
             self.continue_closing(was_fan_out);
+        }
+        if self.outputs.journal.left_for_later() > 0 {
+            self.release_held();
         }
         if self.has_remains() {
             self.clear_remains();
         }
-        if self.shared.has_work_left() {
+        if self.shared.work_left() > 0 {
             self.continue_group_work();
         }
-        if !self.refills.is_empty() {
-            self.continue_refills();
-        }
+    }
+
+    /// Goes on with those who need not wait for the store any longer.
+    #[cold]
+    fn release_held(&mut self) {
+        self.open_some_gates();
+        self.read_paused_again();
     }
 
     /// Closes those whom the broker does not want any more. Behind a message to many: where one follows the other this has its turns
@@ -100,15 +155,16 @@ impl Broker {
     }
 
     fn fire_deadlines(&mut self, now: Instant) {
-        // They fire in order, so none does before all are found that are due.
-        if !self.wheel.advance(now, self.options.steps_per_turn) {
-            return;
-        }
+        let mut timers_left = self.options.steps_per_turn;
         let copies_max = self.outputs.copies + self.options.steps_per_turn as u64;
         let mut steps = self.options.steps_per_turn;
         while steps > 0 {
             if self.outputs.copies >= copies_max || self.steps_at_once == 0 {
                 break; // Wills have gone to many, or much to others or away.
+            }
+            // They fire in order, so none does before all are found that are due.
+            if !self.wheel.advance(now, &mut timers_left) {
+                break;
             }
             let Some(deadline) = self.wheel.pop(now) else { break };
             let has_come = match deadline {

@@ -237,11 +237,16 @@ impl Broker {
     ) -> Option<(QoS, bool)> {
         let is_own = routing.publisher == Some(subscriber.id);
         let mut sum: Option<(QoS, bool)> = None;
-        for grant in matches.grants(subscriber).filter(|grant| !(grant.no_local && is_own)) {
+        let mut looked_at = 0;
+        for grant in matches.grants(subscriber).inspect(|_| looked_at += 1) {
+            if grant.no_local && is_own {
+                continue;
+            }
             let (qos, retain_as_published) = sum.unwrap_or_default();
             sum = Some((qos.max(grant.qos), retain_as_published || grant.retain_as_published));
             self.subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get)); // [MQTT5-3.3.4-4]
         }
+        self.outputs.work += (looked_at / LISTED_PER_STEP) as u64;
         sum
     }
 

@@ -288,16 +288,8 @@ impl Broker {
     /// All copies are made.
     fn end_fan_out(&mut self, fan_out: FanOut) {
         let FanOut { qos, is_matched, sender, .. } = fan_out;
-        for session in std::mem::take(&mut self.slots_to_free) {
-            self.sessions.free_slot(session);
-        }
+        self.release_kept_back();
         self.shared.end_search();
-        for session in std::mem::take(&mut self.streams_behind) {
-            if let Some(session) = self.sessions.find_mut(session) {
-                session.are_streams_behind = false;
-            }
-            self.schedule_refill(session);
-        }
         if let Some(Sender { connection, packet_id, .. }) = sender
             && self.read_after_fan_out(connection)
         {
@@ -310,6 +302,28 @@ impl Broker {
                 self.await_store(connection);
             }
         }
+    }
+
+    /// Of what a message to many has kept back lets go as much as one turn has time for. What is left may have to wait for the end of
+    /// the next one, behind which there is more time.
+    #[cold]
+    pub(super) fn release_kept_back(&mut self) {
+        for _ in 0..self.options.steps_per_turn {
+            let Some(session) = self.slots_to_free.pop() else { break };
+            self.sessions.free_slot(session);
+        }
+        for _ in 0..self.options.steps_per_turn {
+            let Some(session) = self.streams_behind.pop_front() else { break };
+            if let Some(session) = self.sessions.find_mut(session) {
+                session.are_streams_behind = false;
+            }
+            self.schedule_refill(session);
+        }
+    }
+
+    /// Whether there is something that it has kept back.
+    pub(super) fn has_kept_back(&self) -> bool {
+        self.slots_to_free.len() | self.streams_behind.len() != 0 && self.fan_out.is_none()
     }
 
     /// Goes on with the message as it was taken.

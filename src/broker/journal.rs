@@ -99,6 +99,8 @@ pub(super) struct Journal {
     /// From number `first` on, behind what is written; `None` is what was removed before it was taken.
     entries: Vec<Option<Entry>>,
     first: Lsn,
+    /// The number of the first entry: `first`, but for some that are written and will be cleared away together.
+    entries_first: Lsn,
     /// Entries that are not `None`.
     waiting: usize,
     /// Bytes of those with their messages, and of the records of `batch`.
@@ -121,14 +123,17 @@ pub(super) struct Journal {
     held: VecDeque<(Lsn, ConnectionId)>,
     /// So many of the first of them are not to wait any longer.
     held_in_vain: usize,
+    /// Whether there was no time to let all go that need not wait.
+    is_opened_in_part: bool,
     /// Whose sessions have ended, by which record: those that are not stored yet, and some that are.
     ended: VecDeque<(Lsn, Rc<str>)>,
     /// The same by client id, the latest record of each.
     endings: BTreeMap<Rc<str>, Lsn>,
     /// Publishers of messages that need not be stored any more.
     relieved: Vec<ConnectionId>,
-    /// Connections that are not read until the store has caught up.
-    pub(super) paused: Vec<ConnectionId>,
+    /// Connections that are not read until the store has caught up; and so many of the first of them, for which it has.
+    paused: VecDeque<ConnectionId>,
+    paused_in_vain: usize,
 }
 
 /// A record beside its message costs about so much.
@@ -174,6 +179,7 @@ impl Journal {
             spares: Vec::new(),
             entries: Vec::new(),
             first: Lsn(1),
+            entries_first: Lsn(1),
             waiting: 0,
             waiting_bytes: 0,
             under_way: VecDeque::new(),
@@ -187,10 +193,12 @@ impl Journal {
             is_input_noted: false,
             held: VecDeque::new(),
             held_in_vain: 0,
+            is_opened_in_part: false,
             ended: VecDeque::new(),
             endings: BTreeMap::new(),
             relieved: Vec::new(),
-            paused: Vec::new(),
+            paused: VecDeque::new(),
+            paused_in_vain: 0,
         }
     }
 
@@ -200,14 +208,20 @@ impl Journal {
     }
 
     fn next(&self) -> Lsn {
-        Lsn(self.first.0 + self.entries.len() as u64)
+        Lsn(self.entries_first.0 + self.entries.len() as u64)
+    }
+
+    /// Where the entry of a record stands that waits.
+    fn place(&self, record: Lsn) -> usize {
+        (record.0 - self.entries_first.0) as usize
     }
 
     /// Goes on behind the records that were stored by an earlier process.
     pub(super) fn resume_after(&mut self, last: Lsn) {
         assert!(self.is_idle(), "state comes back before anything changes");
         let first = last.next();
-        (self.batch_first, self.first, self.input_first, self.stored) = (first, first, first, last);
+        (self.batch_first, self.first, self.entries_first) = (first, first, first);
+        (self.input_first, self.stored) = (first, last);
     }
 
     /// A packet is about to be handled.
@@ -279,7 +293,7 @@ impl Journal {
     }
 
     fn is_cancelled(&self, record: Lsn) -> bool {
-        record >= self.first && self.entries[(record.0 - self.first.0) as usize].is_none()
+        record >= self.first && self.entries[self.place(record)].is_none()
     }
 
     /// The first number of the batch that will be taken next.
@@ -324,7 +338,7 @@ impl Journal {
 
     /// Bytes that are not stored yet.
     pub(super) fn unstored_bytes(&self) -> u64 {
-        let cancelled = self.entries.len() - self.waiting;
+        let cancelled = self.entries.len() - self.place(self.first) - self.waiting;
         self.waiting_bytes + self.under_way_bytes + (cancelled * size_of::<Option<Entry>>()) as u64
     }
 
@@ -349,14 +363,38 @@ impl Journal {
 
     fn append(&mut self, entry: Entry) -> Lsn {
         let lsn = self.number(bytes_of(&entry));
-        if self.writes_at_once() {
+        let is_at_once = self.follows_at_once();
+        if is_at_once && self.entries.is_empty() {
             put(&mut self.batch, lsn, &entry);
-            self.first = lsn.next();
+            (self.first, self.entries_first) = (lsn.next(), lsn.next());
         } else {
             self.waiting += 1;
             self.entries.push(Some(entry));
+            if is_at_once || self.entries.len() > ENTRIES_MAX {
+                self.write_some();
+            }
         }
         lsn
+    }
+
+    /// Writes some of the first ones that wait into the batch. Their bytes wait there.
+    #[cold]
+    #[inline(never)]
+    fn write_some(&mut self) {
+        for _ in 0..WRITTEN_WITH_EACH {
+            let at = self.place(self.first);
+            let Some(entry) = self.entries.get_mut(at) else { break };
+            if let Some(entry) = entry.take() {
+                put(&mut self.batch, self.first, &entry);
+                self.waiting -= 1;
+            }
+            self.first = self.first.next();
+        }
+        let written = self.place(self.first);
+        if written == self.entries.len() || written >= ENTRIES_MAX {
+            self.entries.drain(..written);
+            self.entries_first = self.first;
+        }
     }
 
     /// Removes a record: from this list, or by another record if it was taken already.
@@ -368,7 +406,8 @@ impl Journal {
             self.append(Entry::Remove(kind, record));
             return;
         }
-        let entry = self.entries[(record.0 - self.first.0) as usize].take();
+        let at = self.place(record);
+        let entry = self.entries[at].take();
         let entry = entry.expect("a record is removed once");
         self.waiting -= 1;
         self.waiting_bytes -= bytes_of(&entry);
@@ -526,12 +565,12 @@ impl Journal {
         let record = Record::Subscription(subscription_record(grant, streams));
         batch.put(Key::Subscription(session, filter), &record);
         let entry = Entry::Encoded(Box::new(batch));
-        match latest.0.checked_sub(self.first.0) {
+        if latest < self.first {
+            self.append(entry);
+        } else {
             // In its place: who has subscribed anew or unsubscribed since has a later record.
-            Some(at) => self.entries[at as usize] = Some(entry),
-            None => {
-                self.append(entry);
-            }
+            let at = self.place(latest);
+            self.entries[at] = Some(entry);
         }
     }
 
@@ -563,18 +602,17 @@ impl Journal {
         {
             return None;
         }
-        for (lsn, entry) in (self.first.0..).zip(&self.entries) {
+        let written = self.place(self.first);
+        for (lsn, entry) in (self.first.0..).zip(&self.entries[written..]) {
             if let Some(entry) = entry {
                 put(&mut self.batch, Lsn(lsn), entry);
             }
         }
-        (self.batch_first, self.first) = (last.next(), last.next());
         self.entries.clear();
-        if self.entries.capacity() > KEPT_CAPACITY {
-            self.entries = Vec::new();
-        }
-        let bytes = std::mem::take(&mut self.waiting_bytes);
+        let next = last.next();
+        (self.batch_first, self.first, self.entries_first) = (next, next, next);
         self.waiting = 0;
+        let bytes = std::mem::take(&mut self.waiting_bytes);
         if self.batch.is_empty() {
             self.set_stored(last);
             return None;
@@ -631,6 +669,44 @@ impl Journal {
         }
     }
 
+    /// A connection is not read until the store has caught up.
+    pub(super) fn pause(&mut self, connection: ConnectionId) {
+        self.paused.push_back(connection);
+    }
+
+    /// Whether there is one.
+    pub(super) fn has_paused(&self) -> bool {
+        !self.paused.is_empty()
+    }
+
+    /// It has: whoever waits is to be read again.
+    pub(super) fn end_pauses(&mut self) {
+        self.paused_in_vain = self.paused.len();
+    }
+
+    /// The next one of them.
+    pub(super) fn next_paused_in_vain(&mut self) -> Option<ConnectionId> {
+        self.paused_in_vain = self.paused_in_vain.checked_sub(1)?;
+        self.paused.pop_front()
+    }
+
+    /// Not 0 if somebody has yet to be read again, or closed, or let go, for whom there was no time.
+    #[inline]
+    pub(super) fn left_for_later(&self) -> usize {
+        self.paused_in_vain | self.held_in_vain | usize::from(self.is_opened_in_part)
+    }
+
+    /// Whether there are outboxes that may have something to let go, for which there was no time.
+    pub(super) fn set_opened_in_part(&mut self) {
+        self.is_opened_in_part = self.has_to_open();
+    }
+
+    /// Whether an outbox may have something to let go.
+    #[inline]
+    pub(super) fn has_to_open(&self) -> bool {
+        !self.relieved.is_empty() || self.held.front().is_some_and(|(lsn, _)| *lsn <= self.stored)
+    }
+
     /// An outbox that may have something to let go.
     pub(super) fn next_to_open(&mut self) -> Option<ConnectionId> {
         if let Some(relieved) = self.relieved.pop() {
@@ -655,8 +731,10 @@ const SPARES_MAX: usize = 4;
 const ENDINGS_FORGOTTEN: usize = 256;
 const ENDINGS_FORGOTTEN_AT_END: usize = 2;
 
-/// A longer list is freed: it stems from a store that did not keep up.
-const KEPT_CAPACITY: usize = 64 * 1024;
+/// So many of the latest records wait to be removed again, however far the store is behind: they are all written in one call. With
+/// each one more, or once hardly any would be removed, so many of those before them are written.
+const ENTRIES_MAX: usize = 16 * 1024;
+const WRITTEN_WITH_EACH: usize = 2;
 
 fn bytes_of(entry: &Entry) -> u64 {
     RECORD_BYTES
@@ -769,5 +847,51 @@ mod tests {
         assert!(journal.is_ending(again), "the second one");
         store(&mut journal);
         assert!(!journal.is_ending(again) && journal.endings.is_empty());
+    }
+
+    /// Some of them are removed again before they are written: too many to be written at once, and too few to wait for ever.
+    #[test]
+    fn what_waits_long_is_written_as_more_comes() {
+        let mut journal = Journal::new(Durability::BeforeReply);
+        let session = Lsn(1);
+        let record = |journal: &mut Journal| journal.record_receipt(session, PacketId::FIRST);
+        let mut all = std::collections::BTreeMap::new();
+        // A batch is under way for as long as the next one gathers.
+        let first = record(&mut journal);
+        journal.take().expect("there is one").apply(&mut all);
+        let mut kept = vec![first];
+        for number in 0..3 * ENTRIES_MAX {
+            let lsn = record(&mut journal);
+            assert!(
+                journal.entries.len() <= 2 * ENTRIES_MAX
+                    && journal.next().0 - journal.first.0 <= ENTRIES_MAX as u64 + 1
+            );
+            if number % 3 == 0 {
+                journal.remove(Kind::Receipt, lsn);
+            } else {
+                kept.push(lsn);
+            }
+        }
+        // One that was written is removed by another record.
+        journal.remove(Kind::Receipt, kept.remove(1));
+        let unstored = journal.unstored_bytes();
+        assert!(unstored >= kept.len() as u64 * RECORD_BYTES);
+        journal.set_stored(first);
+        let batch = journal.take().expect("there is more");
+        assert_eq!(batch.last().next(), journal.next());
+        batch.apply(&mut all);
+        journal.set_stored(batch.last());
+        assert_eq!((journal.unstored_bytes(), journal.has_some()), (0, false));
+        let mut keys = Batch::default();
+        for lsn in &kept {
+            keys.put(
+                Key::Receipt(*lsn),
+                &Record::Receipt(ReceiptRecord { session, packet_id: PacketId::FIRST }),
+            );
+        }
+        keys.finish(batch.last());
+        let mut expected = std::collections::BTreeMap::new();
+        keys.apply(&mut expected);
+        assert!(all == expected, "{} records, {} expected", all.len(), expected.len());
     }
 }

@@ -26,8 +26,8 @@ impl Leftovers {
     }
 
     #[inline]
-    pub(super) fn is_empty(&self) -> bool {
-        self.count.get() == 0
+    pub(super) fn len(&self) -> usize {
+        self.count.get()
     }
 
     /// Gives a piece back.
@@ -60,7 +60,7 @@ mod tests {
     fn a_large_block_goes_a_piece_at_a_time_and_a_small_one_at_once() {
         let leftovers = Leftovers::default();
         leftovers.leave(Vec::with_capacity(PIECE_BYTES));
-        assert!(leftovers.is_empty());
+        assert_eq!(leftovers.len(), 0);
         // However much of it was used.
         for length in [0, 5 * PIECE_BYTES] {
             let mut block = Vec::with_capacity(5 * PIECE_BYTES);
@@ -68,7 +68,7 @@ mod tests {
             leftovers.leave(block);
         }
         for left in (0..8).rev() {
-            assert!(!leftovers.is_empty());
+            assert!(leftovers.len() > 0);
             leftovers.give_back();
             let mut capacity = 0;
             leftovers.change(|blocks| capacity = blocks.iter().map(Vec::capacity).sum());
@@ -76,6 +76,6 @@ mod tests {
             let expected = whole * 5 + if part > 0 { part + 1 } else { 0 };
             assert_eq!(capacity, expected * PIECE_BYTES);
         }
-        assert!(leftovers.is_empty());
+        assert_eq!(leftovers.len(), 0);
     }
 }

@@ -210,7 +210,7 @@ impl Links {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Link> {
-        self.iter_from(0)
+        self.slots.iter().flatten()
     }
 
     /// Slots, free ones included.
@@ -221,10 +221,5 @@ impl Links {
     /// The one in this slot.
     pub(super) fn at(&self, slot: u32) -> Option<&Link> {
         self.slots.get(slot as usize)?.as_ref()
-    }
-
-    /// Those whose slots are not before this one.
-    pub(super) fn iter_from(&self, slot: u32) -> impl Iterator<Item = &Link> {
-        self.slots.iter().skip(slot as usize).flatten()
     }
 }

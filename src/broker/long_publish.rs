@@ -149,15 +149,20 @@ impl Broker {
         while steps > 0
             && let Some(id) = self.long_publishes.pop_front()
         {
-            let Some(link) = self.links.find_mut(id).filter(|link| link.session().is_some()) else {
+            let Some(publish) = self.take_from_link(id) else {
+                steps -= 1; // It has ended, and so may very many have.
                 continue;
             };
-            let Some(publish) = link.extras_mut().long_publish.take() else { continue };
             self.outputs.journal.begin_input(Some(id));
             self.look_at_long_publish(id, *publish, &mut steps);
             self.await_store_if_behind(id);
             self.outputs.journal.begin_input(None);
         }
+    }
+
+    fn take_from_link(&mut self, id: ConnectionId) -> Option<Box<LongPublish>> {
+        let link = self.links.find_mut(id).filter(|link| link.session().is_some())?;
+        link.extras.as_mut()?.long_publish.take()
     }
 
     /// Takes the PUBLISH if all of it has been looked at, or puts it off.

@@ -114,10 +114,10 @@ impl Broker {
         while steps > 0
             && let Some(id) = self.long_requests.pop_front()
         {
-            let Some(link) = self.links.find_mut(id) else { continue };
-            let Some(session_id) = link.session() else { continue };
-            let protocol = link.protocol;
-            let Some(mut request) = link.extras_mut().long_request.take() else { continue };
+            let Some((session_id, protocol, mut request)) = self.take_long_request(id) else {
+                steps -= 1; // It has ended, and so may very many have.
+                continue;
+            };
             if let Some(reason) = self.judge_long_request(id, protocol, &mut request, &mut steps) {
                 self.messages.leave(request.bytes);
                 self.close(id, reason);
@@ -129,6 +129,11 @@ impl Broker {
                 self.long_requests.push_front(id);
             }
         }
+    }
+
+    fn take_long_request(&mut self, id: ConnectionId) -> Option<(SessionId, Protocol, Box<LongRequest>)> {
+        let link = self.links.find_mut(id)?;
+        Some((link.session()?, link.protocol, link.extras.as_mut()?.long_request.take()?))
     }
 
     /// Checks and judges as many of its filters as there are steps. What is wrong with the packet, if that is known.

@@ -75,6 +75,7 @@ pub use status::{BrokerStatus, ClientStatus};
 use authenticate::Authentication;
 use blocks::Blocks;
 use deadlines::Deadline;
+use deliver::LISTED_PER_STEP;
 use delivery::{Delivery, Origin};
 use event::{Limit, PacketKind};
 use fan_out::{FanOut, FanOutNumber};
@@ -95,6 +96,19 @@ const PINGRESP_BYTES: usize = 2;
 
 /// A connection that is closed takes as long as so many other steps, what the server does for it included.
 const CLOSE_STEPS: usize = 16;
+
+/// A CONNECT takes about so many: there may be a connection to be taken over, and a session to be found or made.
+const CONNECT_STEPS: u64 = 8;
+
+/// So many bytes that are held back are moved, for something that goes before them, in the time that one copy takes, and as many
+/// gates noted as stand among them at most.
+const MOVED_BYTES_PER_STEP: u64 = 1_024;
+
+/// One call opens the gates of this share of a turn's steps: each has its bytes flushed by a system call.
+const OPENED_SHARE: usize = 4;
+
+/// So many connections that stand in two lists to be flushed are passed in one call.
+const PASSED_PER_FLUSH: usize = 1_000;
 
 /// Bytes that wait for one of many receivers of the same messages, from which on it should be flushed.
 const URGENT_BYTES: usize = 64 * 1024;
@@ -126,7 +140,7 @@ pub struct Broker {
     put_off: PutOffs,
     /// What it keeps back: slots of ended sessions that nothing else names, and sessions whose streams wait.
     slots_to_free: Vec<SessionId>,
-    streams_behind: Vec<SessionId>,
+    streams_behind: VecDeque<SessionId>,
     /// What ended sessions and groups have left, the longest ended first.
     remains: Blocks<Remains>,
     /// What those sessions were sent, which comes before all that.
@@ -201,9 +215,9 @@ impl Broker {
             long_publishes: VecDeque::new(),
             fan_out: None,
             fan_out_number: FanOutNumber::default(),
-            put_off: PutOffs::new(options.seed),
+            put_off: PutOffs::new(),
             slots_to_free: Vec::new(),
-            streams_behind: Vec::new(),
+            streams_behind: VecDeque::new(),
             remains: Blocks::default(),
             sent_left: VecDeque::new(),
             steps_at_once: options.steps_per_turn,
@@ -306,6 +320,7 @@ impl Broker {
 
     /// A packet of a client that was not told yet that it is welcome.
     fn packet_before_connack(&mut self, id: ConnectionId, state: LinkState, packet: &Packet<'_>) {
+        self.outputs.work += CONNECT_STEPS;
         match (state, packet) {
             (LinkState::AwaitingConnect, Packet::Connect(connect)) => self.connect(id, connect),
             (LinkState::Authenticating, Packet::Auth(auth)) => self.auth(id, auth),
@@ -341,6 +356,7 @@ impl Broker {
         self.begin_input(now, None);
         let reason = if failed { CloseReason::ConnectionFailed } else { CloseReason::ConnectionLost };
         self.close(id, reason);
+        self.outputs.work += CLOSE_STEPS as u64;
     }
 
     /// `count` bytes of the outbox went out; `blocked` says that the socket takes no more for now.
@@ -454,16 +470,7 @@ impl Broker {
 
     /// When `handle_timeout` wants to be called next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let work_left = !self.refills.is_empty()
-            || !self.long_requests.is_empty()
-            || !self.long_publishes.is_empty()
-            || !self.messages.leftovers().is_empty()
-            || self.has_fan_out()
-            || self.has_remains()
-            || self.undrained_from_slot.is_some()
-            || self.outputs.journal.has_held_in_vain()
-            || self.shared.has_work_left()
-            || self.outputs.is_dirty();
+        let work_left = !self.refills.is_empty() || self.outputs.is_dirty() || self.has_work_left();
         if work_left { Some(Instant(0)) } else { self.wheel.next_deadline() }
     }
 
@@ -471,7 +478,7 @@ impl Broker {
     /// a reply, or a message for them alone, come before those that are one of many.
     pub fn poll_flush(&mut self) -> Option<ConnectionId> {
         let Self { links, outputs, .. } = self;
-        loop {
+        for _ in 0..PASSED_PER_FLUSH {
             let (id, dirty) = match outputs.dirty_soon.pop_front() {
                 Some(id) => (id, Dirty::Soon),
                 None => {
@@ -486,6 +493,7 @@ impl Broker {
                 return Some(id);
             }
         }
+        None
     }
 
     /// The next connection that has ended: flush it once more, free it, and call `handle_closed`.
@@ -520,9 +528,11 @@ impl Broker {
 
     /// What reading has cost so far beside them where a packet may make much work, in copies that take as long: messages that
     /// waited, or are retained, and were sent, groups that were asked, members who were looked at, memberships and receipts that
-    /// were moved, and packets that were repeated.
+    /// were moved, packets that were repeated, filters that were subscribed to or not any more, or compared with a topic, and
+    /// subscriptions that were listed.
     pub fn work(&self) -> u64 {
-        self.outputs.work
+        let listed = self.subscriptions.listed() + self.shared.listed();
+        self.outputs.work + listed / LISTED_PER_STEP as u64
     }
 
     /// Has `poll_close` name this connection again later: its last bytes have not left yet.
@@ -547,7 +557,7 @@ impl Broker {
         }
         let batch = self.outputs.journal.take();
         self.open_gates();
-        self.read_paused_again_in_time();
+        self.end_pauses_in_time();
         if self.outputs.journal.state != StoreState::Well {
             // What they wait for may take long to come; they will ask again.
             let are_closed_already = self.outputs.journal.has_held_in_vain();
@@ -563,6 +573,9 @@ impl Broker {
     /// so, and leaves if the store gets there first.
     #[cold]
     fn close_held(&mut self) {
+        if self.outputs.journal.has_to_open() {
+            return; // Some may have what they wait for.
+        }
         let mut steps = self.options.steps_per_turn;
         let copies_max = self.outputs.copies + steps as u64;
         // Their wills may go to many.
@@ -581,7 +594,7 @@ impl Broker {
         self.begin_input(now, None);
         self.outputs.journal.set_stored(last);
         self.open_gates();
-        self.read_paused_again_in_time();
+        self.end_pauses_in_time();
     }
 
     /// Takes back a batch that is stored: its memory serves the next ones.
@@ -589,15 +602,17 @@ impl Broker {
         self.outputs.journal.reuse(batch);
     }
 
-    fn read_paused_again_in_time(&mut self) {
+    fn end_pauses_in_time(&mut self) {
         if self.outputs.journal.unstored_bytes() <= self.options.unstored_bytes_max / 2 {
+            self.outputs.journal.end_pauses();
             self.read_paused_again();
         }
     }
 
-    /// Publishers that had to wait for the store need not any more.
-    fn read_paused_again(&mut self) {
-        for id in std::mem::take(&mut self.outputs.journal.paused) {
+    /// Publishers that had to wait for the store need not any more: reads a turn's worth of them again.
+    pub(super) fn read_paused_again(&mut self) {
+        for _ in 0..self.options.steps_per_turn {
+            let Some(id) = self.outputs.journal.next_paused_in_vain() else { break };
             if let Some(link) = self.links.find_mut(id) {
                 link.awaits_store = false;
                 // Its packets waited in the socket for our sake.
@@ -613,6 +628,7 @@ impl Broker {
         self.outputs.journal.set_state(state);
         if state != StoreState::Well {
             // They are refused now, which adds nothing to what waits.
+            self.outputs.journal.end_pauses();
             self.read_paused_again();
         }
     }
@@ -638,16 +654,24 @@ impl Broker {
         self.outputs.journal.is_idle()
     }
 
-    /// Lets go what was held back for records that are stored, or not wanted any more. To be called where `poll_journal` is
-    /// not in this turn.
+    /// Lets go what was held back for records that are stored, or not wanted any more; of very many clients a part, and the others
+    /// in later turns. To be called where `poll_journal` is not in this turn.
     pub fn open_gates(&mut self) {
-        let Self { links, outputs, .. } = self;
-        while let Some(id) = outputs.journal.next_to_open() {
+        if self.outputs.journal.has_to_open() {
+            self.open_some_gates();
+        }
+    }
+
+    fn open_some_gates(&mut self) {
+        let Self { links, outputs, options, .. } = self;
+        for _ in 0..(options.steps_per_turn / OPENED_SHARE).max(1) {
+            let Some(id) = outputs.journal.next_to_open() else { break };
             let Some(link) = links.find_mut(id) else { continue };
             if link.outbox.open(|promise| outputs.journal.is_kept(promise)) {
                 outputs.mark_dirty(link);
             }
         }
+        outputs.journal.set_opened_in_part();
     }
 
     /// The next event.
@@ -727,7 +751,7 @@ impl Broker {
         let copied = link.outbox.copied_pending();
         if kind == PacketKind::Pingresp && link.outbox.has_gate() && !link.outbox.holds_connack() {
             // It promises nothing, and a client that misses it gives up.
-            link.outbox.move_last_before_gates(PINGRESP_BYTES);
+            self.outputs.work += link.outbox.move_last_before_gates(PINGRESP_BYTES) / MOVED_BYTES_PER_STEP;
         }
         if !is_written {
             self.close(id, CloseReason::ReplyTooLarge); // [MQTT5-3.1.2-24]

@@ -182,11 +182,11 @@ impl Outbox {
         is_opened
     }
 
-    /// Moves the last packet, of this many copied bytes, before everything that is held back.
+    /// Moves the last packet, of this many copied bytes, before everything that is held back. Returns how many bytes that was.
     #[cold]
-    pub(super) fn move_last_before_gates(&mut self, size: usize) {
+    pub(super) fn move_last_before_gates(&mut self, size: usize) -> u64 {
         let end = self.copied_end();
-        let Some(gates) = &mut self.gates else { return };
+        let Some(gates) = &mut self.gates else { return 0 };
         let Gates(gates) = &mut **gates;
         self.bytes[end..].rotate_right(size);
         gates.iter_mut().for_each(|gate| gate.position += size as u64);
@@ -194,6 +194,7 @@ impl Outbox {
         for payload in self.shared.iter_mut().filter(|payload| payload.position + size as u64 > first) {
             payload.position += size as u64;
         }
+        (self.bytes.len() - end) as u64
     }
 
     /// Throws away what is held back. Returns how many copied bytes and packets that was.

@@ -19,12 +19,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use hashbrown::HashMap;
-
 use crate::clock::{Duration, Instant};
 use crate::codec::packet::Publish;
 use crate::codec::{PacketId, Properties, QoS};
-use crate::hash::{HashSeed, seeded};
 use crate::journal::Lsn;
 use crate::metrics::DropReason;
 use crate::topics::TopicName;
@@ -96,8 +93,8 @@ pub(super) struct PutOffs {
     newest: u64,
     /// Where that stands for which a connection is not read.
     connections: BTreeSet<(ConnectionId, u64)>,
-    /// How many wait for a topic.
-    topics: HashMap<Box<[u8]>, usize, HashSeed>,
+    /// How many wait for a topic. A hash table of very many would have to move them all to grow.
+    topics: BTreeMap<Box<[u8]>, usize>,
     /// How many are wills, and how many `$SYS` topics.
     wills: usize,
     sys_topics: usize,
@@ -107,12 +104,12 @@ pub(super) struct PutOffs {
 const MANY_WILLS: usize = 100;
 
 impl PutOffs {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(super) const fn new() -> Self {
         Self {
             queue: BTreeMap::new(),
             newest: 0,
             connections: BTreeSet::new(),
-            topics: HashMap::with_hasher(seeded(seed)),
+            topics: BTreeMap::new(),
             wills: 0,
             sys_topics: 0,
         }
@@ -121,6 +118,11 @@ impl PutOffs {
     #[inline]
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
+    }
+
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.queue.len()
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &PutOff> {
@@ -182,7 +184,7 @@ impl PutOffs {
     }
 }
 
-fn forget_topic(topics: &mut HashMap<Box<[u8]>, usize, HashSeed>, topic: &[u8]) {
+fn forget_topic(topics: &mut BTreeMap<Box<[u8]>, usize>, topic: &[u8]) {
     let count = topics.get_mut(topic).expect("every topic is counted");
     *count -= 1;
     if *count == 0 {

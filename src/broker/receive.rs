@@ -287,10 +287,10 @@ impl Broker {
         let Self { links, outputs, options, .. } = self;
         let Some(link) = links.find_mut(id).filter(|link| !link.awaits_store) else { return };
         link.awaits_store = true;
-        if outputs.journal.paused.is_empty() {
+        if !outputs.journal.has_paused() {
             outputs.limit_reached(Limit::UnstoredBytes, None, options.unstored_bytes_max);
         }
-        outputs.journal.paused.push(id);
+        outputs.journal.pause(id);
     }
 
     /// Why this message cannot be taken, if so.

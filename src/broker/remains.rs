@@ -40,7 +40,7 @@ pub(super) fn merge_freed() {
     drop(black_box(Vec::<u8>::with_capacity(LARGER_BLOCK_BYTES)));
 }
 
-/// What one session or group has left.
+/// What one session or group has left, or streams that are done with.
 #[derive(Debug, Default)]
 pub(super) struct Remains {
     /// A session, whose subscriptions are still there.
@@ -69,7 +69,7 @@ impl Remains {
                 outputs.journal.remove(Kind::Release, released.record);
             } else if let Some(record) = self.receipts.pop() {
                 outputs.journal.remove(Kind::Receipt, record);
-            } else if self.streams.pop().is_none() {
+            } else if !self.streams.forget_one() {
                 return true;
             }
             *steps -= 1;
@@ -135,10 +135,8 @@ impl Broker {
     }
 
     /// Whether something is left.
-    #[inline]
     pub(super) fn has_remains(&self) -> bool {
-        // Without a jump: it is asked in every turn.
-        !(self.sent_left.is_empty() & self.remains.is_empty())
+        !self.sent_left.is_empty() || !self.remains.is_empty()
     }
 
     /// Takes away as much as one turn has time for.

@@ -28,6 +28,7 @@ use super::event::Limit;
 use super::fan_out::{FanOut, FanOutNumber};
 use super::message::RetainedMessage;
 use super::receive::is_reserved;
+use super::remains::Remains;
 use super::session::SessionId;
 use super::{Broker, Options};
 
@@ -157,8 +158,9 @@ impl RetainedStreams {
         self.0.is_none()
     }
 
+    /// Streams, and topics whose value went out before its turn.
     pub(super) fn len(&self) -> usize {
-        self.0.as_ref().map_or(0, |streams| streams.in_order.len())
+        self.0.as_ref().map_or(0, |streams| streams.in_order.len() + streams.preceded.0.len())
     }
 
     /// Adds the last one, begun after this message to many, which may be on its way still; its filter has none yet.
@@ -178,20 +180,29 @@ impl RetainedStreams {
         {
             streams.in_order.remove(&number);
         }
-        self.shrink();
     }
 
     /// Takes out the first one.
-    pub(super) fn pop(&mut self) -> Option<RetainedStream> {
+    fn pop(&mut self) -> Option<RetainedStream> {
         let streams = self.0.as_mut()?;
         let (_, stream) = streams.in_order.pop_first()?;
         streams.numbers.remove(&stream.filter);
-        self.shrink();
         Some(stream)
     }
 
-    fn shrink(&mut self) {
-        self.0.take_if(|streams| streams.in_order.is_empty());
+    /// What is left behind the last one: topics that none has to pass over any more, of which there may be very many.
+    fn take_rest(&mut self) -> Self {
+        Self(self.0.take_if(|streams| streams.in_order.is_empty()))
+    }
+
+    /// Lets one of them go, or one of those topics. False if there is nothing left.
+    pub(super) fn forget_one(&mut self) -> bool {
+        let is_one = self.pop().is_some()
+            || self.0.as_mut().is_some_and(|streams| streams.preceded.0.pop_first().is_some());
+        if !is_one {
+            self.0 = None;
+        }
+        is_one
     }
 
     fn find_mut(&mut self, filter: &str) -> Option<&mut RetainedStream> {
@@ -374,6 +385,14 @@ impl Broker {
     pub(super) fn stop_stream(&mut self, id: SessionId, filter: &str) {
         if let Some(session) = self.sessions.find_mut(id) {
             session.streams.remove(filter);
+            let rest = session.streams.take_rest();
+            self.leave_streams_behind(rest);
+        }
+    }
+
+    fn leave_streams_behind(&mut self, streams: RetainedStreams) {
+        if !streams.is_empty() {
+            self.leave_behind(Remains { streams, ..Remains::default() });
         }
     }
 
@@ -391,7 +410,7 @@ impl Broker {
         if self.fan_out.as_deref().is_some_and(FanOut::is_retained) {
             // Or some would get the new value twice: from a stream, and as the copy that is still to be made.
             if !std::mem::replace(&mut session.are_streams_behind, true) {
-                self.streams_behind.push(id);
+                self.streams_behind.push_back(id);
             }
             return;
         }
@@ -417,8 +436,10 @@ impl Broker {
             }
         }
         self.outputs.steps_left = steps;
+        let rest = unfinished.take_rest();
         let session = self.sessions.find_mut(id).expect("its streams are being sent");
         session.streams = unfinished;
+        self.leave_streams_behind(rest);
     }
 
     /// Takes turns of picking what there is room for and sending it, until the stream is done or there is no room.

@@ -228,6 +228,11 @@ impl SharedSubscriptions {
         self.tree.list_further(at_most)
     }
 
+    /// See [`SubscriptionTree::listed`].
+    pub(super) const fn listed(&self) -> u64 {
+        self.tree.listed()
+    }
+
     /// Whether there is such a list.
     pub(super) fn is_listing(&self) -> bool {
         self.tree.is_listing()
@@ -324,10 +329,10 @@ impl SharedSubscriptions {
         queue
     }
 
-    /// Whether there is work for later turns.
-    pub(super) fn has_work_left(&self) -> bool {
-        // One comparison: it is asked in every turn.
-        self.moves.len() | self.returns.len() | self.asking.len() | self.unsettled.len() != 0
+    /// Not 0 if there is work for later turns.
+    #[inline]
+    pub(super) fn work_left(&self) -> usize {
+        self.moves.len() | self.returns.len() | self.asking.len() | self.unsettled.len()
     }
 
     fn swap_members(&mut self, id: GroupId, one: usize, other: usize) {
@@ -446,7 +451,7 @@ impl Broker {
             left = left.saturating_sub(share - steps);
             kinds_left -= 1;
         }
-        if self.shared.has_work_left() {
+        if self.shared.work_left() > 0 {
             merge_freed();
         }
     }

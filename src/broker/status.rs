@@ -1,5 +1,7 @@
 //! What the broker holds, in rows for people and for `$SYS`.
 
+use std::ops::Range;
+
 use crate::clock::Instant;
 
 use super::Broker;
@@ -58,9 +60,15 @@ impl Broker {
         }
     }
 
-    /// Every connected client, from a slot of connections on and in the order of slots.
-    pub fn clients(&self, from_slot: u32) -> impl Iterator<Item = ClientStatus> {
-        self.links.iter_from(from_slot).filter_map(|link| {
+    /// Slots of connections: some may be empty, and none has this number or a later one.
+    pub fn connection_slots(&self) -> u32 {
+        self.links.slots()
+    }
+
+    /// Every connected client in some slots of connections, in their order.
+    pub fn clients(&self, slots: Range<u32>) -> impl Iterator<Item = ClientStatus> {
+        slots.filter_map(|slot| {
+            let link = self.links.at(slot)?;
             let session = self.sessions.find(link.session()?)?;
             Some(ClientStatus {
                 connection: link.id,

@@ -191,6 +191,7 @@ impl Broker {
         }
         let mut reasons = std::mem::take(&mut self.reasons);
         for filter in unsubscribe.filters {
+            self.outputs.work += 1;
             match self.unsubscribe_from(id, session_id, filter) {
                 Ok(reason) => reasons.push(reason),
                 Err(reason) => {

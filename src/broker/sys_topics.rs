@@ -62,7 +62,7 @@ impl Broker {
     /// Publishes what never changes, and sets the rhythm for the rest.
     pub(super) fn start_sys_topics(&mut self) {
         if self.options.sys_interval.is_some() {
-            self.publish_sys_topic("$SYS/broker/version", VERSION);
+            self.publish_sys_topic("$SYS/broker/version", VERSION, u64::MAX);
             self.publish_sys_topics();
         }
     }
@@ -73,20 +73,23 @@ impl Broker {
         if self.has_put_off_sys_topics() {
             return; // The last ones are not with everybody yet, and newer ones must not pile up behind them.
         }
+        let copies_max = self.copies() + self.options.steps_per_turn as u64;
         let uptime = self.now.since(self.sys_topics.started_at).as_secs();
-        self.publish_sys_topic("$SYS/broker/uptime", &format!("{uptime} seconds"));
+        self.publish_sys_topic("$SYS/broker/uptime", &format!("{uptime} seconds"), copies_max);
         for (at, (name, value)) in TOPICS.iter().enumerate() {
             let value = value(self);
             if self.sys_topics.published[at] != Some(value) {
                 self.sys_topics.published[at] = Some(value);
-                self.publish_sys_topic(&format!("$SYS/broker/{name}"), &value.to_string());
+                self.publish_sys_topic(&format!("$SYS/broker/{name}"), &value.to_string(), copies_max);
             }
         }
     }
 
-    fn publish_sys_topic(&mut self, topic: &str, payload: &str) {
+    /// Once the copies of others have come to so many it waits for a later turn.
+    fn publish_sys_topic(&mut self, topic: &str, payload: &str, copies_max: u64) {
         let name = TopicName::parse(topic, u32::MAX).expect("our own topics are valid");
-        if self.has_fan_out() && self.has_to_wait(name, QoS::AtMostOnce) {
+        let has_to_wait = self.has_fan_out() && self.has_to_wait(name, QoS::AtMostOnce);
+        if has_to_wait || self.copies() >= copies_max {
             return self.put_off_sys_topic(topic, payload.as_bytes());
         }
         self.publish_sys_topic_now(topic, payload.as_bytes());

@@ -2,7 +2,7 @@
 //!
 //! Deliberately not here: the exchange of packets (see `broker`), and the arithmetic of SCRAM (see `access`).
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 
 use base64::Engine;
@@ -32,14 +32,14 @@ pub trait Authenticator: fmt::Debug + Send {
 pub struct Scram {
     verifiers: Verifiers,
     decoy_seed: [u8; 32],
-    /// Those that wait for the client's second message.
-    exchanges: HashMap<ConnectionId, Exchange>,
+    /// Those that wait for the client's second message. A hash table of very many would have to move them all to grow.
+    exchanges: BTreeMap<ConnectionId, Exchange>,
 }
 
 impl Scram {
     /// For the users of a verifier file.
     pub fn new(verifiers: Verifiers) -> Self {
-        Self { decoy_seed: verifiers.decoy_seed(), verifiers, exchanges: HashMap::new() }
+        Self { decoy_seed: verifiers.decoy_seed(), verifiers, exchanges: BTreeMap::new() }
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) struct Connection {
     pub(super) readable: bool,
     /// The peer has closed its half: only a read of zero bytes says that everything came.
     pub(super) read_closed: bool,
+    /// A write has failed, so the peer is gone; what it sent before is still to be read.
+    pub(super) write_failed: bool,
     /// In the list of connections to read from.
     pub(super) listed: bool,
     /// Something of what was read from it last went to many.
@@ -54,6 +56,7 @@ impl Connections {
             inbox: None,
             readable: false,
             read_closed: false,
+            write_failed: false,
             listed: false,
             feeds_many: false,
         })

@@ -65,6 +65,12 @@ const COPIES_WHILE_FLUSHING: u64 = 256;
 /// Copies of messages to many receivers that may come together before they are flushed, while there is more to read.
 const COPIES_PER_FLUSH: u64 = 16_000;
 
+/// Connections read in one turn: many may have ended, or have nothing to be taken yet.
+const READS_PER_TURN: usize = 1_024;
+
+/// Connections flushed in one turn with a reply or a message of their own: as many as may have been read.
+const FLUSHES_PER_TURN: usize = READS_PER_TURN;
+
 /// Connections flushed in one turn that are each one of many with the same messages: a system call for each, and so another
 /// fraction of a millisecond.
 const FAN_OUT_FLUSHES_PER_TURN: usize = 32;
@@ -75,14 +81,12 @@ const SLICES_MAX: usize = 64;
 /// Clients for which there is room from the start. Their memory is taken when they come.
 const CLIENTS_EXPECTED: usize = 32 * 1024;
 
-/// Reads after a failed write, at most: what the peer sent before it went still counts.
-const LAST_READS_MAX: usize = 64;
-
 /// Sockets beyond the limit on clients, for those who have yet to hear that they are one too many.
 const CONNECTIONS_RESERVE: usize = 64;
 
-/// Clients that are logged in one turn.
+/// Clients that are logged in one turn, and slots that are looked at for them: most may be empty.
 const LOGGED_CLIENTS_MAX: usize = 64;
+const LOOKED_AT_SLOTS_MAX: u32 = 4_096;
 
 /// How long a server that is to stop waits for its store, so that what was taken is acknowledged.
 const SHUTDOWN_STORE: Duration = Duration(5_000);
@@ -119,6 +123,8 @@ pub(super) struct EventLoop {
     /// What is read and taken of one connection in this turn.
     bytes_at_once: usize,
     packets_at_once: usize,
+    /// Whether some with a reply wait for the next turn to be flushed.
+    is_flushed_in_part: bool,
     /// Whether those are being flushed who are each one of many with the same messages, and when that was done last.
     is_flushing: bool,
     copies_flushed: u64,
@@ -189,6 +195,7 @@ impl EventLoop {
             bytes_at_once: READ_BUFFER_BYTES,
             packets_at_once: *PACKETS_AT_ONCE.end(),
             is_flushing: false,
+            is_flushed_in_part: false,
             flushes_left: 0,
             feeders: Vec::new(),
             copies_flushed: 0,
@@ -231,7 +238,7 @@ impl EventLoop {
             self.read_on();
             self.flush(now);
             self.log_events();
-            self.free_ended();
+            self.free_ended(now);
             self.log_status(now);
             self.log_clients(now);
             let turn_micros = self.clock.now_micros() - turn_began;
@@ -368,7 +375,7 @@ impl EventLoop {
         self.bytes_at_once = (BYTES_PER_TURN / in_line).clamp(BYTES_AT_ONCE_MIN, READ_BUFFER_BYTES);
         self.packets_at_once =
             (PACKETS_PER_TURN / in_line).clamp(*PACKETS_AT_ONCE.start(), *PACKETS_AT_ONCE.end());
-        for _ in 0..in_line {
+        for _ in 0..in_line.min(READS_PER_TURN) {
             let is_enough = self.packets_left == 0 || self.bytes_left == 0;
             if is_enough || self.broker.copies() >= self.copies_max || self.broker.work() >= self.work_max {
                 break;
@@ -388,7 +395,9 @@ impl EventLoop {
     fn read_connection(&mut self, now: Instant, id: ConnectionId) {
         let Some(connection) = self.connections.find_mut(id) else { return };
         if !self.broker.wants_input(id) {
-            if connection.read_closed && self.broker.is_kept_back(id) {
+            if connection.write_failed {
+                self.broker.handle_lost(now, id, true);
+            } else if connection.read_closed && self.broker.is_kept_back(id) {
                 self.broker.handle_lost(now, id, false);
             }
             return; // Listed again when its outbox has drained.
@@ -402,20 +411,26 @@ impl EventLoop {
         }
         let buffer = &mut self.read_buffer[..self.bytes_at_once];
         match connection.transport.read_into(buffer) {
-            Ok(0) => self.broker.handle_lost(now, id, false),
+            Ok(0) => {
+                let has_failed = connection.write_failed;
+                self.broker.handle_lost(now, id, has_failed);
+            }
             Ok(count) => {
                 // A short read has emptied the socket, and what comes later makes a new event. Only the end of the
                 // stream may have been announced before this read.
                 self.bytes_left = self.bytes_left.saturating_sub(count);
-                connection.readable = count == self.bytes_at_once || connection.read_closed;
+                let is_last = connection.read_closed || connection.write_failed;
+                connection.readable = count == self.bytes_at_once || is_last;
                 let is_put_off = self.handle_input(now, id, count) == Input::PutOff;
                 let is_readable = self.connections.find(id).is_some_and(|connection| connection.readable);
                 if (is_put_off || is_readable) && self.broker.wants_input(id) {
                     self.list(id);
                 }
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => connection.readable = false,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.list(id),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !connection.write_failed => {
+                connection.readable = false;
+            }
             Err(_) => self.broker.handle_lost(now, id, true),
         }
     }
@@ -516,8 +531,10 @@ impl EventLoop {
     }
 
     fn flush(&mut self, now: Instant) {
-        let (soon, copies) = (self.broker.dirty_soon_len(), self.broker.copies());
-        let in_turn = self.broker.dirty_len() - soon;
+        let (all_soon, copies) = (self.broker.dirty_soon_len(), self.broker.copies());
+        let soon = all_soon.min(FLUSHES_PER_TURN);
+        self.is_flushed_in_part = soon < all_soon;
+        let in_turn = if self.is_flushed_in_part { 0 } else { self.broker.dirty_len() - soon };
         // Messages to many come together in larger writes as long as more of them are there to be read. Then they leave in
         // slices, so that whoever has a question meanwhile does not wait for a thousand others.
         self.is_flushing |= in_turn > 0
@@ -575,30 +592,15 @@ impl EventLoop {
         }
     }
 
-    /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT.
+    /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT, and is read as what others
+    /// send: it may be much, and go to many.
     fn read_last(&mut self, now: Instant, id: ConnectionId) {
-        (self.copies_max, self.work_max, self.packets_left) = (u64::MAX, u64::MAX, usize::MAX);
-        self.take_what_was_put_off(now, id);
-        for _ in 0..LAST_READS_MAX {
-            let Some(connection) = self.connections.find_mut(id) else { return };
-            match connection.transport.read_into(&mut self.read_buffer) {
-                Ok(count) if count > 0 => {
-                    if self.handle_input(now, id, count) == Input::PutOff {
-                        self.take_what_was_put_off(now, id);
-                    }
-                }
-                _ => break,
-            }
+        // No more is written to it.
+        self.broker.handle_written(now, id, 0, true);
+        if let Some(connection) = self.connections.find_mut(id) {
+            (connection.write_failed, connection.readable) = (true, true);
+            self.list(id);
         }
-        self.broker.handle_lost(now, id, true);
-    }
-
-    /// Has the core take what its connection has kept, as far as it wants input.
-    fn take_what_was_put_off(&mut self, now: Instant, id: ConnectionId) {
-        while self.broker.wants_input(id)
-            && self.connections.find(id).is_some_and(|connection| connection.inbox.is_some())
-            && self.handle_input(now, id, 0) == Input::PutOff
-        {}
     }
 
     fn log_events(&mut self) {
@@ -611,11 +613,16 @@ impl EventLoop {
     }
 
     /// Frees the connections that the core has ended; while stopping, those whose last bytes have left.
-    fn free_ended(&mut self) {
-        let Self { broker, connections, poll, listeners, authenticator, .. } = self;
+    fn free_ended(&mut self, now: Instant) {
         let mut unflushed = Vec::new();
-        while let Some(id) = broker.poll_close() {
-            if self.stopping.is_some() && broker.outbox(id).is_some_and(|outbox| !outbox.is_empty()) {
+        while let Some(id) = self.broker.poll_close() {
+            if self.is_flushed_in_part {
+                self.flush_connection(now, id);
+            }
+            let Self { broker, connections, poll, listeners, authenticator, .. } = self;
+            let is_gone = connections.find(id).is_none_or(|connection| connection.write_failed);
+            let has_more = broker.outbox(id).is_some_and(|outbox| !outbox.is_empty());
+            if self.stopping.is_some() && has_more && !is_gone {
                 unflushed.push(id);
                 continue;
             }
@@ -634,7 +641,7 @@ impl EventLoop {
             }
         }
         for id in unflushed {
-            broker.put_off_close(id);
+            self.broker.put_off_close(id);
         }
     }
 
@@ -672,16 +679,17 @@ impl EventLoop {
     /// Goes on with the lines about clients, as far as one turn has time.
     fn log_clients(&mut self, now: Instant) {
         let Some(from_slot) = self.unlogged_clients.take() else { return };
-        let mut next_slot = from_slot;
-        let logged = self.broker.clients(from_slot).take(LOGGED_CLIENTS_MAX);
-        let count = logged
-            .inspect(|client| {
+        let slots_end = self.broker.connection_slots();
+        let mut next_slot = slots_end.min(from_slot.saturating_add(LOOKED_AT_SLOTS_MAX));
+        for (count, client) in (1..).zip(self.broker.clients(from_slot..next_slot)) {
+            if let Some(connection) = self.connections.find(client.connection) {
+                log_lines::log_client(&client, connection.address, now);
+            }
+            if count == LOGGED_CLIENTS_MAX {
                 next_slot = client.connection.slot + 1;
-                if let Some(connection) = self.connections.find(client.connection) {
-                    log_lines::log_client(client, connection.address, now);
-                }
-            })
-            .count();
-        self.unlogged_clients = (count == LOGGED_CLIENTS_MAX).then_some(next_slot);
+                break;
+            }
+        }
+        self.unlogged_clients = (next_slot < slots_end).then_some(next_slot);
     }
 }

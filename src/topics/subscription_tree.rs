@@ -168,6 +168,8 @@ pub struct SubscriptionTree {
     details: Vec<Detail>,
     /// The list that is being made in several calls.
     walk: Option<Box<Walk>>,
+    /// What lists have taken so far: filters that were compared, and subscriptions.
+    listed: u64,
 }
 
 /// What the table of filters takes for a hash: spread over all bits again.
@@ -207,6 +209,7 @@ impl SubscriptionTree {
             found: Vec::new(),
             details: Vec::new(),
             walk: None,
+            listed: 0,
         }
     }
 
@@ -353,6 +356,11 @@ impl SubscriptionTree {
         walk.take_if(|_| is_done).map(|walk| walk.finish())
     }
 
+    /// Filters that were compared with topics so far, and subscriptions that were listed in the same call.
+    pub const fn listed(&self) -> u64 {
+        self.listed
+    }
+
     /// Whether there is one to go on with.
     pub const fn is_listing(&self) -> bool {
         self.walk.is_some()
@@ -397,7 +405,7 @@ impl SubscriptionTree {
     // Or what it calls would be called twice, and be inlined nowhere.
     #[inline(never)]
     fn find_filters(&mut self, hash: u32, topic: TopicName<'_>) {
-        let Self { seed, filters, texts, by_hash, shapes, found, .. } = self;
+        let Self { seed, filters, texts, by_hash, shapes, found, listed, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         let mut look_up = |hash: u32| {
             for hashed in by_hash.iter_hash(spread(hash)) {
@@ -408,6 +416,7 @@ impl SubscriptionTree {
         };
         look_up(hash);
         shapes.candidates(seed, topic, |hash| look_up(shorten(hash)));
+        *listed += found.len() as u64;
         found.retain(|filter| {
             let filter = texts.text(filters[*filter].text);
             *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)
@@ -455,6 +464,7 @@ impl SubscriptionTree {
 
     /// Lists who subscribed to the filters in `found`, and empties it.
     fn list_found(&mut self, matched: &mut List) {
+        self.listed += self.found_count() as u64;
         let mut found = std::mem::take(&mut self.found);
         if let [filter] = *found {
             self.list(filter, &mut matched.subscribers);

@@ -262,6 +262,7 @@ fn what_is_released_in_no_order_counts_as_work() {
     let options = Options { receive_max: u16::MAX, sys_interval: None, seed: 1, ..Options::default() };
     let mut broker = Broker::new(options, NOW);
     let publisher = connected(&mut broker, 1, connect311("publisher"));
+    let work = broker.work();
     for number in 1..=MANY {
         let id = PacketId::new(number).expect("it is not 0");
         let mut packet = publish("t", QoS::ExactlyOnce, b"");
@@ -269,7 +270,7 @@ fn what_is_released_in_no_order_counts_as_work() {
             publish.packet_id = Some(id);
         }
         say(&mut broker, publisher, &bytes_of(&packet, PROTOCOL));
-        assert_eq!((broker.work(), hear(&mut broker, publisher).len()), (0, 1));
+        assert_eq!((broker.work(), hear(&mut broker, publisher).len()), (work, 1));
     }
     let mut released = |number: u16| {
         let id = PacketId::new(number).expect("it is not 0");

@@ -7,6 +7,7 @@
 
 mod answers;
 mod authentication;
+mod bounds;
 mod fan_out;
 mod fixture;
 mod groups;

@@ -452,14 +452,17 @@ impl Broker {
             }
             session.group_turn = (session.group_turn + 1) % session.memberships.len() as u32;
             let id = session.memberships[session.group_turn as usize];
-            match (shared.place(id, session_id), shared.group(id)) {
-                (Some(place), Some(group)) if !group.queue.is_empty() => {
+            let group = shared.group(id).filter(|group| !group.queue.is_empty());
+            match group.and_then(|group| Some((group, shared.place(id, session_id)?))) {
+                Some((group, place)) => {
+                    let asked = asked_in_vain / ASKED_IN_VAIN_PER_COPY;
+                    outputs.steps_left = outputs.steps_left.saturating_sub(asked as usize);
                     (asked_in_vain, asked_max) = (0, ASKED_IN_VAIN_MAX);
                     let member = group.members[place.member as usize];
                     self.pull_from_group(id, member);
                     has_gone_on = true;
                 }
-                _ => {
+                None => {
                     if asked_in_vain.is_multiple_of(ASKED_IN_VAIN_PER_COPY) {
                         outputs.work += 1; // No step: or streams behind it would never go on.
                     }
