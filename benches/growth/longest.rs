@@ -45,7 +45,7 @@ const ALLOCATOR: [(&str, &str); 3] = [
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 16] = [
+const SCENARIOS: [Scenario; 18] = [
     fan_out,
     absent,
     queues,
@@ -62,6 +62,8 @@ const SCENARIOS: [Scenario; 16] = [
     large_packets,
     draining,
     outboxes,
+    reports,
+    overtaken,
 ];
 
 /// Messages that wait, or are retained, filters in all, and subscribers who are away.
@@ -641,6 +643,7 @@ fn come_and_go(core: &mut Core, slots: Range<u32>, is_coming: bool) {
         let id = ConnectionId { slot, generation: 1 };
         if is_coming {
             core.broker.handle_open(core.now, id);
+            core.make_room(slot);
             core.input(slot, &connect_bytes(&client_id(slot.into()), true));
         } else {
             core.broker.handle_lost(core.now, id, true);
@@ -724,4 +727,41 @@ fn group_queues() -> Vec<Calls> {
     let mut left = Calls::new("the last stored member leaves it");
     left.packet(&mut core, CLIENT + 1, &unsubscribe_bytes(&filters));
     vec![joined, left]
+}
+
+/// Clients whom a slow disk keeps waiting for their CONNACK.
+fn reports() -> Vec<Calls> {
+    let mut core = stored_core();
+    let all = size_text(SESSIONS);
+    come_and_go(&mut core, CLIENT..CLIENT + SESSIONS as u32, true);
+    let mut taken = Calls::new(format!("the records of {all} clients who have come are taken"));
+    let mut batch = None;
+    taken.call(|| batch = core.broker.poll_journal(core.now));
+    let last = batch.expect("their sessions are to be stored").last();
+    let mut told = Calls::new("they are stored, and all are told");
+    told.call(|| core.broker.handle_stored(core.now, last));
+    told.settle(&mut core);
+    let first = core.broker.outbox(CONNECTION).expect("it is connected");
+    assert!(first.is_empty() && core.broker.metrics().packets_sent >= SESSIONS);
+    vec![taken, told]
+}
+
+/// Topics whose retained messages were to be sent to a slow client, and have changed before that.
+fn overtaken() -> Vec<Calls> {
+    let mut core = with_publisher(Core::with_in_flight_max(false, 1));
+    let topics = FILTERS;
+    let set = |core: &mut Core, number| {
+        core.exchange(PUBLISHER, &publish_bytes(&topic(number), QoS::AtLeastOnce, true))
+    };
+    (0..topics).for_each(|number| set(&mut core, number));
+    core.open(CLIENT, &connect_bytes("client", false));
+    core.is_mute = true;
+    core.exchange(CLIENT, &subscribe_bytes(&["#".to_owned()], QoS::AtLeastOnce));
+    (0..topics).for_each(|number| set(&mut core, number));
+    let mut ended = Calls::new(format!(
+        "a slow client that was overtaken by {} retained messages is lost",
+        size_text(topics)
+    ));
+    lose(&mut core, &mut ended, CLIENT);
+    vec![ended]
 }

@@ -101,10 +101,15 @@ impl Core {
     /// Opens a connection, whose client says this.
     pub(crate) fn open(&mut self, slot: u32, bytes: &[u8]) {
         self.broker.handle_open(self.now, id(slot));
+        self.make_room(slot);
+        self.exchange(slot, bytes);
+    }
+
+    /// Makes room for what a connection has not said to its end.
+    pub(crate) fn make_room(&mut self, slot: u32) {
         if self.inboxes.len() <= slot as usize {
             self.inboxes.resize_with(slot as usize + 1, Inbox::default);
         }
-        self.exchange(slot, bytes);
     }
 
     /// The client says this, and nothing moves any more when all is said that follows from it.

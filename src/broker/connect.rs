@@ -307,6 +307,10 @@ impl Broker {
     /// once more and then forgotten.
     pub(super) fn close(&mut self, id: ConnectionId, reason: CloseReason) {
         let Some(link) = self.links.find_mut(id) else { return };
+        if link.state != LinkState::Closing && link.outbox.has_gate() {
+            // What is stored may not have had its turn yet.
+            link.outbox.open(|promise| self.outputs.journal.is_kept(promise));
+        }
         let is_unwelcomed = link.outbox.holds_connack();
         if link.state != LinkState::Closing && link.outbox.has_gate() {
             // What is not stored is not promised; a last word need not wait for it.

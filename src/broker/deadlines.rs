@@ -56,7 +56,7 @@ impl Broker {
         if self.wheel.next_deadline().is_some_and(|deadline| deadline <= now) {
             self.fire_deadlines(now);
         }
-        if self.may_have_work_left() {
+        if self.has_work_left() {
             self.continue_work();
         }
         if !self.refills.is_empty() {
@@ -64,10 +64,10 @@ impl Broker {
         }
     }
 
-    /// Whether something may be left for later turns, but for refills.
+    /// Whether something is left for later turns, but for refills.
     // One comparison, nearly without a jump: it is asked twice in every turn, and mostly nothing is.
     #[inline]
-    fn may_have_work_left(&self) -> bool {
+    pub(super) fn has_work_left(&self) -> bool {
         let messages = self.long_requests.len() | self.long_publishes.len() | self.put_off.len();
         let kept_back = self.slots_to_free.len() | self.streams_behind.len();
         let left = self.remains.len() | self.sent_left.len() | self.messages.leftovers().len();
@@ -75,26 +75,6 @@ impl Broker {
         messages | kept_back | left | waiting != 0
             || self.fan_out.is_some()
             || self.undrained_from_slot.is_some()
-    }
-
-    /// Whether something is left for later turns, but for refills.
-    #[inline]
-    pub(super) fn has_work_left(&self) -> bool {
-        self.may_have_work_left() && self.has_any_work_left()
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn has_any_work_left(&self) -> bool {
-        !self.long_requests.is_empty()
-            || !self.long_publishes.is_empty()
-            || self.messages.leftovers().len() > 0
-            || self.has_fan_out()
-            || self.has_kept_back()
-            || self.has_remains()
-            || self.undrained_from_slot.is_some()
-            || self.outputs.journal.left_for_later() > 0
-            || self.shared.work_left() > 0
     }
 
     /// Goes on with whatever is left.

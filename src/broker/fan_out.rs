@@ -226,6 +226,9 @@ impl Broker {
             }
             return;
         }
+        if self.slots_to_free.len() + self.streams_behind.len() > steps {
+            return; // Or more than is let go behind each of them might be kept back by one after the other.
+        }
         let done_max = self.copies() + self.work() + steps as u64;
         for _ in 0..steps {
             if self.fan_out.is_some() || self.copies() + self.work() >= done_max {
@@ -304,8 +307,8 @@ impl Broker {
         }
     }
 
-    /// Of what a message to many has kept back lets go as much as one turn has time for. What is left may have to wait for the end of
-    /// the next one, behind which there is more time.
+    /// Of what a message to many has kept back lets go as much as one turn has time for. No other message to many begins before little
+    /// is left.
     #[cold]
     pub(super) fn release_kept_back(&mut self) {
         for _ in 0..self.options.steps_per_turn {

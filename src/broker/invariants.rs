@@ -21,6 +21,7 @@ impl Broker {
         assert_eq!(listing, wanted, "a list is made for a message");
         self.check_links();
         self.check_sessions();
+        self.outputs.journal.check_invariants();
         let metrics = self.metrics();
         let outboxes: usize = self.links.iter().map(|link| link.outbox.copied_pending()).sum();
         assert_eq!(metrics.outbox_bytes, outboxes as u64, "the gauge of outgoing bytes");

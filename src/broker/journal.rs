@@ -2,7 +2,7 @@
 //!
 //! A record is made where state changes, and waits here until the server takes all of them as one batch. While a batch is
 //! on its way to disk the next one may have to wait for it, so that records pile up: what is recorded and removed again
-//! before it was taken never leaves this list. A message that its subscribers acknowledge at once so costs the disk
+//! before it was taken never leaves this list, unless thousands of others have come since. A message that its subscribers acknowledge at once so costs the disk
 //! nothing. Where records last, as when subscribers are away, batches follow each other without waiting, and records are
 //! written into theirs as they are made.
 //!
@@ -130,10 +130,10 @@ pub(super) struct Journal {
     /// The same by client id, the latest record of each.
     endings: BTreeMap<Rc<str>, Lsn>,
     /// Publishers of messages that need not be stored any more.
-    relieved: Vec<ConnectionId>,
+    relieved: VecDeque<ConnectionId>,
     /// Connections that are not read until the store has caught up; and so many of the first of them, for which it has.
     paused: VecDeque<ConnectionId>,
-    paused_in_vain: usize,
+    resumable: usize,
 }
 
 /// A record beside its message costs about so much.
@@ -196,9 +196,9 @@ impl Journal {
             is_opened_in_part: false,
             ended: VecDeque::new(),
             endings: BTreeMap::new(),
-            relieved: Vec::new(),
+            relieved: VecDeque::new(),
             paused: VecDeque::new(),
-            paused_in_vain: 0,
+            resumable: 0,
         }
     }
 
@@ -366,7 +366,7 @@ impl Journal {
         let is_at_once = self.follows_at_once();
         if is_at_once && self.entries.is_empty() {
             put(&mut self.batch, lsn, &entry);
-            (self.first, self.entries_first) = (lsn.next(), lsn.next());
+            self.note_written(lsn);
         } else {
             self.waiting += 1;
             self.entries.push(Some(entry));
@@ -375,6 +375,11 @@ impl Journal {
             }
         }
         lsn
+    }
+
+    /// This record stands in the batch, and all before it; none waits.
+    fn note_written(&mut self, last: Lsn) {
+        (self.first, self.entries_first) = (last.next(), last.next());
     }
 
     /// Writes some of the first ones that wait into the batch. Their bytes wait there.
@@ -411,8 +416,13 @@ impl Journal {
         let entry = entry.expect("a record is removed once");
         self.waiting -= 1;
         self.waiting_bytes -= bytes_of(&entry);
-        if let Entry::Message(_, Some(publisher)) = entry {
-            self.relieved.push(publisher);
+        // Who is not noted, because too many are, has what it waits for once all of it is stored.
+        if let Entry::Message(_, Some(publisher)) = entry
+            && self.durability == Durability::BeforeReply
+            && self.relieved.back() != Some(&publisher)
+            && self.relieved.len() < ENTRIES_MAX
+        {
+            self.relieved.push_back(publisher);
         }
     }
 
@@ -426,7 +436,7 @@ impl Journal {
         let record = if self.writes_at_once() {
             let lsn = self.number(RECORD_BYTES + message.size());
             put_message(&mut self.batch, lsn, message);
-            self.first = lsn.next();
+            self.note_written(lsn);
             lsn
         } else {
             self.append(Entry::Message(message.clone(), self.input_from))
@@ -609,8 +619,8 @@ impl Journal {
             }
         }
         self.entries.clear();
-        let next = last.next();
-        (self.batch_first, self.first, self.entries_first) = (next, next, next);
+        self.note_written(last);
+        self.batch_first = self.first;
         self.waiting = 0;
         let bytes = std::mem::take(&mut self.waiting_bytes);
         if self.batch.is_empty() {
@@ -681,19 +691,19 @@ impl Journal {
 
     /// It has: whoever waits is to be read again.
     pub(super) fn end_pauses(&mut self) {
-        self.paused_in_vain = self.paused.len();
+        self.resumable = self.paused.len();
     }
 
     /// The next one of them.
-    pub(super) fn next_paused_in_vain(&mut self) -> Option<ConnectionId> {
-        self.paused_in_vain = self.paused_in_vain.checked_sub(1)?;
+    pub(super) fn next_resumable(&mut self) -> Option<ConnectionId> {
+        self.resumable = self.resumable.checked_sub(1)?;
         self.paused.pop_front()
     }
 
     /// Not 0 if somebody has yet to be read again, or closed, or let go, for whom there was no time.
     #[inline]
     pub(super) fn left_for_later(&self) -> usize {
-        self.paused_in_vain | self.held_in_vain | usize::from(self.is_opened_in_part)
+        self.resumable | self.held_in_vain | usize::from(self.is_opened_in_part)
     }
 
     /// Whether there are outboxes that may have something to let go, for which there was no time.
@@ -709,12 +719,20 @@ impl Journal {
 
     /// An outbox that may have something to let go.
     pub(super) fn next_to_open(&mut self) -> Option<ConnectionId> {
-        if let Some(relieved) = self.relieved.pop() {
-            return Some(relieved);
-        }
-        let (_, connection) = self.held.pop_front_if(|(lsn, _)| *lsn <= self.stored)?;
+        let Some((_, connection)) = self.held.pop_front_if(|(lsn, _)| *lsn <= self.stored) else {
+            return self.relieved.pop_front();
+        };
         self.held_in_vain = self.held_in_vain.saturating_sub(1);
         Some(connection)
+    }
+
+    /// Asserts that every record that waits is where its number says, and that nobody is awaited who is not there.
+    pub(super) fn check_invariants(&self) {
+        assert!(self.batch_first <= self.entries_first && self.entries_first <= self.first);
+        assert!(self.first <= self.next() && (self.first == self.entries_first || !self.entries.is_empty()));
+        let waiting = self.entries[self.place(self.first)..].iter().flatten().count();
+        assert_eq!((self.waiting, self.entries.iter().flatten().count()), (waiting, waiting));
+        assert!(self.resumable <= self.paused.len() && self.held_in_vain <= self.held.len());
     }
 
     /// Whether nothing waits and nothing is on its way.
@@ -731,8 +749,8 @@ const SPARES_MAX: usize = 4;
 const ENDINGS_FORGOTTEN: usize = 256;
 const ENDINGS_FORGOTTEN_AT_END: usize = 2;
 
-/// So many of the latest records wait to be removed again, however far the store is behind: they are all written in one call. With
-/// each one more, or once hardly any would be removed, so many of those before them are written.
+/// So many records wait to be removed again, however far the store is behind: they are all written in one call. With each one more,
+/// or once hardly any would be removed, so many of the first ones are written, until half of them are.
 const ENTRIES_MAX: usize = 16 * 1024;
 const WRITTEN_WITH_EACH: usize = 2;
 
@@ -804,6 +822,7 @@ pub(super) fn message_record(message: &Message) -> MessageRecord<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::message::{Content, Gauge};
 
     #[test]
     fn endings_are_known_until_they_are_stored_and_forgotten_little_by_little() {
@@ -849,6 +868,31 @@ mod tests {
         assert!(!journal.is_ending(again) && journal.endings.is_empty());
     }
 
+    #[test]
+    fn a_message_that_is_written_as_it_comes_has_a_number_of_its_own() {
+        let mut journal = Journal::new(Durability::BeforeReply);
+        // Hardly any are removed.
+        let before =
+            (0..100).map(|_| journal.record_receipt(Lsn(1), PacketId::FIRST)).last().expect("the last");
+        let batch = journal.take().expect("there is something");
+        journal.set_stored(batch.last());
+        assert!(journal.writes_at_once());
+        let properties = crate::codec::Properties::NONE;
+        let content = Content { topic: "t", properties, payload: b"", expires_at: None };
+        let message = Message::new(&content, &Gauge::default());
+        let delivery = journal.record_delivery(Lsn(1), &message, None, (QoS::AtLeastOnce, false));
+        journal.check_invariants();
+        assert_eq!((journal.input_message, delivery), (before.next(), before.next().next()));
+        // And the list of those that wait is behind it, once some are removed.
+        journal.state = StoreState::Full;
+        let waits = journal.record_delivery(Lsn(1), &message, None, (QoS::AtLeastOnce, false));
+        journal.check_invariants();
+        assert_eq!((waits, journal.waiting), (delivery.next(), 1));
+        journal.remove_delivery(waits, &message);
+        journal.check_invariants();
+        assert_eq!(journal.waiting, 0);
+    }
+
     /// Some of them are removed again before they are written: too many to be written at once, and too few to wait for ever.
     #[test]
     fn what_waits_long_is_written_as_more_comes() {
@@ -866,10 +910,14 @@ mod tests {
                 journal.entries.len() <= 2 * ENTRIES_MAX
                     && journal.next().0 - journal.first.0 <= ENTRIES_MAX as u64 + 1
             );
+            kept.push(lsn);
+            // One that has waited for a while, behind some that may be written, or the last one.
+            let at = kept.len() - if number % 6 == 0 { 1 } else { kept.len().min(5_000) };
             if number % 3 == 0 {
-                journal.remove(Kind::Receipt, lsn);
-            } else {
-                kept.push(lsn);
+                journal.remove(Kind::Receipt, kept.remove(at));
+            }
+            if number % 1_000 == 0 {
+                journal.check_invariants();
             }
         }
         // One that was written is removed by another record.

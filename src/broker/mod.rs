@@ -104,10 +104,11 @@ const CONNECT_STEPS: u64 = 8;
 /// gates noted as stand among them at most.
 const MOVED_BYTES_PER_STEP: u64 = 1_024;
 
-/// One call opens the gates of this share of a turn's steps: each has its bytes flushed by a system call.
-const OPENED_SHARE: usize = 4;
+/// To open the gates of an outbox takes so many steps beside the one in which it is found that they are to be opened: its bytes are
+/// flushed by a system call.
+const OPENING_STEPS: usize = 3;
 
-/// So many connections that stand in two lists to be flushed are passed in one call.
+/// So many connections that are named to be flushed and need not any more are passed in one call.
 const PASSED_PER_FLUSH: usize = 1_000;
 
 /// Bytes that wait for one of many receivers of the same messages, from which on it should be flushed.
@@ -479,16 +480,24 @@ impl Broker {
     pub fn poll_flush(&mut self) -> Option<ConnectionId> {
         let Self { links, outputs, .. } = self;
         for _ in 0..PASSED_PER_FLUSH {
-            let (id, dirty) = match outputs.dirty_soon.pop_front() {
-                Some(id) => (id, Dirty::Soon),
-                None => {
-                    let next = outputs.dirty_in_turn.pop_front();
-                    outputs.is_fan_out_urgent &= next.is_some();
-                    (next?, Dirty::InTurn)
-                }
-            };
+            let Some(id) = outputs.dirty_soon.pop_front() else { return self.poll_flush_in_turn() };
+            if let Some(link) = links.find_mut(id).filter(|link| link.dirty == Dirty::Soon) {
+                link.dirty = Dirty::No;
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// The next one of those that are one of many.
+    pub fn poll_flush_in_turn(&mut self) -> Option<ConnectionId> {
+        let Self { links, outputs, .. } = self;
+        for _ in 0..PASSED_PER_FLUSH {
+            let next = outputs.dirty_in_turn.pop_front();
+            outputs.is_fan_out_urgent &= next.is_some();
+            let id = next?;
             // Who was raised from one list to the other still stands in both.
-            if let Some(link) = links.find_mut(id).filter(|link| link.dirty == dirty) {
+            if let Some(link) = links.find_mut(id).filter(|link| link.dirty == Dirty::InTurn) {
                 link.dirty = Dirty::No;
                 return Some(id);
             }
@@ -528,8 +537,8 @@ impl Broker {
 
     /// What reading has cost so far beside them where a packet may make much work, in copies that take as long: messages that
     /// waited, or are retained, and were sent, groups that were asked, members who were looked at, memberships and receipts that
-    /// were moved, packets that were repeated, filters that were subscribed to or not any more, or compared with a topic, and
-    /// subscriptions that were listed.
+    /// were moved, packets that were repeated, filters that were subscribed to or not any more, or compared with a topic,
+    /// subscriptions that were listed, clients who came or were lost, and bytes that something had to overtake.
     pub fn work(&self) -> u64 {
         let listed = self.subscriptions.listed() + self.shared.listed();
         self.outputs.work + listed / LISTED_PER_STEP as u64
@@ -612,7 +621,7 @@ impl Broker {
     /// Publishers that had to wait for the store need not any more: reads a turn's worth of them again.
     pub(super) fn read_paused_again(&mut self) {
         for _ in 0..self.options.steps_per_turn {
-            let Some(id) = self.outputs.journal.next_paused_in_vain() else { break };
+            let Some(id) = self.outputs.journal.next_resumable() else { break };
             if let Some(link) = self.links.find_mut(id) {
                 link.awaits_store = false;
                 // Its packets waited in the socket for our sake.
@@ -664,11 +673,15 @@ impl Broker {
 
     fn open_some_gates(&mut self) {
         let Self { links, outputs, options, .. } = self;
-        for _ in 0..(options.steps_per_turn / OPENED_SHARE).max(1) {
-            let Some(id) = outputs.journal.next_to_open() else { break };
+        let mut steps = options.steps_per_turn;
+        while steps > 0
+            && let Some(id) = outputs.journal.next_to_open()
+        {
+            steps -= 1;
             let Some(link) = links.find_mut(id) else { continue };
             if link.outbox.open(|promise| outputs.journal.is_kept(promise)) {
                 outputs.mark_dirty(link);
+                steps = steps.saturating_sub(OPENING_STEPS);
             }
         }
         outputs.journal.set_opened_in_part();

@@ -12,6 +12,16 @@ use crate::broker::ConnectionId;
 use crate::codec::Inbox;
 use crate::transport::Transport;
 
+/// What is known of the end of a connection. Only a read of zero bytes, or one that fails, says that everything came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    Open,
+    /// It has closed its half.
+    Closed,
+    /// A write has failed: it is gone, and takes nothing any more.
+    Gone,
+}
+
 /// One open connection.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -22,10 +32,7 @@ pub(super) struct Connection {
     pub(super) inbox: Option<Box<Inbox>>,
     /// The socket may have more to read: an event said so and no read has found the end since.
     pub(super) readable: bool,
-    /// The peer has closed its half: only a read of zero bytes says that everything came.
-    pub(super) read_closed: bool,
-    /// A write has failed, so the peer is gone; what it sent before is still to be read.
-    pub(super) write_failed: bool,
+    pub(super) peer: Peer,
     /// In the list of connections to read from.
     pub(super) listed: bool,
     /// Something of what was read from it last went to many.
@@ -55,8 +62,7 @@ impl Connections {
             transport,
             inbox: None,
             readable: false,
-            read_closed: false,
-            write_failed: false,
+            peer: Peer::Open,
             listed: false,
             feeds_many: false,
         })

@@ -6,15 +6,15 @@
 //! 2. read the clock, once: what happens belongs to the end of its millisecond, what is due to the beginning
 //! 3. signals and requests to stop; what the store has done
 //! 4. accept, a bounded number
-//! 5. read from connections that have something, a share of the turn each, until enough bytes are read, packets taken, copies
-//!    of messages made, or as much else done; who has more stands behind the others for the next turn; whose messages go to many
-//!    waits until those have been flushed
+//! 5. read from connections that have something, a bounded number and a share of the turn each, until enough bytes are read,
+//!    packets taken, copies of messages made, or as much else done; who has more stands behind the others for the next turn;
+//!    whose messages go to many waits until those have been flushed
 //! 6. a share of the steps of authentication, and what is due by the clock
 //! 7. hand this turn's records to the store, before any byte leaves
-//! 8. flush outboxes with new bytes, one vectored write each: all with a reply or a message of their own, some of those that
-//!    are one of many
+//! 8. flush outboxes with new bytes, one vectored write each: a bounded number with a reply or a message of their own, some of
+//!    those that are one of many
 //! 9. events to log lines, while the connections they speak of still have an address
-//! 10. free what ended: never earlier, so nothing frees what another step uses
+//! 10. flush what ended, if it was not, and free it: never earlier, so nothing frees what another step uses
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -32,7 +32,7 @@ use crate::codec::{Inbox, ReasonCode};
 use crate::transport::Transport;
 
 use super::authenticator::Authenticator;
-use super::connection::{Connections, connection_id, token};
+use super::connection::{Connections, Peer, connection_id, token};
 #[cfg(feature = "persistence")]
 use super::keeper::Keeper;
 use super::listener::Listener;
@@ -68,7 +68,8 @@ const COPIES_PER_FLUSH: u64 = 16_000;
 /// Connections read in one turn: many may have ended, or have nothing to be taken yet.
 const READS_PER_TURN: usize = 1_024;
 
-/// Connections flushed in one turn with a reply or a message of their own: as many as may have been read.
+/// Connections flushed in one turn with a reply or a message of their own: as many as may have been read. While there are more less is
+/// read.
 const FLUSHES_PER_TURN: usize = READS_PER_TURN;
 
 /// Connections flushed in one turn that are each one of many with the same messages: a system call for each, and so another
@@ -314,7 +315,9 @@ impl EventLoop {
         let Some(connection) = self.connections.find_mut(id) else { return };
         if event.is_readable() || event.is_read_closed() || event.is_error() {
             connection.readable = true;
-            connection.read_closed |= event.is_read_closed() || event.is_error();
+            if connection.peer == Peer::Open && (event.is_read_closed() || event.is_error()) {
+                connection.peer = Peer::Closed;
+            }
             self.list(id);
         }
         // Every event says so while the socket takes bytes; it is news only after a short write.
@@ -367,7 +370,8 @@ impl EventLoop {
         if self.flushes_left == 0 {
             self.ready.extend(self.feeders.drain(..));
         }
-        let copies_per_turn = if self.is_flushing { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
+        let is_behind = self.is_flushing || self.is_flushed_in_part;
+        let copies_per_turn = if is_behind { COPIES_WHILE_FLUSHING } else { COPIES_PER_TURN };
         self.copies_max = self.broker.copies() + copies_per_turn;
         self.work_max = self.broker.work() + COPIES_PER_TURN;
         (self.packets_left, self.bytes_left) = (PACKETS_PER_TURN, BYTES_PER_TURN);
@@ -395,12 +399,10 @@ impl EventLoop {
     fn read_connection(&mut self, now: Instant, id: ConnectionId) {
         let Some(connection) = self.connections.find_mut(id) else { return };
         if !self.broker.wants_input(id) {
-            if connection.write_failed {
-                self.broker.handle_lost(now, id, true);
-            } else if connection.read_closed && self.broker.is_kept_back(id) {
+            if connection.peer != Peer::Open && self.broker.is_kept_back(id) {
                 self.broker.handle_lost(now, id, false);
             }
-            return; // Listed again when its outbox has drained.
+            return; // Listed again when it has what it waits for.
         }
         if connection.inbox.is_some() && self.handle_input(now, id, 0) == Input::PutOff {
             return self.list(id);
@@ -412,15 +414,14 @@ impl EventLoop {
         let buffer = &mut self.read_buffer[..self.bytes_at_once];
         match connection.transport.read_into(buffer) {
             Ok(0) => {
-                let has_failed = connection.write_failed;
+                let has_failed = connection.peer == Peer::Gone;
                 self.broker.handle_lost(now, id, has_failed);
             }
             Ok(count) => {
                 // A short read has emptied the socket, and what comes later makes a new event. Only the end of the
                 // stream may have been announced before this read.
                 self.bytes_left = self.bytes_left.saturating_sub(count);
-                let is_last = connection.read_closed || connection.write_failed;
-                connection.readable = count == self.bytes_at_once || is_last;
+                connection.readable = count == self.bytes_at_once || connection.peer != Peer::Open;
                 let is_put_off = self.handle_input(now, id, count) == Input::PutOff;
                 let is_readable = self.connections.find(id).is_some_and(|connection| connection.readable);
                 if (is_put_off || is_readable) && self.broker.wants_input(id) {
@@ -428,7 +429,7 @@ impl EventLoop {
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => self.list(id),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && !connection.write_failed => {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && connection.peer != Peer::Gone => {
                 connection.readable = false;
             }
             Err(_) => self.broker.handle_lost(now, id, true),
@@ -534,7 +535,7 @@ impl EventLoop {
         let (all_soon, copies) = (self.broker.dirty_soon_len(), self.broker.copies());
         let soon = all_soon.min(FLUSHES_PER_TURN);
         self.is_flushed_in_part = soon < all_soon;
-        let in_turn = if self.is_flushed_in_part { 0 } else { self.broker.dirty_len() - soon };
+        let in_turn = self.broker.dirty_len() - all_soon;
         // Messages to many come together in larger writes as long as more of them are there to be read. Then they leave in
         // slices, so that whoever has a question meanwhile does not wait for a thousand others.
         self.is_flushing |= in_turn > 0
@@ -547,8 +548,12 @@ impl EventLoop {
         let in_turn = if self.is_flushing { in_turn.min(FAN_OUT_FLUSHES_PER_TURN) } else { 0 };
         self.flushes_left = self.flushes_left.saturating_sub(in_turn);
         // Only so many as wait already: what a flush makes room for goes out in the next turn.
-        for _ in 0..soon + in_turn {
+        for _ in 0..soon {
             let Some(id) = self.broker.poll_flush() else { break };
+            self.flush_connection(now, id);
+        }
+        for _ in 0..in_turn {
+            let Some(id) = self.broker.poll_flush_in_turn() else { break };
             self.flush_connection(now, id);
         }
         if self.is_flushing && self.broker.dirty_len() == self.broker.dirty_soon_len() {
@@ -566,7 +571,12 @@ impl EventLoop {
             return;
         }
         let length: usize = slices[..filled].iter().map(|slice| slice.len()).sum();
-        match connection.transport.write_vectored(&slices[..filled]) {
+        // To a peer that is gone all is written that would have been.
+        let written = match connection.peer {
+            Peer::Gone => Ok(length),
+            Peer::Open | Peer::Closed => connection.transport.write_vectored(&slices[..filled]),
+        };
+        match written {
             Ok(count) => {
                 self.broker.handle_written(now, id, count, count < length);
                 self.resume_reading(id);
@@ -577,7 +587,10 @@ impl EventLoop {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
                 self.broker.handle_written(now, id, 0, false);
             }
-            Err(_) => self.read_last(now, id),
+            Err(_) => {
+                self.broker.handle_written(now, id, length, false);
+                self.read_last(id);
+            }
         }
     }
 
@@ -594,11 +607,9 @@ impl EventLoop {
 
     /// Writing failed, so the peer is gone. What it sent before still counts, above all a DISCONNECT, and is read as what others
     /// send: it may be much, and go to many.
-    fn read_last(&mut self, now: Instant, id: ConnectionId) {
-        // No more is written to it.
-        self.broker.handle_written(now, id, 0, true);
+    fn read_last(&mut self, id: ConnectionId) {
         if let Some(connection) = self.connections.find_mut(id) {
-            (connection.write_failed, connection.readable) = (true, true);
+            (connection.peer, connection.readable) = (Peer::Gone, true);
             self.list(id);
         }
     }
@@ -616,13 +627,11 @@ impl EventLoop {
     fn free_ended(&mut self, now: Instant) {
         let mut unflushed = Vec::new();
         while let Some(id) = self.broker.poll_close() {
-            if self.is_flushed_in_part {
-                self.flush_connection(now, id);
+            if !self.broker.is_blocked(id) {
+                self.flush_connection(now, id); // Its turn may not have come.
             }
             let Self { broker, connections, poll, listeners, authenticator, .. } = self;
-            let is_gone = connections.find(id).is_none_or(|connection| connection.write_failed);
-            let has_more = broker.outbox(id).is_some_and(|outbox| !outbox.is_empty());
-            if self.stopping.is_some() && has_more && !is_gone {
+            if self.stopping.is_some() && broker.outbox(id).is_some_and(|outbox| !outbox.is_empty()) {
                 unflushed.push(id);
                 continue;
             }

@@ -5,9 +5,9 @@ use broker::broker::options::Durability;
 use broker::broker::{Broker, CloseReason, ConnectionId, Event, Options};
 use broker::clock::Duration;
 use broker::codec::packet::{Connect, Packet, QoS};
-use broker::codec::{PacketId, Properties, encode};
+use broker::codec::{PacketId, Properties, ReasonCode, encode};
 
-use crate::fixture::client::{bytes_of, connect311, publish, subscribe_bytes};
+use crate::fixture::client::{Received, bytes_of, connect311, publish, subscribe_bytes};
 use crate::fixture::core::{NOW, PROTOCOL, connected, hear, say, store, turns};
 
 const STEPS_PER_TURN: usize = 64;
@@ -95,7 +95,8 @@ fn nobody_is_closed_whose_records_are_stored() {
         })
         .collect();
     assert_eq!(closed, [(late, CloseReason::StoreFailed)]);
-    assert!(ids.iter().all(|id| broker.outbox(*id).is_some_and(|outbox| outbox.pending() > 0)));
+    let heard = |id: &ConnectionId| hear(&mut broker, *id).len();
+    assert!(ids.iter().map(heard).all(|packets| packets == 1), "its CONNACK");
 }
 
 /// One more, behind the batch that was taken.
@@ -104,6 +105,66 @@ fn held_late(broker: &mut Broker) -> ConnectionId {
     broker.handle_open(NOW, late);
     say(broker, late, &bytes_of(&Packet::Connect(kept("late")), PROTOCOL));
     late
+}
+
+/// What was stored for a client leaves before it, even if its turn had not come.
+#[test]
+fn who_is_closed_has_what_is_stored() {
+    let mut broker = Broker::new(stored_options(), NOW);
+    let ids = held(&mut broker, &names());
+    let batch = broker.poll_journal(NOW).expect("sessions are to be stored");
+    broker.handle_stored(NOW, batch.last());
+    let late = held_late(&mut broker);
+    broker.handle_shutdown(NOW);
+    let ended: Vec<ConnectionId> = std::iter::from_fn(|| broker.poll_close()).collect();
+    assert_eq!(ended.len(), ids.len() + 1);
+    assert!(ids.iter().all(|id| hear(&mut broker, *id).len() == 1));
+    assert_eq!(hear(&mut broker, late).len(), 0);
+}
+
+/// Publishers whose message has been acknowledged by all are let go before it is stored, and keep nobody waiting whose records are.
+#[test]
+fn those_whose_records_are_stored_do_not_wait_for_those_whose_records_are_not_needed() {
+    let mut broker = Broker::new(Options { in_flight_max: 1_000, ..stored_options() }, NOW);
+    let subscriber = connected(&mut broker, 1, kept("subscriber"));
+    subscribe(&mut broker, subscriber, "t", QoS::AtLeastOnce);
+    let names = names();
+    let publishers: Vec<ConnectionId> =
+        (10..).zip(&names).map(|(number, name)| connected(&mut broker, number, connect311(name))).collect();
+    // While one batch is on its way all of them publish, which is acknowledged at once.
+    let late = held_late(&mut broker);
+    let batch = broker.poll_journal(NOW).expect("a session is to be stored");
+    let message = bytes_of(&publish("t", QoS::AtLeastOnce, b"x"), PROTOCOL);
+    let heard = |broker: &mut Broker, id: ConnectionId| {
+        let outbox = broker.outbox(id).expect("it is connected");
+        let mut slices = [std::io::IoSlice::new(&[]); 64];
+        let filled = outbox.slices(&mut slices);
+        let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
+        broker.handle_written(NOW, id, bytes.len(), false);
+        Received::all(&bytes, PROTOCOL)
+    };
+    for id in &publishers {
+        say(&mut broker, *id, &message);
+        let received = heard(&mut broker, subscriber);
+        let Packet::Publish(publish) = received[0].packet() else { panic!("{received:?}") };
+        let mut bytes = Vec::new();
+        encode::puback(&mut bytes, publish.packet_id.expect("of QoS 1"), ReasonCode::Success);
+        say(&mut broker, subscriber, &bytes);
+    }
+    broker.handle_stored(NOW, batch.last());
+    assert_eq!(heard(&mut broker, late).len(), 1, "first");
+    let answered = |broker: &mut Broker| publishers.iter().map(|id| heard(broker, *id).len()).sum::<usize>();
+    let mut all = answered(&mut broker);
+    assert!(all < OPENED, "{all}");
+    for _ in 0..publishers.len() / OPENED {
+        assert!(broker.poll_timeout().is_some_and(|due| due <= NOW), "there is more to be done");
+        broker.handle_timeout(NOW);
+        broker.check_invariants();
+        let more = answered(&mut broker);
+        assert!(more <= OPENED);
+        all += more;
+    }
+    assert_eq!(all, publishers.len(), "although nothing else was stored");
 }
 
 #[test]
