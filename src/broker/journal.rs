@@ -416,12 +416,17 @@ impl Journal {
         let entry = entry.expect("a record is removed once");
         self.waiting -= 1;
         self.waiting_bytes -= bytes_of(&entry);
-        // Who is not noted, because too many are, has what it waits for once all of it is stored.
-        if let Entry::Message(_, Some(publisher)) = entry
-            && self.durability == Durability::BeforeReply
-            && self.relieved.back() != Some(&publisher)
-            && self.relieved.len() < ENTRIES_MAX
-        {
+        if let Entry::Message(_, Some(publisher)) = entry {
+            self.note_relieved(publisher);
+        }
+    }
+
+    /// This publisher's message need not be stored. Who is not noted, because too many are, has what it waits for once all of it is.
+    #[cold]
+    #[inline(never)]
+    fn note_relieved(&mut self, publisher: ConnectionId) {
+        let is_held = self.durability == Durability::BeforeReply;
+        if is_held && self.relieved.back() != Some(&publisher) && self.relieved.len() < ENTRIES_MAX {
             self.relieved.push_back(publisher);
         }
     }

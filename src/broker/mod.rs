@@ -477,6 +477,7 @@ impl Broker {
 
     /// The next connection with new bytes in its outbox. Each is named once until bytes are added again. Those that have
     /// a reply, or a message for them alone, come before those that are one of many.
+    #[inline]
     pub fn poll_flush(&mut self) -> Option<ConnectionId> {
         let Self { links, outputs, .. } = self;
         for _ in 0..PASSED_PER_FLUSH {
@@ -490,6 +491,7 @@ impl Broker {
     }
 
     /// The next one of those that are one of many.
+    #[inline]
     pub fn poll_flush_in_turn(&mut self) -> Option<ConnectionId> {
         let Self { links, outputs, .. } = self;
         for _ in 0..PASSED_PER_FLUSH {
