@@ -307,14 +307,15 @@ impl Broker {
     /// once more and then forgotten.
     pub(super) fn close(&mut self, id: ConnectionId, reason: CloseReason) {
         let Some(link) = self.links.find_mut(id) else { return };
+        let mut is_unwelcomed = false;
         if link.state != LinkState::Closing && link.outbox.has_gate() {
             // What is stored may not have had its turn yet.
             link.outbox.open(|promise| self.outputs.journal.is_kept(promise));
-        }
-        let is_unwelcomed = link.outbox.holds_connack();
-        if link.state != LinkState::Closing && link.outbox.has_gate() {
-            // What is not stored is not promised; a last word need not wait for it.
-            self.outputs.drop_held(link);
+            is_unwelcomed = link.outbox.holds_connack();
+            if link.outbox.has_gate() {
+                // What is not stored is not promised; a last word need not wait for it.
+                self.outputs.drop_held(link);
+            }
         }
         match link.state {
             LinkState::Closing => return,

@@ -2,9 +2,9 @@
 //!
 //! A record is made where state changes, and waits here until the server takes all of them as one batch. While a batch is
 //! on its way to disk the next one may have to wait for it, so that records pile up: what is recorded and removed again
-//! before it was taken never leaves this list, unless thousands of others have come since. A message that its subscribers acknowledge at once so costs the disk
-//! nothing. Where records last, as when subscribers are away, batches follow each other without waiting, and records are
-//! written into theirs as they are made.
+//! before it was taken never leaves this list, unless thousands of others have come since. A message that its subscribers
+//! acknowledge at once so costs the disk nothing. Where records last, as when subscribers are away, batches follow each
+//! other without waiting, and records are written into theirs as they are made.
 //!
 //! A reply that promises something is held back in its outbox until what it promises is stored: see [`Journal::promise`].
 //! All records of one input are in one batch, because batches are taken between inputs. So "stored" needs no finer grain

@@ -476,7 +476,8 @@ impl Broker {
     }
 
     /// The next connection with new bytes in its outbox. Each is named once until bytes are added again. Those that have
-    /// a reply, or a message for them alone, come before those that are one of many.
+    /// a reply, or a message for them alone, come before those that are one of many. There may be more behind very many that
+    /// need not be flushed any more: `dirty_len` says so.
     #[inline]
     pub fn poll_flush(&mut self) -> Option<ConnectionId> {
         let Self { links, outputs, .. } = self;
