@@ -200,7 +200,7 @@ impl Broker {
     pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>, qos: QoS) -> bool {
         let steps = self.options.steps_per_turn;
         let groups_max = if self.may_look_long_for_members(qos) { 0 } else { steps };
-        self.subscriptions.may_exceed(topic, steps) || self.shared.may_exceed(topic, groups_max)
+        self.subscriptions.may_exceed(topic, steps, steps) || self.shared.may_exceed(topic, groups_max, steps)
     }
 
     /// Brings the message under way to its end, the answer to its sender included.

@@ -18,11 +18,12 @@ use crate::clock::Duration;
 use crate::codec::{Properties, QoS};
 use crate::journal::Lsn;
 use crate::metrics::DropReason;
+use crate::topics::name::filter_matches;
 use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
-use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter};
+use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter, TopicName};
 
 use super::deadlines::Deadline;
-use super::deliver::{Routing, has_room};
+use super::deliver::{LISTED_PER_STEP, Routing, has_room};
 use super::delivery::{Delivery, Via};
 use super::event::Limit;
 use super::fan_out::{FanOut, FanOutNumber};
@@ -43,6 +44,9 @@ const PICKED_STEPS: usize = 256;
 
 /// What it takes to go on with a stream, beside that.
 const STREAM_STEPS: usize = 8;
+
+/// So few streams of a session are all looked at for one that awaits a topic.
+const FEW_STREAMS: usize = 16;
 
 /// Entries of the tree that are looked at before a stream is begun.
 const STEPS_TO_DECIDE: usize = 16;
@@ -210,12 +214,25 @@ impl RetainedStreams {
         streams.in_order.get_mut(streams.numbers.get(filter)?)
     }
 
-    /// What those of some filters grant that have yet to come to a topic, in their order.
-    fn awaiting<'a>(&self, filters: impl Iterator<Item = &'a str>, topic: &str) -> Vec<Grant> {
+    /// What those grant that have yet to come to a topic, in their order. `filters` are the session's that match it; if they
+    /// are not known, each stream is looked at.
+    fn awaiting<'a>(
+        &self,
+        filters: Option<impl Iterator<Item = &'a str>>,
+        topic: TopicName<'_>,
+    ) -> Vec<Grant> {
         let Some(streams) = &self.0 else { return Vec::new() };
-        let mut numbers: Vec<u64> =
-            filters.filter_map(|filter| streams.numbers.get(filter).copied()).collect();
+        let mut numbers: Vec<u64> = match filters {
+            Some(filters) => filters.filter_map(|filter| streams.numbers.get(filter).copied()).collect(),
+            None => {
+                let matching = |(number, stream): (&u64, &RetainedStream)| {
+                    filter_matches(stream.filter.as_bytes(), topic).then_some(*number)
+                };
+                streams.in_order.iter().filter_map(matching).collect()
+            }
+        };
         numbers.sort_unstable();
+        let topic = topic.as_str();
         numbers.retain(|number| !streams.preceded.has(topic, *number));
         let awaiting = numbers.iter().map(|number| &streams.in_order[number]);
         awaiting.filter(|stream| !stream.cursor.has_passed(topic)).map(|stream| stream.grant).collect()
@@ -534,8 +551,17 @@ impl Broker {
             return;
         }
         let session = self.sessions.subscriber_mut(subscriber);
-        let filters = self.subscriptions.matching_filters(subscriber, routing.topic);
-        let grants = session.streams.awaiting(filters, topic);
+        // Those of all clients that match may be very many.
+        let streams = session.streams.len();
+        let filters = if streams > FEW_STREAMS {
+            self.subscriptions.matching_filters(subscriber, routing.topic, streams)
+        } else {
+            None
+        };
+        if filters.is_none() {
+            self.outputs.work += (streams / LISTED_PER_STEP) as u64;
+        }
+        let grants = session.streams.awaiting(filters, routing.topic);
         let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };
         let subscription_ids: Vec<u32> =
             grants.iter().filter_map(|grant| grant.subscription_id).map(NonZeroU32::get).collect();

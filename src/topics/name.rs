@@ -168,7 +168,7 @@ impl<'a> SubscriptionFilter<'a> {
 }
 
 /// Whether a filter, known to be valid, matches a name: one pass over both.
-pub(super) fn filter_matches(filter: &[u8], name: TopicName<'_>) -> bool {
+pub(crate) fn filter_matches(filter: &[u8], name: TopicName<'_>) -> bool {
     if name.is_dollar() && is_wildcard(filter[0]) {
         return false; // [MQTT-4.7.2-1]
     }

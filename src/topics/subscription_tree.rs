@@ -32,9 +32,9 @@ use crate::hash::{HashSeed, hash_bytes, seeded};
 use super::match_cache::{Detail, Details, List, MatchCache, Matches, first_grant, further_grant};
 use super::name::{TopicFilter, TopicName, filter_matches, has_wildcard};
 use pool::{NONE, Pool};
-use shapes::{Shapes, hash_with_wildcards};
+use shapes::{Search, Shapes, hash_with_wildcards};
 use texts::Texts;
-use walk::{Bounds, Walk};
+use walk::{Bounds, Searching, Walk};
 
 /// A list of this many subscriptions to one filter is indexed. Shorter ones, which most are, are searched.
 const INDEXED_MIN: u32 = 17;
@@ -162,13 +162,14 @@ pub struct SubscriptionTree {
     stamps: Vec<Stamp>,
     epoch: u32,
     cache: MatchCache,
-    /// The filters that match a topic, while it is resolved.
+    /// How far the filters that match a topic were searched for, and those found, while it is resolved.
+    search: Search,
     found: Vec<u32>,
     /// The details of its subscribers, while it is resolved.
     details: Vec<Detail>,
     /// The list that is being made in several calls.
     walk: Option<Box<Walk>>,
-    /// What lists have taken so far: filters that were compared, and subscriptions.
+    /// What lists have taken so far: branches of shapes that were followed, filters that were compared, and subscriptions.
     listed: u64,
 }
 
@@ -185,6 +186,16 @@ const fn shorten(hash: u64) -> u32 {
 /// The hash of a filter: without wildcards that of the text, as topics are hashed too.
 fn hash_filter(seed: &HashSeed, filter: &[u8]) -> u32 {
     shorten(if has_wildcard(filter) { hash_with_wildcards(seed, filter) } else { hash_bytes(seed, filter) })
+}
+
+/// Lists the filters with a hash.
+#[inline]
+fn look_up(by_hash: &DividedTable<Hashed>, hash: u32, found: &mut Vec<u32>) {
+    for hashed in by_hash.iter_hash(spread(hash)) {
+        if hashed.hash == hash {
+            found.push(hashed.filter);
+        }
+    }
 }
 
 fn owner_hash(seed: &HashSeed, subscriber: u32, filter: u32) -> u64 {
@@ -206,6 +217,7 @@ impl SubscriptionTree {
             stamps: Vec::new(),
             epoch: 0,
             cache: MatchCache::new(),
+            search: Search::default(),
             found: Vec::new(),
             details: Vec::new(),
             walk: None,
@@ -275,7 +287,7 @@ impl SubscriptionTree {
                 if let Some(walk) = &mut self.walk
                     && subscription.grant != grant
                 {
-                    walk.changes(found, subscription);
+                    walk.changes(found, subscription, text);
                 }
                 Some(std::mem::replace(&mut subscription.grant, grant))
             }
@@ -329,9 +341,9 @@ impl SubscriptionTree {
         matches
     }
 
-    /// The same, if no more than `at_most` subscriptions have to be listed for it. Otherwise so many are listed now, what is
-    /// returned is not complete, and [`SubscriptionTree::list_further`] goes on: who is subscribed now will be listed, as it
-    /// is now. While one list is made in this way, all others are made at once.
+    /// The same, if no more than `at_most` shapes have to be followed and no more subscriptions listed for it. Otherwise so
+    /// much is done now, what is returned is not complete, and [`SubscriptionTree::list_further`] goes on: who is subscribed
+    /// now will be listed, as it is now. While one list is made in this way, all others are made at once.
     // As above. That it is no option saves one move of the list for each message.
     #[inline(always)]
     pub fn matches_within(&mut self, topic: TopicName<'_>, at_most: usize) -> Matches {
@@ -344,19 +356,32 @@ impl SubscriptionTree {
         matches
     }
 
-    /// Goes on with a list that [`SubscriptionTree::matches_within`] began, by so many subscriptions. The list, once it has
-    /// all of them.
+    /// Goes on with a list that [`SubscriptionTree::matches_within`] began, by so many filters and subscriptions. The list, once
+    /// it has all of them.
     ///
     /// # Panics
     ///
     /// If there is none to go on with.
     pub fn list_further(&mut self, at_most: usize) -> Option<Matches> {
-        let Self { filters, subscriptions, walk, .. } = self;
-        let is_done = walk.as_mut().expect("a list is being made").go_on(filters, subscriptions, at_most);
-        walk.take_if(|_| is_done).map(|walk| walk.finish())
+        let mut walk = self.walk.take().expect("a list is being made");
+        let mut left = at_most;
+        if let Some(mut searching) = walk.searching.take() {
+            let followed = searching.search.followed();
+            std::mem::swap(&mut self.search, &mut searching.search);
+            self.search_further(searching.topic(), at_most);
+            std::mem::swap(&mut self.search, &mut searching.search);
+            left -= searching.search.followed() - followed;
+            self.hand_found_to(&mut walk, searching);
+        }
+        if walk.searching.is_none() && walk.go_on(&self.filters, &self.subscriptions, left) {
+            return Some(walk.finish());
+        }
+        self.walk = Some(walk);
+        None
     }
 
-    /// Filters that were compared with topics so far, and subscriptions that were listed in the same call.
+    /// Shapes that were followed and filters that were compared with topics so far, and subscriptions that were listed in the
+    /// same call.
     pub const fn listed(&self) -> u64 {
         self.listed
     }
@@ -366,17 +391,18 @@ impl SubscriptionTree {
         self.walk.is_some()
     }
 
-    /// Whether more get a topic than these, or may: of those whose list is not known all subscriptions are counted.
-    pub fn may_exceed(&mut self, topic: TopicName<'_>, subscribers: usize) -> bool {
+    /// Whether more get a topic than these, or may: of those whose list is not known all subscriptions are counted, and if so
+    /// many shapes do not tell who they are, they may be more.
+    pub fn may_exceed(&mut self, topic: TopicName<'_>, subscribers: usize, shapes: usize) -> bool {
         let text = topic.as_str().as_bytes();
         let hash = shorten(hash_bytes(&self.seed, text));
         if let Some(len) = self.cache.len_of(hash, text) {
             return len > subscribers;
         }
-        self.find_filters(hash, topic);
+        self.find_filters(hash, topic, shapes);
         let count = self.found_count();
         self.found.clear();
-        count > subscribers
+        count > subscribers || !self.search.is_done()
     }
 
     /// Takes back what [`SubscriptionTree::matches`] lent.
@@ -386,37 +412,41 @@ impl SubscriptionTree {
         self.cache.put_back(matches);
     }
 
-    /// The filters of one subscriber that match a topic.
+    /// The filters of one subscriber that match a topic. `None` if so many shapes do not tell.
     pub fn matching_filters(
         &mut self,
         subscriber: SubscriberId,
         topic: TopicName<'_>,
-    ) -> impl Iterator<Item = &str> {
-        self.find_filters(shorten(hash_bytes(&self.seed, topic.as_str().as_bytes())), topic);
+        shapes: usize,
+    ) -> Option<impl Iterator<Item = &str>> {
+        let hash = shorten(hash_bytes(&self.seed, topic.as_str().as_bytes()));
+        self.find_filters(hash, topic, shapes);
         let mut found = std::mem::take(&mut self.found);
+        if !self.search.is_done() {
+            return None;
+        }
         found.retain(|filter| self.find_subscription(subscriber.0, *filter).is_some());
         let text = |filter: u32| self.texts.text(self.filters[filter].text);
-        found
-            .into_iter()
-            .map(move |filter| std::str::from_utf8(text(filter)).expect("it was stored as a str"))
+        let texts = found.into_iter().map(text);
+        Some(texts.map(|text| std::str::from_utf8(text).expect("it was stored as a str")))
     }
 
-    /// Lists every filter that matches a topic with this hash in `found`.
+    /// Searches for the filters that match a topic with this hash, by so many shapes, and lists those found.
     // Or what it calls would be called twice, and be inlined nowhere.
     #[inline(never)]
-    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>) {
-        let Self { seed, filters, texts, by_hash, shapes, found, listed, .. } = self;
+    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>, shapes: usize) {
+        look_up(&self.by_hash, hash, &mut self.found);
+        self.shapes.begin(&self.seed, &mut self.search);
+        self.search_further(topic, shapes);
+    }
+
+    /// Goes on with the search that was begun.
+    fn search_further(&mut self, topic: TopicName<'_>, at_most: usize) {
+        let Self { seed, filters, texts, by_hash, shapes, search, found, listed, .. } = self;
+        let before = search.followed();
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
-        let mut look_up = |hash: u32| {
-            for hashed in by_hash.iter_hash(spread(hash)) {
-                if hashed.hash == hash {
-                    found.push(hashed.filter);
-                }
-            }
-        };
-        look_up(hash);
-        shapes.candidates(seed, topic, |hash| look_up(shorten(hash)));
-        *listed += found.len() as u64;
+        shapes.follow(seed, topic, search, at_most, |hash| look_up(by_hash, hash, found));
+        *listed += (search.followed() - before + found.len()) as u64;
         found.retain(|filter| {
             let filter = texts.text(filters[*filter].text);
             *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)
@@ -424,15 +454,18 @@ impl SubscriptionTree {
     }
 
     fn resolve(&mut self, hash: u32, topic: TopicName<'_>, matched: &mut List) {
-        self.find_filters(hash, topic);
+        self.find_filters(hash, topic, usize::MAX);
         self.list_found(matched);
     }
 
     /// The same, or a walk begins if that takes too long.
     #[inline(never)]
     fn resolve_within(&mut self, hash: u32, topic: TopicName<'_>, matches: &mut Matches, at_most: usize) {
-        self.find_filters(hash, topic);
-        if self.walk.is_none() && self.found_count() > at_most {
+        let may_walk = self.walk.is_none();
+        self.find_filters(hash, topic, if may_walk { at_most } else { usize::MAX });
+        if !self.search.is_done() {
+            self.begin_search(topic, matches.take_to_make());
+        } else if may_walk && self.found_count() > at_most {
             self.begin_walk(matches.take_to_make(), at_most);
         } else {
             self.list_found(&mut matches.list);
@@ -444,22 +477,46 @@ impl SubscriptionTree {
         self.found.iter().map(|filter| self.filters[*filter].count.get() as usize).sum()
     }
 
-    #[cold]
-    #[inline(never)]
-    fn begin_walk(&mut self, mut matches: Matches, at_first: usize) {
-        let bounds = Bounds {
+    fn bounds(&self) -> Bounds {
+        Bounds {
             filters: self.filters.places(),
             subscriptions: self.subscriptions.places(),
             subscribers: self.rings.len(),
-        };
-        let count = self.found_count();
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn begin_walk(&mut self, mut matches: Matches, at_first: usize) {
+        let (count, bounds) = (self.found_count(), self.bounds());
         if let Some(too_small) = matches.reserve(count.min(bounds.subscribers)) {
             self.cache.recycle(too_small);
         }
-        let found = self.found.drain(..).collect();
-        let mut walk = Box::new(Walk::new(found, count, matches, bounds));
+        let is_one = self.found.len() == 1;
+        let mut walk = Box::new(Walk::new(matches, bounds, is_one));
+        walk.add_filters(self.found.drain(..), count);
         walk.go_on(&self.filters, &self.subscriptions, at_first);
         self.walk = Some(walk);
+    }
+
+    /// Begins a walk before all filters are found.
+    #[cold]
+    #[inline(never)]
+    fn begin_search(&mut self, topic: TopicName<'_>, matches: Matches) {
+        let mut walk = Box::new(Walk::new(matches, self.bounds(), false));
+        let search = std::mem::take(&mut self.search);
+        self.hand_found_to(&mut walk, Box::new(Searching::new(search, topic)));
+        self.walk = Some(walk);
+    }
+
+    fn hand_found_to(&mut self, walk: &mut Walk, searching: Box<Searching>) {
+        let count = self.found_count();
+        walk.add_filters(self.found.drain(..), count);
+        if searching.search.is_done() {
+            walk.reserve();
+        } else {
+            walk.searching = Some(searching);
+        }
     }
 
     /// Lists who subscribed to the filters in `found`, and empties it.
@@ -608,15 +665,15 @@ impl SubscriptionTree {
 
     /// Removes a subscription, and its filter with the last one.
     fn remove(&mut self, subscription: u32) {
-        if let Some(walk) = &mut self.walk {
-            walk.goes(subscription, &self.subscriptions);
-        }
         let Subscription { subscriber, filter: index, .. } = self.subscriptions[subscription];
         let Self {
             filters, texts, by_hash, shapes, subscriptions, by_owner, rings, cache, seed, walk, ..
         } = self;
         let place = filters[index].text;
         let text = texts.text(place);
+        if let Some(walk) = walk {
+            walk.goes(subscription, subscriptions, text);
+        }
         let hash = hash_filter(seed, text);
         cache.filter_changed(hash, text);
 

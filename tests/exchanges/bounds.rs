@@ -309,7 +309,7 @@ fn filters_are_work_of_the_turn() {
     };
     assert!(publish_to(&mut broker, "a/a/a/a/a/a/1") >= 2 * 64 / 4, "compared and listed");
     assert_eq!(publish_to(&mut broker, "a/a/a/a/a/a/1"), 0, "known");
-    assert_eq!(publish_to(&mut broker, "other"), 0, "of nobody");
+    assert!(publish_to(&mut broker, "other") <= 1, "of nobody, which the first level tells");
     let filters: Vec<&str> = filters.iter().map(String::as_str).collect();
     let mut bytes = Vec::new();
     encode::unsubscribe(&mut bytes, PROTOCOL, PacketId::FIRST, Properties::NONE, &filters);

@@ -70,6 +70,15 @@ impl<T> Pool<T> {
         }
     }
 
+    /// The value with this number, if it is still there.
+    #[inline]
+    pub(super) fn find(&self, index: u32) -> Option<&T> {
+        match self.places.get(index as usize)? {
+            Place::Taken(value) => Some(value),
+            Place::Free(_) => None,
+        }
+    }
+
     /// All values, by number.
     pub(super) fn iter(&self) -> impl Iterator<Item = (u32, &T)> {
         self.places.iter().enumerate().filter_map(|(index, place)| match place {

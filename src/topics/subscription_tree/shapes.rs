@@ -5,13 +5,17 @@
 //! that fits it, however many filters there are, and filters need no memory beyond their text.
 //!
 //! Shapes that begin alike share their beginnings: they stand in a tree with two branches a node, one for a level that
-//! is a text and one for `+`. A walk keeps the hash of the filter so far in each branch, so that a level is hashed once
-//! and a look-up is ready where a shape ends.
+//! is a text and one for `+`. A search follows one branch after the other to its end. It keeps the hash of the filter so far
+//! with each of those that it has yet to follow, so that a level is hashed once and a look-up is ready where a shape ends.
 //!
-//! Whoever mixes texts and `+` in every way there is makes a shape of each mix, and would make every deep topic walk all
-//! of them. So at every fourth level, if there are more than a few branches, only those go on with which some filter
-//! begins, texts and all. Between two such levels a branch becomes 16 at most, which bounds what a topic costs: a
-//! constant for each beginning of filters, of four levels or a multiple, that it matches.
+//! Whoever mixes texts and `+` in every way there is makes a shape of each mix, and would make every deep topic follow all
+//! of them. So at every fourth level a search goes on only with those branches with which some filter begins, texts and all.
+//! Between two such levels a branch becomes 16 at most, which bounds what a topic costs: a constant for each beginning of
+//! filters, of four levels or a multiple, that it matches.
+//!
+//! Those may still be very many, so a search can be broken off and go on later, whatever has changed meanwhile. It finds all
+//! filters that are there from its beginning to its end. Where a node is gone, and maybe given to another shape, it follows
+//! what filters do not need that it has to find, which costs time and nothing else: whoever hears of a candidate compares it.
 //!
 //! Invariants: a node exists while a filter passes through it, and a beginning while a filter goes on from it. The order
 //! of candidates depends on shapes alone.
@@ -31,11 +35,8 @@ const ROOT: u32 = 0;
 const PLUS: u64 = 0x9E6C_63D0_676A_9A99;
 const MULTI: u64 = 0xE712_3F3C_9D7B_A1E5;
 
-/// Levels between those at which a walk asks whether any filter begins with the branch.
-const STRIDE: usize = 4;
-
-/// So few are followed without asking: filters that people write make no more.
-const FEW_BRANCHES: usize = 8;
+/// Levels between those at which a search asks whether any filter begins with the branch.
+const STRIDE: u32 = 4;
 
 /// The beginning of a shape, and what ends there.
 #[derive(Debug)]
@@ -54,7 +55,7 @@ struct Node {
 
 const EMPTY: Node = Node { text: NONE, plus: NONE, passing: 0, ending: 0, ending_in_multi: 0 };
 
-/// So many filters have a beginning with this hash and more levels after it. Where two beginnings share a hash, a walk
+/// So many filters have a beginning with this hash and more levels after it. Where two beginnings share a hash, a search
 /// follows both, and nothing else happens.
 #[derive(Debug)]
 struct Beginning {
@@ -62,16 +63,55 @@ struct Beginning {
     filters: u32,
 }
 
-/// A place in a walk: a node, and the hash of the levels so far.
-type Branch = (u32, u64);
+/// A node that a search has yet to come to, how many levels stand before it, and the hash of those.
+#[derive(Clone, Copy, Debug)]
+struct Branch {
+    node: u32,
+    depth: u32,
+    path: u64,
+}
+
+/// How far the filters of a topic have been searched for.
+#[derive(Debug, Default)]
+pub(super) struct Search {
+    /// What is still to be followed, the next one last.
+    branches: Vec<Branch>,
+    followed: usize,
+    /// The hashes of the levels of the topic to which some branch has come so far.
+    levels: Vec<u64>,
+    /// Where the level behind them begins; `None` behind the last one.
+    next_level: Option<usize>,
+}
+
+impl Search {
+    /// The hash of a level of the topic; a branch comes to one after the other.
+    #[inline]
+    fn level(&mut self, seed: &HashSeed, topic: &[u8], depth: usize) -> Option<u64> {
+        if depth == self.levels.len() {
+            let begin = self.next_level?;
+            let rest = &topic[begin..];
+            let length = rest.iter().position(|byte| *byte == b'/');
+            self.next_level = length.map(|length| begin + length + 1);
+            self.levels.push(hash_bytes(seed, &rest[..length.unwrap_or(rest.len())]));
+        }
+        Some(self.levels[depth])
+    }
+
+    /// Branches that have been followed since it was begun.
+    pub(super) const fn followed(&self) -> usize {
+        self.followed
+    }
+
+    /// Whether there is nothing left to be followed.
+    pub(super) const fn is_done(&self) -> bool {
+        self.branches.is_empty()
+    }
+}
 
 #[derive(Debug)]
 pub(super) struct Shapes {
     nodes: Pool<Node>,
     beginnings: DividedTable<Beginning>,
-    /// The branches of a walk, at one level and at the next.
-    branches: Vec<Branch>,
-    next_branches: Vec<Branch>,
 }
 
 fn levels(text: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -108,11 +148,14 @@ pub(super) fn hash_with_wildcards(seed: &HashSeed, filter: &[u8]) -> u64 {
     paths(seed, filter).last().expect("a filter has a level")
 }
 
-/// The beginnings of a filter at which a walk asks for it: those with more levels after them, other than a lone `#`.
+/// The beginnings of a filter at which a search asks for it: those with more levels after them, other than a lone `#`.
 fn beginnings(seed: &HashSeed, filter: &[u8]) -> impl Iterator<Item = u32> {
     let filter = filter.strip_suffix(b"/#").unwrap_or(filter);
     let last = levels(filter).count();
-    (1..last).zip(paths(seed, filter)).filter(|(count, _)| count % STRIDE == 0).map(|(_, path)| shorten(path))
+    (1..last)
+        .zip(paths(seed, filter))
+        .filter(|(count, _)| count % STRIDE as usize == 0)
+        .map(|(_, path)| shorten(path))
 }
 
 #[inline]
@@ -125,7 +168,7 @@ impl Shapes {
     pub(super) fn new() -> Self {
         let mut nodes = Pool::new();
         assert_eq!(nodes.insert(EMPTY), ROOT, "an empty pool begins at 0");
-        Self { nodes, beginnings: DividedTable::new(), branches: Vec::new(), next_branches: Vec::new() }
+        Self { nodes, beginnings: DividedTable::new() }
     }
 
     /// Counts the shape of a filter in.
@@ -205,53 +248,53 @@ impl Shapes {
         }
     }
 
-    /// Calls back with the hash of each filter with wildcards that would match the topic, of those shapes that there
-    /// are.
-    pub(super) fn candidates(
-        &mut self,
+    /// Begins a search anew, with the memory of an earlier one.
+    #[inline]
+    pub(super) fn begin(&self, seed: &HashSeed, search: &mut Search) {
+        search.branches.clear();
+        search.followed = 0;
+        search.levels.clear();
+        search.next_level = Some(0);
+        if self.nodes[ROOT].passing > 0 {
+            search.branches.push(Branch { node: ROOT, depth: 0, path: root_hash(seed) });
+        }
+    }
+
+    /// Goes on with a search for this topic by so many branches. Calls back with the hash of each filter with wildcards that
+    /// would match, of those shapes that there are.
+    pub(super) fn follow(
+        &self,
         seed: &HashSeed,
         topic: TopicName<'_>,
-        mut candidate: impl FnMut(u64),
+        search: &mut Search,
+        at_most: usize,
+        mut candidate: impl FnMut(u32),
     ) {
-        if self.nodes[ROOT].passing == 0 {
-            return;
-        }
-        let Self { nodes, beginnings, branches, next_branches } = self;
-        branches.clear();
-        branches.push((ROOT, root_hash(seed)));
-        // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
-        let mut wildcards = !topic.is_dollar();
-        for (depth, level) in levels(topic.as_str().as_bytes()).enumerate() {
-            let level = hash_bytes(seed, level);
-            let asks = depth.is_multiple_of(STRIDE) && branches.len() > FEW_BRANCHES;
-            for (node, path) in branches.drain(..) {
-                let node = &nodes[node];
-                if wildcards && node.ending_in_multi > 0 {
-                    candidate(join(path, MULTI));
-                }
-                if asks && !is_beginning(beginnings, path) {
-                    continue;
-                }
-                if node.text != NONE {
-                    next_branches.push((node.text, join(path, level)));
-                }
-                if wildcards && node.plus != NONE {
-                    next_branches.push((node.plus, join(path, PLUS)));
-                }
+        for _ in 0..at_most {
+            let Some(Branch { node, depth, path }) = search.branches.pop() else { return };
+            search.followed += 1;
+            let Some(node) = self.nodes.find(node) else { continue };
+            // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
+            let wildcards = depth > 0 || !topic.is_dollar();
+            if wildcards && node.ending_in_multi > 0 {
+                candidate(shorten(join(path, MULTI))); // `a/#` matches `a` too.
             }
-            wildcards = true;
-            std::mem::swap(branches, next_branches);
-            if branches.is_empty() {
-                return;
+            let Some(level) = search.level(seed, topic.as_str().as_bytes(), depth as usize) else {
+                if node.ending > 0 {
+                    candidate(shorten(path));
+                }
+                continue;
+            };
+            let asks = depth > 0 && depth.is_multiple_of(STRIDE);
+            if asks && !is_beginning(&self.beginnings, path) {
+                continue;
             }
-        }
-        for (node, path) in branches.drain(..) {
-            let node = &nodes[node];
-            if node.ending > 0 {
-                candidate(path);
+            let depth = depth + 1;
+            if wildcards && node.plus != NONE {
+                search.branches.push(Branch { node: node.plus, depth, path: join(path, PLUS) });
             }
-            if node.ending_in_multi > 0 {
-                candidate(join(path, MULTI)); // `a/#` matches `a` too.
+            if node.text != NONE {
+                search.branches.push(Branch { node: node.text, depth, path: join(path, level) });
             }
         }
     }

@@ -635,8 +635,12 @@ fn shapes_of_texts_that_a_topic_does_not_have_cost_it_nothing() {
             levels().for_each(|at| shapes.insert(&seed, format!("{}/#", &filter[..at]).as_bytes()));
         });
         let mut look_ups = 0;
-        shapes.candidates(&seed, name(&["a"; 13].join("/")), |_| look_ups += 1);
+        let mut search = Search::default();
+        shapes.begin(&seed, &mut search);
+        shapes.follow(&seed, name(&["a"; 13].join("/")), &mut search, usize::MAX, |_| look_ups += 1);
+        assert!(search.is_done());
         let beginnings = 1 << known;
+
         assert!((1..100 * beginnings).contains(&look_ups), "{look_ups} for {beginnings} beginnings");
     }
 }
@@ -687,38 +691,40 @@ fn change(random: &mut Random, tree: &mut SubscriptionTree, model: &mut Model, f
 
 #[test]
 fn a_list_made_in_several_calls_is_that_of_the_moment_it_was_begun() {
-    let topics = texts(&["a", "b"], 2);
-    let filters = filters(&["a", "b", "+", "#"], 2);
-    let (mut walks, mut merged) = (0, 0);
-    for seed in 1..=40 {
+    let shallow = (texts(&["a", "b"], 2), filters(&["a", "b", "+", "#"], 2));
+    let deep = (texts(&["a"], 10), texts(&["a", "+"], 10));
+    let (mut walks, mut merged, mut searches) = (0, 0, 0);
+    for seed in 1..=60 {
         let mut random = Random(seed);
         let mut tree = SubscriptionTree::new(seed);
         let mut model = Model::default();
-        // Few filters, each with many subscriptions, or many that come and go.
+        // Few filters, each with many subscriptions, or many that come and go; or many that take long to be found.
+        let ((topics, filters), filters_max) = if seed % 3 == 0 { (&deep, 60) } else { (&shallow, 8) };
         let filters: Vec<String> =
-            (0..2 + random.below(8)).map(|_| random.pick(&filters).to_owned()).collect();
+            (0..2 + random.below(filters_max)).map(|_| random.pick(filters).to_owned()).collect();
         for _ in 0..100 {
             for _ in 0..random.below(30) {
                 change(&mut random, &mut tree, &mut model, &filters);
             }
-            let topic = random.pick(&topics);
+            let topic = random.pick(topics);
             let begun = model.matched(topic);
             let at_most = random.below(10);
-            let exceeds = tree.may_exceed(name(topic), at_most);
+            let exceeds = tree.may_exceed(name(topic), at_most, at_most);
             assert!(exceeds || begun.len() <= at_most);
             let mut list = begin_list(&mut tree, topic, at_most);
             while list.is_none() {
                 assert!(tree.is_listing() && exceeds);
+                searches += usize::from(tree.walk.as_ref().is_some_and(|walk| walk.searching.is_some()));
                 for _ in 0..random.below(4) {
                     change(&mut random, &mut tree, &mut model, &filters);
                     tree.check_invariants();
                 }
                 // Others, or the same, at once.
-                let other = random.pick(&topics);
+                let other = random.pick(topics);
                 let matches = begin_list(&mut tree, other, 0).expect("there is one walk at a time");
                 assert_eq!(found_in(&matches), model.matched(other), "seed {seed}: {other}");
                 tree.put_back(matches);
-                list = tree.list_further(random.below(4));
+                list = tree.list_further(random.below(filters_max / 2));
                 if list.is_some() {
                     walks += 1;
                     merged += usize::from(begun.values().any(|found| found.others.len() > 1));
@@ -733,6 +739,7 @@ fn a_list_made_in_several_calls_is_that_of_the_moment_it_was_begun() {
         }
     }
     assert!(walks > 1_000 && merged > 100, "{walks} walks, {merged} with details");
+    assert!(searches > 1_000, "{searches} times a search was not done");
 }
 
 /// Where nothing changes, or only what does not match, nobody can tell how the list was made.

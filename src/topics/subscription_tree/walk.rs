@@ -4,18 +4,23 @@
 //! or whose grant changes, before the walk has come to it is listed right before that, as it was. So the order is that of
 //! the filters, and for each filter the oldest subscription first, but for those who were listed early.
 //!
+//! Where there are very many filters they are searched for in several calls too. A filter that has not been found is known by its
+//! text if one of its subscriptions ends or changes; one that is made meanwhile may be found, and has nothing to be listed.
+//!
 //! No call of it takes long, however long the list is: its memory is asked for at once, and what is not touched yet costs
 //! nothing; nothing is ever moved.
 //!
 //! Invariants: every subscription to one of the filters that is not `done` was there when the walk began, and is in the
 //! ring of its filter between `next` and `last`, or the walk has yet to come to that filter; a filter that has ended is
-//! not `standing`, whoever has its number now.
+//! not `standing`, unless its number was given to one that was found. None is come to before all are found.
 //!
 //! Deliberately not here: which filters match, and the lists of a few (see `subscription_tree`).
 
 use crate::topics::match_cache::{Detail, Details, Matches, first_grant, further_grant};
+use crate::topics::name::{TopicName, filter_matches};
 
 use super::pool::Pool;
+use super::shapes::Search;
 use super::{Filter, Subscription};
 
 /// A set of small numbers.
@@ -57,8 +62,26 @@ pub(super) struct Bounds {
     pub(super) subscribers: usize,
 }
 
+/// A search that has not found all filters yet.
+#[derive(Debug)]
+pub(super) struct Searching {
+    pub(super) search: Search,
+    topic: Box<str>,
+}
+
+impl Searching {
+    pub(super) fn new(search: Search, topic: TopicName<'_>) -> Self {
+        Self { search, topic: topic.as_str().into() }
+    }
+
+    pub(super) fn topic(&self) -> TopicName<'_> {
+        TopicName::parse(&self.topic, u32::MAX).expect("it was one when the search began")
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Walk {
+    pub(super) searching: Option<Box<Searching>>,
     /// Those that matched, and how many of them the walk has come to.
     filters: Vec<u32>,
     reached: usize,
@@ -71,32 +94,46 @@ pub(super) struct Walk {
     /// The list so far.
     matches: Matches,
     details: Vec<Detail>,
-    /// How many subscriptions are listed when it is done.
+    /// How many subscriptions are listed when it is done, at most; as far as their filters are found.
     count: usize,
     /// By subscriber: 0, or behind which place it is listed. Empty if nobody can be listed twice.
     places: Vec<u32>,
 }
 
 impl Walk {
-    /// `count` subscriptions to these filters are to be listed, and `matches` has room for their subscribers.
-    pub(super) fn new(filters: Vec<u32>, count: usize, matches: Matches, bounds: Bounds) -> Self {
-        let mut standing = Bits::new(bounds.filters);
-        filters.iter().for_each(|filter| standing.set(*filter, true));
-        let places = if filters.len() > 1 { vec![0; bounds.subscribers] } else { Vec::new() };
+    /// Of a topic without filters yet. `is_one` says that it gets one only.
+    pub(super) fn new(matches: Matches, bounds: Bounds, is_one: bool) -> Self {
+        let places = if is_one { Vec::new() } else { vec![0; bounds.subscribers] };
         Self {
-            filters,
+            searching: None,
+            filters: Vec::new(),
             reached: 0,
             span: None,
-            standing,
+            standing: Bits::new(bounds.filters),
             done: Bits::new(bounds.subscriptions),
             matches,
             details: Vec::new(),
-            count,
+            count: 0,
             places,
         }
     }
 
-    /// Looks at so many more subscriptions. True if none is left.
+    /// These filters match, and have so many subscriptions.
+    pub(super) fn add_filters(&mut self, filters: impl Iterator<Item = u32>, count: usize) {
+        self.filters.extend(filters.inspect(|filter| self.standing.set(*filter, true)));
+        self.count += count;
+    }
+
+    /// All filters are found: asks for the memory that the list may need.
+    pub(super) fn reserve(&mut self) {
+        let listed = &mut self.matches.list.subscribers;
+        listed.reserve_exact(self.count.min(self.places.len()).saturating_sub(listed.len()));
+        if self.details.capacity() > 0 {
+            self.details.reserve_exact((self.count + self.count / 2).saturating_sub(self.details.len()));
+        }
+    }
+
+    /// Looks at so many more subscriptions, and filters that have ended. True if none is left.
     pub(super) fn go_on(
         &mut self,
         filters: &Pool<Filter>,
@@ -107,11 +144,15 @@ impl Walk {
         loop {
             let Some(Span { next, last }) = self.span else {
                 let Some(filter) = self.filters.get(self.reached).copied() else { return true };
-                self.reached += 1;
                 if self.is_standing(filter) {
                     let last = filters[filter].last;
                     self.span = Some(Span { next: subscriptions[last].in_filter.next, last });
+                } else if left == 0 {
+                    return false;
+                } else {
+                    left -= 1;
                 }
+                self.reached += 1;
                 continue;
             };
             if left == 0 {
@@ -140,17 +181,24 @@ impl Walk {
         self.done.set(index, true);
     }
 
-    /// A subscription is about to grant something else.
-    pub(super) fn changes(&mut self, index: u32, subscription: &Subscription) {
-        if self.is_standing(subscription.filter) && self.done.get(index) == Some(false) {
+    /// A subscription is about to grant something else. Its filter has this text.
+    pub(super) fn changes(&mut self, index: u32, subscription: &Subscription, text: &[u8]) {
+        let is_found = self.is_standing(subscription.filter);
+        let is_meant = is_found || self.is_searched_for(text);
+        if is_meant && self.done.get(index) == Some(false) {
+            self.count += 1;
             self.list(index, subscription);
         }
     }
 
-    /// A subscription is about to be removed.
-    pub(super) fn goes(&mut self, index: u32, subscriptions: &Pool<Subscription>) {
+    fn is_searched_for(&self, filter: &[u8]) -> bool {
+        self.searching.as_ref().is_some_and(|searching| filter_matches(filter, searching.topic()))
+    }
+
+    /// A subscription is about to be removed. Its filter has this text.
+    pub(super) fn goes(&mut self, index: u32, subscriptions: &Pool<Subscription>, text: &[u8]) {
         let subscription = &subscriptions[index];
-        self.changes(index, subscription);
+        self.changes(index, subscription, text);
         let Some(Span { next, last }) = self.span else { return };
         self.span = match index {
             _ if next == last && index == next => None,
