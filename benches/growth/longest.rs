@@ -45,7 +45,7 @@ const ALLOCATOR: [(&str, &str); 3] = [
 
 type Scenario = fn() -> Vec<Calls>;
 
-const SCENARIOS: [Scenario; 18] = [
+const SCENARIOS: [Scenario; 19] = [
     fan_out,
     absent,
     queues,
@@ -64,6 +64,7 @@ const SCENARIOS: [Scenario; 18] = [
     outboxes,
     reports,
     overtaken,
+    mixes,
 ];
 
 /// Messages that wait, or are retained, filters in all, and subscribers who are away.
@@ -85,6 +86,9 @@ const OUTBOX_BYTES: u32 = 16 << 10;
 /// Members of the same groups that end at once, each with so many groups that they are not left at once.
 const MEMBERS: u64 = 20_000;
 const GROUPS: u64 = 64;
+
+/// Levels of which each may be a text or a wildcard: a million filters that match one topic.
+const LEVELS: u64 = 20;
 
 /// A payload, which comes in reads and goes in pieces.
 const LARGE_BYTES: usize = 16 << 20;
@@ -764,4 +768,39 @@ fn overtaken() -> Vec<Calls> {
     ));
     lose(&mut core, &mut ended, CLIENT);
     vec![ended]
+}
+
+/// Filters that all match one topic, each in a way of its own, from ten clients; and then all of one of them have a retained
+/// message to be sent.
+fn mixes() -> Vec<Calls> {
+    let mix = |number: u64, last: &str| {
+        let level = |at: u64| if number >> at & 1 == 0 { "a" } else { "+" };
+        (0..LEVELS).map(level).chain([last]).collect::<Vec<_>>().join("/")
+    };
+    let mut core = with_publisher(Core::with_in_flight_max(false, 1));
+    let clients = (MANY / FILTERS) as u32;
+    for (slot, first) in (CLIENT..CLIENT + clients).zip((0..MANY).step_by(FILTERS as usize)) {
+        core.open(slot, &connect_bytes(&format!("client{slot}"), false));
+        let filters: Vec<String> = (first..first + FILTERS).map(|number| mix(number, "+")).collect();
+        core.exchange(slot, &subscribe_bytes(&filters, QoS::AtMostOnce));
+    }
+    let mut matched =
+        Calls::new(format!("a message on a topic that {} different filters match", size_text(MANY)));
+    matched.packet(&mut core, PUBLISHER, &publish_bytes(&mix(0, "b"), QoS::AtMostOnce, false));
+    assert_eq!(core.deliveries, u64::from(clients));
+
+    for last in ["b", "c"] {
+        core.exchange(PUBLISHER, &publish_bytes(&mix(0, last), QoS::AtLeastOnce, true));
+    }
+    let slow = CLIENT + clients;
+    core.open(slow, &connect_bytes("slow", false));
+    core.is_mute = true;
+    let filters: Vec<String> = (0..FILTERS).map(|number| mix(number, "+")).collect();
+    core.exchange(slow, &subscribe_bytes(&filters, QoS::AtLeastOnce));
+    let mut preceded = Calls::new(format!(
+        "the same, and for {} of its filters a slow client has yet to get what is retained",
+        size_text(FILTERS)
+    ));
+    preceded.packet(&mut core, PUBLISHER, &publish_bytes(&mix(0, "c"), QoS::AtLeastOnce, false));
+    vec![matched, preceded]
 }

@@ -48,6 +48,9 @@ const FULL_QUEUE_SHARE: usize = 32;
 /// So many receivers are many: each of them is flushed in its turn.
 const FAN_OUT_MIN: usize = 16;
 
+/// So many copies are made before it is looked at how much work they have been.
+const COPIES_AT_ONCE: usize = 16;
+
 /// One message on its way to everybody who wants it.
 #[derive(Debug)]
 pub(super) struct Routing<'a> {
@@ -154,16 +157,41 @@ impl Broker {
         let matches = self.subscriptions.matches_within(routing.topic, steps.saturating_mul(LISTED_PER_STEP));
         let count = matches.len();
         self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
-        let at_once = count.min(steps);
-        self.copy_to(routing, &matches, 0..at_once);
-        if at_once < count || !matches.is_complete() {
-            self.begin_fan_out(routing, matches, at_once);
+        let mut next = count.min(steps);
+        if count <= COPIES_AT_ONCE {
+            self.copy_to(routing, &matches, 0..next);
+        } else {
+            next = self.copy_many(routing, &matches, 0..next);
+        }
+        if next < count || !matches.is_complete() {
+            self.begin_fan_out(routing, matches, next);
         } else {
             self.subscriptions.put_back(matches);
         }
         if !self.shared.is_empty() {
             self.route_to_groups(routing);
         }
+    }
+
+    /// Hands a message to so many of those who get it as one turn has time for, or to all if it may not take several. Where it
+    /// ends.
+    #[inline(never)]
+    pub(super) fn copy_many(
+        &mut self,
+        routing: &mut Routing<'_>,
+        matches: &Matches,
+        places: Range<usize>,
+    ) -> usize {
+        let may_end = routing.is_continued || self.fan_out.is_none();
+        let work_max = self.work().saturating_add(self.options.steps_per_turn as u64);
+        let at_once = if matches.are_detailed() { 1 } else { COPIES_AT_ONCE };
+        let Range { start: mut next, end } = places;
+        while next < end && !(may_end && self.work() >= work_max) {
+            let until = end.min(next + at_once);
+            self.copy_to(routing, matches, next..until);
+            next = until;
+        }
+        next
     }
 
     /// Hands a message to some of those who get it.

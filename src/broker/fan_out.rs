@@ -200,7 +200,9 @@ impl Broker {
     pub(super) fn is_fan_out(&mut self, topic: TopicName<'_>, qos: QoS) -> bool {
         let steps = self.options.steps_per_turn;
         let groups_max = if self.may_look_long_for_members(qos) { 0 } else { steps };
-        self.subscriptions.may_exceed(topic, steps, steps) || self.shared.may_exceed(topic, groups_max, steps)
+        let listed_max = steps.saturating_mul(LISTED_PER_STEP);
+        self.subscriptions.may_exceed(topic, steps, listed_max)
+            || self.shared.may_exceed(topic, groups_max, listed_max)
     }
 
     /// Brings the message under way to its end, the answer to its sender included.
@@ -263,7 +265,7 @@ impl Broker {
                     });
                 } else {
                     self.with_routing(fan_out, |broker, routing| {
-                        broker.copy_to(routing, &matches, next..end)
+                        end = broker.copy_many(routing, &matches, next..end);
                     });
                 }
                 if end == matches.len() {

@@ -45,8 +45,13 @@ const PICKED_STEPS: usize = 256;
 /// What it takes to go on with a stream, beside that.
 const STREAM_STEPS: usize = 8;
 
-/// So few streams of a session are all looked at for one that awaits a topic.
+/// So few streams of a session are all looked at for those that await a topic. Of more, those are whose filters are found; or if that
+/// would take too long, the first ones.
 const FEW_STREAMS: usize = 16;
+const FIRST_STREAMS: usize = 256;
+
+/// The time for finding those filters is that of listing so many subscriptions.
+const LISTED_TO_PRECEDE: usize = 512;
 
 /// Entries of the tree that are looked at before a stream is begun.
 const STEPS_TO_DECIDE: usize = 16;
@@ -157,6 +162,13 @@ impl Preceded {
     }
 }
 
+/// What streams grant that have yet to come to a topic, in their order; and up to which stream that is known.
+#[derive(Debug, Default)]
+struct Awaiting {
+    grants: Vec<Grant>,
+    newest: u64,
+}
+
 impl RetainedStreams {
     pub(super) fn is_empty(&self) -> bool {
         self.0.is_none()
@@ -214,44 +226,47 @@ impl RetainedStreams {
         streams.in_order.get_mut(streams.numbers.get(filter)?)
     }
 
-    /// What those grant that have yet to come to a topic, in their order. `filters` are the session's that match it; if they
-    /// are not known, each stream is looked at.
-    fn awaiting<'a>(
-        &self,
-        filters: Option<impl Iterator<Item = &'a str>>,
-        topic: TopicName<'_>,
-    ) -> Vec<Grant> {
-        let Some(streams) = &self.0 else { return Vec::new() };
+    /// Those that have yet to come to a topic. `filters` are the session's that match it; if they are not known, the first streams
+    /// are looked at, and the others send its value in their turn, whatever live message has overtaken them.
+    fn awaiting<'a>(&self, filters: Option<impl Iterator<Item = &'a str>>, topic: TopicName<'_>) -> Awaiting {
+        let Some(streams) = &self.0 else { return Awaiting::default() };
+        let mut newest = streams.newest;
         let mut numbers: Vec<u64> = match filters {
             Some(filters) => filters.filter_map(|filter| streams.numbers.get(filter).copied()).collect(),
             None => {
+                let first = streams.in_order.iter().take(FIRST_STREAMS);
+                if streams.in_order.len() > FIRST_STREAMS {
+                    newest = first.clone().map(|(number, _)| *number).last().unwrap_or_default();
+                }
                 let matching = |(number, stream): (&u64, &RetainedStream)| {
                     filter_matches(stream.filter.as_bytes(), topic).then_some(*number)
                 };
-                streams.in_order.iter().filter_map(matching).collect()
+                first.filter_map(matching).collect()
             }
         };
         numbers.sort_unstable();
         let topic = topic.as_str();
         numbers.retain(|number| !streams.preceded.has(topic, *number));
         let awaiting = numbers.iter().map(|number| &streams.in_order[number]);
-        awaiting.filter(|stream| !stream.cursor.has_passed(topic)).map(|stream| stream.grant).collect()
+        let grants =
+            awaiting.filter(|stream| !stream.cursor.has_passed(topic)).map(|stream| stream.grant).collect();
+        Awaiting { grants, newest }
     }
 
-    /// The value of a topic goes out before its turn: none of these will send it.
-    fn precede(&mut self, topic: &str) {
+    /// The value of a topic goes out before its turn: none up to this one will send it.
+    fn precede(&mut self, topic: &str, newest: u64) {
         if let Some(streams) = &mut self.0 {
-            streams.preceded.0.insert(topic.into(), streams.newest);
+            let preceded = streams.preceded.0.entry(topic.into()).or_default();
+            *preceded = newest.max(*preceded);
         }
     }
 
-    /// A topic has got its value from the message to many that is on its way: those begun before that will not send it.
-    fn precede_before(&mut self, topic: &str, fan_out: FanOutNumber) {
-        if let Some(streams) = &mut self.0 {
+    /// The newest one that was begun before this message to many.
+    fn newest_before(&self, fan_out: FanOutNumber) -> u64 {
+        self.0.as_ref().map_or(0, |streams| {
             let (newest_before, of) = streams.newest_before;
-            let newest = if of == fan_out { newest_before } else { streams.newest };
-            streams.preceded.0.insert(topic.into(), newest);
-        }
+            if of == fan_out { newest_before } else { streams.newest }
+        })
     }
 
     /// Asserts that all are found by their filters, each of which is subscribed to.
@@ -552,16 +567,16 @@ impl Broker {
         }
         let session = self.sessions.subscriber_mut(subscriber);
         // Those of all clients that match may be very many.
-        let streams = session.streams.len();
-        let filters = if streams > FEW_STREAMS {
-            self.subscriptions.matching_filters(subscriber, routing.topic, streams)
+        let filters = if session.streams.len() > FEW_STREAMS {
+            self.subscriptions.matching_filters(subscriber, routing.topic, LISTED_TO_PRECEDE)
         } else {
             None
         };
         if filters.is_none() {
-            self.outputs.work += (streams / LISTED_PER_STEP) as u64;
+            let looked_at = session.streams.len().min(FIRST_STREAMS);
+            self.outputs.work += (looked_at / LISTED_PER_STEP) as u64;
         }
-        let grants = session.streams.awaiting(filters, routing.topic);
+        let Awaiting { grants, newest } = session.streams.awaiting(filters, routing.topic);
         let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };
         let subscription_ids: Vec<u32> =
             grants.iter().filter_map(|grant| grant.subscription_id).map(NonZeroU32::get).collect();
@@ -582,9 +597,10 @@ impl Broker {
         }
         if routing.is_in(&kept.message) {
             // It was retained before its copies were made: streams begun since then have it to send.
-            return session.streams.precede_before(topic, self.fan_out_number);
+            let newest = newest.min(session.streams.newest_before(self.fan_out_number));
+            return session.streams.precede(topic, newest);
         }
-        session.streams.precede(topic);
+        session.streams.precede(topic, newest);
         // A message that is retained itself replaces the older value, which need not be sent at all.
         if !routing.retain {
             let id = session.id;

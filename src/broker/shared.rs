@@ -218,9 +218,9 @@ impl SharedSubscriptions {
         (!is_newer).then_some(group.id)
     }
 
-    /// Whether a topic may match more groups than that, as far as so many shapes tell.
-    pub(super) fn may_exceed(&mut self, topic: TopicName<'_>, groups: usize, shapes: usize) -> bool {
-        !self.is_empty() && self.tree.may_exceed(topic, groups, shapes)
+    /// See [`SubscriptionTree::may_exceed`].
+    pub(super) fn may_exceed(&mut self, topic: TopicName<'_>, groups: usize, at_most: usize) -> bool {
+        !self.is_empty() && self.tree.may_exceed(topic, groups, at_most)
     }
 
     /// Goes on with a list of groups that was begun.

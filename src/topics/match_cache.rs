@@ -85,6 +85,11 @@ impl Matches {
         })
     }
 
+    /// Whether some have to be looked at with [`Matches::grants`].
+    pub const fn are_detailed(&self) -> bool {
+        self.list.details.is_some()
+    }
+
     /// How many they are.
     pub const fn len(&self) -> usize {
         self.list.subscribers.len()

@@ -39,6 +39,11 @@ use walk::{Bounds, Searching, Walk};
 /// A list of this many subscriptions to one filter is indexed. Shorter ones, which most are, are searched.
 const INDEXED_MIN: u32 = 17;
 
+/// So many subscriptions are listed in the time in which a branch of the shapes is followed, where those are so many that each is far
+/// memory; and so few are near.
+const LISTED_PER_BRANCH: usize = 16;
+const NEAR_BRANCHES: usize = 32;
+
 /// Who subscribes: a small number that the owner of this tree chose, dense from 0, free again after
 /// [`SubscriptionTree::remove_subscriber`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -341,9 +346,9 @@ impl SubscriptionTree {
         matches
     }
 
-    /// The same, if no more than `at_most` shapes have to be followed and no more subscriptions listed for it. Otherwise so
-    /// much is done now, what is returned is not complete, and [`SubscriptionTree::list_further`] goes on: who is subscribed
-    /// now will be listed, as it is now. While one list is made in this way, all others are made at once.
+    /// The same, if no more than `at_most` subscriptions have to be listed for it, and their filters are found in no more time than
+    /// that takes. Otherwise so much is done now, what is returned is not complete, and [`SubscriptionTree::list_further`] goes
+    /// on: who is subscribed now will be listed, as it is now. While one list is made in this way, all others are made at once.
     // As above. That it is no option saves one move of the list for each message.
     #[inline(always)]
     pub fn matches_within(&mut self, topic: TopicName<'_>, at_most: usize) -> Matches {
@@ -356,24 +361,20 @@ impl SubscriptionTree {
         matches
     }
 
-    /// Goes on with a list that [`SubscriptionTree::matches_within`] began, by so many filters and subscriptions. The list, once
-    /// it has all of them.
+    /// Goes on with a list that [`SubscriptionTree::matches_within`] began, by so many subscriptions, or so much of the search for
+    /// filters as takes as long. The list, once it has all of them.
     ///
     /// # Panics
     ///
     /// If there is none to go on with.
     pub fn list_further(&mut self, at_most: usize) -> Option<Matches> {
         let mut walk = self.walk.take().expect("a list is being made");
-        let mut left = at_most;
         if let Some(mut searching) = walk.searching.take() {
-            let followed = searching.search.followed();
             std::mem::swap(&mut self.search, &mut searching.search);
             self.search_further(searching.topic(), at_most);
             std::mem::swap(&mut self.search, &mut searching.search);
-            left -= searching.search.followed() - followed;
             self.hand_found_to(&mut walk, searching);
-        }
-        if walk.searching.is_none() && walk.go_on(&self.filters, &self.subscriptions, left) {
+        } else if walk.go_on(&self.filters, &self.subscriptions, at_most) {
             return Some(walk.finish());
         }
         self.walk = Some(walk);
@@ -391,15 +392,15 @@ impl SubscriptionTree {
         self.walk.is_some()
     }
 
-    /// Whether more get a topic than these, or may: of those whose list is not known all subscriptions are counted, and if so
-    /// many shapes do not tell who they are, they may be more.
-    pub fn may_exceed(&mut self, topic: TopicName<'_>, subscribers: usize, shapes: usize) -> bool {
+    /// Whether more get a topic than these, or may: of those whose list is not known all subscriptions are counted, and if their
+    /// filters are not found in the time in which `at_most` are listed, they may be more.
+    pub fn may_exceed(&mut self, topic: TopicName<'_>, subscribers: usize, at_most: usize) -> bool {
         let text = topic.as_str().as_bytes();
         let hash = shorten(hash_bytes(&self.seed, text));
         if let Some(len) = self.cache.len_of(hash, text) {
             return len > subscribers;
         }
-        self.find_filters(hash, topic, shapes);
+        self.find_filters(hash, topic, at_most);
         let count = self.found_count();
         self.found.clear();
         count > subscribers || !self.search.is_done()
@@ -412,15 +413,16 @@ impl SubscriptionTree {
         self.cache.put_back(matches);
     }
 
-    /// The filters of one subscriber that match a topic. `None` if so many shapes do not tell.
+    /// The filters of one subscriber that match a topic. `None` if those of all are not found in the time in which `at_most`
+    /// subscriptions are listed.
     pub fn matching_filters(
         &mut self,
         subscriber: SubscriberId,
         topic: TopicName<'_>,
-        shapes: usize,
+        at_most: usize,
     ) -> Option<impl Iterator<Item = &str>> {
         let hash = shorten(hash_bytes(&self.seed, topic.as_str().as_bytes()));
-        self.find_filters(hash, topic, shapes);
+        self.find_filters(hash, topic, at_most);
         let mut found = std::mem::take(&mut self.found);
         if !self.search.is_done() {
             return None;
@@ -431,22 +433,30 @@ impl SubscriptionTree {
         Some(texts.map(|text| std::str::from_utf8(text).expect("it was stored as a str")))
     }
 
-    /// Searches for the filters that match a topic with this hash, by so many shapes, and lists those found.
+    /// Searches for the filters that match a topic with this hash, no longer than it takes to list so many subscriptions, and
+    /// lists those found.
     // Or what it calls would be called twice, and be inlined nowhere.
     #[inline(never)]
-    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>, shapes: usize) {
+    fn find_filters(&mut self, hash: u32, topic: TopicName<'_>, at_most: usize) {
         look_up(&self.by_hash, hash, &mut self.found);
         self.shapes.begin(&self.seed, &mut self.search);
-        self.search_further(topic, shapes);
+        self.search_further(topic, at_most);
     }
 
-    /// Goes on with the search that was begun.
+    /// Goes on with the search that was begun, as far as is possible in the time in which so many subscriptions are listed.
+    #[inline(always)]
     fn search_further(&mut self, topic: TopicName<'_>, at_most: usize) {
         let Self { seed, filters, texts, by_hash, shapes, search, found, listed, .. } = self;
-        let before = search.followed();
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
-        shapes.follow(seed, topic, search, at_most, |hash| look_up(by_hash, hash, found));
-        *listed += (search.followed() - before + found.len()) as u64;
+        if !search.is_done() {
+            let near_max = at_most.min(NEAR_BRANCHES);
+            let branches_max = near_max + (at_most - near_max) / LISTED_PER_BRANCH;
+            let followed =
+                shapes.follow(seed, topic, search, branches_max, |hash| look_up(by_hash, hash, found));
+            let near = followed.min(NEAR_BRANCHES);
+            *listed += (near + (followed - near) * LISTED_PER_BRANCH) as u64;
+        }
+        *listed += found.len() as u64;
         found.retain(|filter| {
             let filter = texts.text(filters[*filter].text);
             *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)

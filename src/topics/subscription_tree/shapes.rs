@@ -76,7 +76,6 @@ struct Branch {
 pub(super) struct Search {
     /// What is still to be followed, the next one last.
     branches: Vec<Branch>,
-    followed: usize,
     /// The hashes of the levels of the topic to which some branch has come so far.
     levels: Vec<u64>,
     /// Where the level behind them begins; `None` behind the last one.
@@ -95,11 +94,6 @@ impl Search {
             self.levels.push(hash_bytes(seed, &rest[..length.unwrap_or(rest.len())]));
         }
         Some(self.levels[depth])
-    }
-
-    /// Branches that have been followed since it was begun.
-    pub(super) const fn followed(&self) -> usize {
-        self.followed
     }
 
     /// Whether there is nothing left to be followed.
@@ -252,16 +246,15 @@ impl Shapes {
     #[inline]
     pub(super) fn begin(&self, seed: &HashSeed, search: &mut Search) {
         search.branches.clear();
-        search.followed = 0;
-        search.levels.clear();
-        search.next_level = Some(0);
         if self.nodes[ROOT].passing > 0 {
             search.branches.push(Branch { node: ROOT, depth: 0, path: root_hash(seed) });
+            search.levels.clear();
+            search.next_level = Some(0);
         }
     }
 
-    /// Goes on with a search for this topic by so many branches. Calls back with the hash of each filter with wildcards that
-    /// would match, of those shapes that there are.
+    /// Goes on with a search for this topic by so many branches at most. Calls back with the hash of each filter with wildcards
+    /// that would match, of those shapes that there are. How many branches it was.
     pub(super) fn follow(
         &self,
         seed: &HashSeed,
@@ -269,34 +262,52 @@ impl Shapes {
         search: &mut Search,
         at_most: usize,
         mut candidate: impl FnMut(u32),
-    ) {
-        for _ in 0..at_most {
-            let Some(Branch { node, depth, path }) = search.branches.pop() else { return };
-            search.followed += 1;
-            let Some(node) = self.nodes.find(node) else { continue };
-            // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
-            let wildcards = depth > 0 || !topic.is_dollar();
-            if wildcards && node.ending_in_multi > 0 {
-                candidate(shorten(join(path, MULTI))); // `a/#` matches `a` too.
-            }
-            let Some(level) = search.level(seed, topic.as_str().as_bytes(), depth as usize) else {
-                if node.ending > 0 {
-                    candidate(shorten(path));
-                }
-                continue;
-            };
-            let asks = depth > 0 && depth.is_multiple_of(STRIDE);
-            if asks && !is_beginning(&self.beginnings, path) {
-                continue;
-            }
-            let depth = depth + 1;
-            if wildcards && node.plus != NONE {
-                search.branches.push(Branch { node: node.plus, depth, path: join(path, PLUS) });
-            }
-            if node.text != NONE {
-                search.branches.push(Branch { node: node.text, depth, path: join(path, level) });
+    ) -> usize {
+        let (mut followed, mut next) = (0, search.branches.pop());
+        while followed < at_most
+            && let Some(branch) = next
+        {
+            followed += 1;
+            next = self.follow_one(seed, topic, search, branch, &mut candidate);
+            if next.is_none() {
+                next = search.branches.pop();
             }
         }
+        search.branches.extend(next);
+        followed
+    }
+
+    /// Leaves the branch with one wildcard more to be followed later, and returns that with one text more.
+    #[inline(always)]
+    fn follow_one(
+        &self,
+        seed: &HashSeed,
+        topic: TopicName<'_>,
+        search: &mut Search,
+        Branch { node, depth, path }: Branch,
+        candidate: &mut impl FnMut(u32),
+    ) -> Option<Branch> {
+        let node = self.nodes.find(node)?;
+        // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
+        let wildcards = depth > 0 || !topic.is_dollar();
+        if wildcards && node.ending_in_multi > 0 {
+            candidate(shorten(join(path, MULTI))); // `a/#` matches `a` too.
+        }
+        let Some(level) = search.level(seed, topic.as_str().as_bytes(), depth as usize) else {
+            if node.ending > 0 {
+                candidate(shorten(path));
+            }
+            return None;
+        };
+        let asks = depth > 0 && depth.is_multiple_of(STRIDE);
+        if asks && !is_beginning(&self.beginnings, path) {
+            return None;
+        }
+        let depth = depth + 1;
+        if wildcards && node.plus != NONE {
+            search.branches.push(Branch { node: node.plus, depth, path: join(path, PLUS) });
+        }
+        (node.text != NONE).then(|| Branch { node: node.text, depth, path: join(path, level) })
     }
 
     /// Asserts that these filters and no others are counted.

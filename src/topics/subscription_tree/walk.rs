@@ -23,6 +23,9 @@ use super::pool::Pool;
 use super::shapes::Search;
 use super::{Filter, Subscription};
 
+/// So many subscriptions of one filter are listed in the time that it takes to come to another one.
+const LISTED_PER_FILTER: usize = 8;
+
 /// A set of small numbers.
 #[derive(Debug)]
 struct Bits(Box<[u64]>);
@@ -144,15 +147,15 @@ impl Walk {
         loop {
             let Some(Span { next, last }) = self.span else {
                 let Some(filter) = self.filters.get(self.reached).copied() else { return true };
+                if left == 0 {
+                    return false;
+                }
+                left = left.saturating_sub(LISTED_PER_FILTER);
+                self.reached += 1;
                 if self.is_standing(filter) {
                     let last = filters[filter].last;
                     self.span = Some(Span { next: subscriptions[last].in_filter.next, last });
-                } else if left == 0 {
-                    return false;
-                } else {
-                    left -= 1;
                 }
-                self.reached += 1;
                 continue;
             };
             if left == 0 {

@@ -1,0 +1,204 @@
+//! Very many filters that all match one topic, because they mix its texts with wildcards, against the core alone: they are searched
+//! for a turn's worth at a time, and whoever has them does not have a turn to itself.
+
+use broker::broker::{Broker, ConnectionId, Options};
+use broker::codec::packet::{Packet, Protocol, QoS};
+use broker::codec::property::PropertyList;
+use broker::codec::{PacketId, Properties, Property, ReasonCode, encode};
+
+use crate::fixture::client::{Received, bytes_of, connect5, connect311, publish, subscribe_bytes};
+use crate::fixture::core::{NOW, PROTOCOL, connected, hear, hear_as, say, turns};
+
+const STEPS_PER_TURN: usize = 64;
+
+/// Each level is the topic's own or a wildcard, and so is the last one of every filter.
+const MIXED_LEVELS: u32 = 9;
+const MIXES: u32 = 1 << MIXED_LEVELS;
+
+/// What may come on top of a turn's worth: a copy, with what belongs to it.
+const EXCESS: u64 = 16;
+
+fn options() -> Options {
+    Options {
+        steps_per_turn: STEPS_PER_TURN,
+        sys_interval: None,
+        in_flight_max: 1,
+        seed: 1,
+        ..Options::default()
+    }
+}
+
+fn mix(number: u32, last: &str) -> String {
+    let level = |at: u32| if number >> at & 1 == 0 { "a" } else { "+" };
+    (0..MIXED_LEVELS).map(level).chain([last]).collect::<Vec<_>>().join("/")
+}
+
+fn topic() -> String {
+    mix(0, "b")
+}
+
+/// Some of the mixes, in one SUBSCRIBE.
+fn subscribe_to(protocol: Protocol, numbers: impl Iterator<Item = u32>, qos: QoS) -> Vec<u8> {
+    let filters: Vec<String> = numbers.map(|number| mix(number, "+")).collect();
+    let requests: Vec<_> = filters.iter().map(|filter| (filter.as_str(), qos.into())).collect();
+    let properties: PropertyList = if protocol == Protocol::Mqtt5 {
+        [Property::SubscriptionId(7)].into_iter().collect()
+    } else {
+        PropertyList::default()
+    };
+    let mut bytes = Vec::new();
+    encode::subscribe(&mut bytes, protocol, PacketId::FIRST, properties.as_properties(), &requests);
+    bytes
+}
+
+fn publish_bytes(qos: QoS, retain: bool, payload: &[u8]) -> Vec<u8> {
+    let topic = topic();
+    let mut packet = publish(&topic, qos, payload);
+    if let Packet::Publish(publish) = &mut packet {
+        publish.retain = retain;
+    }
+    bytes_of(&packet, PROTOCOL)
+}
+
+/// One more turn, and what it took.
+fn turn(broker: &mut Broker) -> u64 {
+    while broker.poll_flush().is_some() {}
+    assert!(broker.poll_timeout().is_some_and(|due| due <= NOW), "there is more to be done");
+    let before = broker.work() + broker.copies();
+    broker.handle_timeout(NOW);
+    broker.check_invariants();
+    broker.work() + broker.copies() - before
+}
+
+fn payloads(heard: &[Received]) -> Vec<String> {
+    heard.iter().map(|heard| heard.message().1).collect()
+}
+
+#[test]
+fn filters_that_take_turns_to_be_found_are_those_of_the_moment_the_message_was_taken() {
+    let mut broker = Broker::new(options(), NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    let other = connected(&mut broker, 2, connect311("other"));
+    say(&mut broker, other, &subscribe_bytes(PROTOCOL, "other", QoS::AtMostOnce));
+    let clients: Vec<ConnectionId> = (0..4)
+        .map(|number| {
+            let id = connected(&mut broker, 10 + number, connect311(&format!("client{number}")));
+            let own = (0..MIXES).filter(|mix| mix % 4 == number);
+            say(&mut broker, id, &subscribe_to(PROTOCOL, own, QoS::AtLeastOnce));
+            turns(&mut broker);
+            hear(&mut broker, id);
+            id
+        })
+        .collect();
+    hear(&mut broker, other);
+
+    let before = broker.work();
+    say(&mut broker, publisher, &publish_bytes(QoS::AtLeastOnce, false, b"to all"));
+    assert!(broker.is_listing_sessions() && broker.work() - before <= STEPS_PER_TURN as u64 + EXCESS);
+    // Those who go, and who come, before anybody knows.
+    let own: Vec<String> = (0..MIXES).filter(|mix| mix % 4 == 1).map(|number| mix(number, "+")).collect();
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let mut unsubscribe = Vec::new();
+    encode::unsubscribe(&mut unsubscribe, PROTOCOL, PacketId::FIRST, Properties::NONE, &own);
+    say(&mut broker, clients[1], &unsubscribe);
+    let late = connected(&mut broker, 20, connect311("late"));
+    say(&mut broker, late, &subscribe_bytes(PROTOCOL, "#", QoS::AtLeastOnce));
+    broker.handle_lost(NOW, clients[3], true);
+    // Others do not wait for it, but for those who send to as many.
+    say(&mut broker, other, &bytes_of(&publish("other", QoS::AtMostOnce, b"to one"), PROTOCOL));
+    assert_eq!(payloads(&hear(&mut broker, other)), ["to one"]);
+    say(&mut broker, other, &publish_bytes(QoS::AtMostOnce, false, b"too"));
+    assert!(broker.wants_input(late) && !broker.wants_input(other));
+
+    let mut listing_turns = 0;
+    while broker.is_listing_sessions() {
+        assert!(turn(&mut broker) <= STEPS_PER_TURN as u64 + EXCESS);
+        assert!(hear(&mut broker, publisher).is_empty(), "it is not answered yet");
+        listing_turns += 1;
+    }
+    assert!(listing_turns > 20, "{listing_turns}");
+    turns(&mut broker);
+    let acknowledged = hear(&mut broker, publisher);
+    assert!(matches!(acknowledged[..], [ref puback] if matches!(puback.packet(), Packet::Puback(_))));
+    for id in [clients[0], clients[2]] {
+        assert_eq!(payloads(&hear(&mut broker, id)), ["to all", "too"]);
+    }
+    let heard = hear(&mut broker, clients[1]);
+    assert_eq!(payloads(&heard[1..]), ["to all"], "it is not subscribed any more, and was then");
+    let heard = hear(&mut broker, late);
+    assert_eq!(payloads(&heard[1..]), ["to one", "too"]);
+}
+
+/// A slow client that is subscribed to very many filters has yet to get what is retained for each of them. The first of those
+/// get it before a live message that comes to the same topic, the others in their turns.
+#[test]
+fn a_live_message_is_preceded_for_the_first_of_very_many_filters() {
+    const FIRST: usize = 256;
+    let mut broker = Broker::new(options(), NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    say(&mut broker, publisher, &publish_bytes(QoS::AtLeastOnce, true, b"kept"));
+    let slow = connected(&mut broker, 10, connect311("slow"));
+    say(&mut broker, slow, &subscribe_to(PROTOCOL, 0..MIXES, QoS::AtLeastOnce));
+    turns(&mut broker);
+    let mut heard = hear(&mut broker, slow);
+    heard.remove(0);
+    assert_eq!(payloads(&heard), ["kept"], "its window is full");
+    say(&mut broker, publisher, &publish_bytes(QoS::AtLeastOnce, false, b"live"));
+    turns(&mut broker);
+    loop {
+        let last = heard.last().expect("there was one");
+        let mut puback = Vec::new();
+        let packet_id = last.publish().packet_id.expect("it is at QoS 1");
+        encode::puback(&mut puback, packet_id, ReasonCode::Success);
+        say(&mut broker, slow, &puback);
+        turns(&mut broker);
+        let next = hear(&mut broker, slow);
+        if next.is_empty() {
+            break;
+        }
+        heard.extend(next);
+    }
+    let payloads = payloads(&heard);
+    assert_eq!(
+        payloads[..3],
+        ["kept", "kept", "live"],
+        "of the first filter, of some others, and what was sent"
+    );
+    assert_eq!(payloads[3..].len(), MIXES as usize - 1 - FIRST);
+    assert!(payloads[3..].iter().all(|payload| payload == "kept"));
+}
+
+/// A copy for somebody with very many subscriptions takes longer than others.
+#[test]
+fn copies_that_are_much_work_end_a_turn() {
+    const CLIENTS: u32 = 40;
+    const SUBSCRIPTIONS: u32 = 64;
+    let mut broker = Broker::new(options(), NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    let clients: Vec<ConnectionId> = (0..CLIENTS)
+        .map(|number| {
+            let id = ConnectionId { slot: 10 + number, generation: 1 };
+            broker.handle_open(NOW, id);
+            let name = format!("client{number}");
+            let connect = Packet::Connect(connect5(&name));
+            say(&mut broker, id, &bytes_of(&connect, Protocol::Mqtt5));
+            say(&mut broker, id, &subscribe_to(Protocol::Mqtt5, 0..SUBSCRIPTIONS, QoS::AtMostOnce));
+            turns(&mut broker);
+            hear_as(&mut broker, id, Protocol::Mqtt5);
+            id
+        })
+        .collect();
+    say(&mut broker, publisher, &publish_bytes(QoS::AtMostOnce, false, b"to all"));
+    let mut copying_turns = 0;
+    while broker.is_fanning_out() {
+        let copies = broker.copies();
+        assert!(turn(&mut broker) <= STEPS_PER_TURN as u64 + EXCESS + u64::from(SUBSCRIPTIONS) / 4);
+        copying_turns += usize::from(broker.copies() > copies);
+    }
+    let each = SUBSCRIPTIONS as usize / 4 + 1;
+    assert!(copying_turns >= CLIENTS as usize * each / (STEPS_PER_TURN + each), "{copying_turns}");
+    for id in clients {
+        let heard = hear_as(&mut broker, id, Protocol::Mqtt5);
+        assert_eq!(payloads(&heard), ["to all"]);
+    }
+}
