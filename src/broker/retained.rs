@@ -236,7 +236,7 @@ impl RetainedStreams {
             None => {
                 let first = streams.in_order.iter().take(FIRST_STREAMS);
                 if streams.in_order.len() > FIRST_STREAMS {
-                    newest = first.clone().map(|(number, _)| *number).last().unwrap_or_default();
+                    newest = first.clone().next_back().map_or(0, |(number, _)| *number);
                 }
                 let matching = |(number, stream): (&u64, &RetainedStream)| {
                     filter_matches(stream.filter.as_bytes(), topic).then_some(*number)
