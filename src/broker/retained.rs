@@ -235,8 +235,8 @@ impl RetainedStreams {
             Some(filters) => filters.filter_map(|filter| streams.numbers.get(filter).copied()).collect(),
             None => {
                 let first = streams.in_order.iter().take(FIRST_STREAMS);
-                if streams.in_order.len() > FIRST_STREAMS {
-                    newest = first.clone().next_back().map_or(0, |(number, _)| *number);
+                if let Some(next) = streams.in_order.keys().nth(FIRST_STREAMS) {
+                    newest = next - 1;
                 }
                 let matching = |(number, stream): (&u64, &RetainedStream)| {
                     filter_matches(stream.filter.as_bytes(), topic).then_some(*number)

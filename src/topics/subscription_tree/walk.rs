@@ -50,6 +50,30 @@ impl Bits {
     }
 }
 
+/// Numbers in a row, which never move.
+#[derive(Debug, Default)]
+struct Pieces(Vec<Vec<u32>>);
+
+/// Of one piece.
+const PIECE: usize = 1 << 14;
+
+impl Pieces {
+    fn push(&mut self, number: u32) {
+        match self.0.last_mut() {
+            Some(piece) if piece.len() < PIECE => piece.push(number),
+            _ => {
+                let mut piece = Vec::with_capacity(if self.0.is_empty() { 4 } else { PIECE });
+                piece.push(number);
+                self.0.push(piece);
+            }
+        }
+    }
+
+    fn get(&self, at: usize) -> Option<u32> {
+        self.0.get(at / PIECE)?.get(at % PIECE).copied()
+    }
+}
+
 /// Part of the ring of a filter, both ends included.
 #[derive(Clone, Copy, Debug)]
 struct Span {
@@ -85,9 +109,9 @@ impl Searching {
 #[derive(Debug)]
 pub(super) struct Walk {
     pub(super) searching: Option<Box<Searching>>,
-    /// Those that matched, call by call, and the place up to which the walk has come to them.
-    filters: Vec<Box<[u32]>>,
-    reached: (usize, usize),
+    /// Those that matched, and how many of them the walk has come to.
+    filters: Pieces,
+    reached: usize,
     /// What is still to be looked at of the filter that it has come to last.
     span: Option<Span>,
     /// The filters that matched and have not ended since.
@@ -109,8 +133,8 @@ impl Walk {
         let places = if is_one { Vec::new() } else { vec![0; bounds.subscribers] };
         Self {
             searching: None,
-            filters: Vec::new(),
-            reached: (0, 0),
+            filters: Pieces::default(),
+            reached: 0,
             span: None,
             standing: Bits::new(bounds.filters),
             done: Bits::new(bounds.subscriptions),
@@ -123,20 +147,11 @@ impl Walk {
 
     /// These filters match, and have so many subscriptions.
     pub(super) fn add_filters(&mut self, filters: impl Iterator<Item = u32>, count: usize) {
-        self.filters.push(filters.inspect(|filter| self.standing.set(*filter, true)).collect());
+        filters.for_each(|filter| {
+            self.standing.set(filter, true);
+            self.filters.push(filter);
+        });
         self.count += count;
-    }
-
-    /// The next one to come to.
-    fn coming(&mut self) -> Option<u32> {
-        let (call, place) = &mut self.reached;
-        loop {
-            let filters = self.filters.get(*call)?;
-            if let Some(filter) = filters.get(*place) {
-                return Some(*filter);
-            }
-            (*call, *place) = (*call + 1, 0);
-        }
     }
 
     /// All filters are found: asks for the memory that the list may need.
@@ -158,12 +173,12 @@ impl Walk {
         let mut left = at_most;
         loop {
             let Some(Span { next, last }) = self.span else {
-                let Some(filter) = self.coming() else { return true };
+                let Some(filter) = self.filters.get(self.reached) else { return true };
                 if left == 0 {
                     return false;
                 }
                 left = left.saturating_sub(LISTED_PER_FILTER);
-                self.reached.1 += 1;
+                self.reached += 1;
                 if self.is_standing(filter) {
                     let last = filters[filter].last;
                     self.span = Some(Span { next: subscriptions[last].in_filter.next, last });
@@ -261,13 +276,11 @@ impl Walk {
         if !self.places.is_empty() {
             assert_eq!(self.places.iter().filter(|place| **place > 0).count(), subscribers.len());
         }
-        let places = self.filters.iter().enumerate().flat_map(|(call, filters)| {
-            filters.iter().enumerate().map(move |(place, filter)| (call, place, filter))
-        });
-        for (call, place, filter) in places.filter(|(_, _, filter)| self.is_standing(**filter)) {
-            let Filter { last, count, .. } = filters[*filter];
-            let span = self.span.filter(|_| (call, place + 1) == self.reached);
-            let is_all_ahead = (call, place) >= self.reached;
+        let matched = (0..).map_while(|at| Some((at, self.filters.get(at)?)));
+        for (at, filter) in matched.filter(|(_, filter)| self.is_standing(*filter)) {
+            let Filter { last, count, .. } = filters[filter];
+            let span = self.span.filter(|_| at + 1 == self.reached);
+            let is_all_ahead = at >= self.reached;
             let mut is_ahead = is_all_ahead;
             let mut at = last;
             for _ in 0..count.get() {
