@@ -40,6 +40,7 @@
 //! ```
 
 pub mod access;
+mod blocks;
 pub mod broker;
 pub mod clock;
 pub mod codec;

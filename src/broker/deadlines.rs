@@ -136,10 +136,10 @@ impl Broker {
 
     fn fire_deadlines(&mut self, now: Instant) {
         let mut timers_left = self.options.steps_per_turn;
-        let copies_max = self.outputs.copies + self.options.steps_per_turn as u64;
+        let done_max = self.done() + self.options.steps_per_turn as u64;
         let mut steps = self.options.steps_per_turn;
         while steps > 0 {
-            if self.outputs.copies >= copies_max || self.steps_at_once == 0 {
+            if self.done() >= done_max || self.steps_at_once == 0 {
                 break; // Wills have gone to many, or much to others or away.
             }
             // They fire in order, so none does before all are found that are due.

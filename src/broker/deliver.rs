@@ -49,7 +49,10 @@ const FULL_QUEUE_SHARE: usize = 32;
 const FAN_OUT_MIN: usize = 16;
 
 /// So many copies are made before it is looked at how much work they have been.
-const COPIES_AT_ONCE: usize = 16;
+pub(super) const COPIES_AT_ONCE: usize = 16;
+
+/// Where all receivers together have no more grants than that, those of so many of them are not much work.
+const GRANTS_AT_ONCE: usize = 1_024;
 
 /// One message on its way to everybody who wants it.
 #[derive(Debug)]
@@ -158,7 +161,7 @@ impl Broker {
         let count = matches.len();
         self.outputs.fan_outs += u64::from(count >= FAN_OUT_MIN);
         let mut next = count.min(steps);
-        if count <= COPIES_AT_ONCE {
+        if count <= COPIES_AT_ONCE && matches.grants_len() <= GRANTS_AT_ONCE {
             self.copy_to(routing, &matches, 0..next);
         } else {
             next = self.copy_many(routing, &matches, 0..next);
@@ -184,7 +187,7 @@ impl Broker {
     ) -> usize {
         let may_end = routing.is_continued || self.fan_out.is_none();
         let work_max = self.work().saturating_add(self.options.steps_per_turn as u64);
-        let at_once = if matches.are_detailed() { 1 } else { COPIES_AT_ONCE };
+        let at_once = if matches.grants_len() <= GRANTS_AT_ONCE { COPIES_AT_ONCE } else { 1 };
         let Range { start: mut next, end } = places;
         while next < end && !(may_end && self.work() >= work_max) {
             let until = end.min(next + at_once);
@@ -194,10 +197,27 @@ impl Broker {
         next
     }
 
+    /// Hands a message that has expired to none of those who were to get it [MQTT5-3.3.2-5].
+    pub(super) fn pass_expired(
+        &mut self,
+        routing: &mut Routing<'_>,
+        matches: &Matches,
+        places: Range<usize>,
+    ) {
+        for subscriber in matches.some(places) {
+            if self.sessions.is_ended(subscriber.id) {
+                self.outputs.pass_ended(routing);
+            } else {
+                routing.is_matched = true;
+                self.outputs.metrics.drop_message(DropReason::Expired);
+            }
+        }
+    }
+
     /// Hands a message to some of those who get it.
     // Into both of its callers, the first of which runs for every message.
     #[inline(always)]
-    pub(super) fn copy_to(&mut self, routing: &mut Routing<'_>, matches: &Matches, range: Range<usize>) {
+    fn copy_to(&mut self, routing: &mut Routing<'_>, matches: &Matches, range: Range<usize>) {
         routing.copied_payload_max = self.options.copied_payload_max(matches.len());
         routing.broker_is_full = self.is_full();
         self.outputs.copies += range.len() as u64;

@@ -17,12 +17,11 @@
 //! Deliberately not here: how a receiver gets its copy (see `deliver`).
 
 use crate::codec::{PacketId, QoS};
-use crate::metrics::DropReason;
 use crate::topics::match_cache::Matches;
 use crate::topics::{SubscriberId, TopicName};
 
 use super::Broker;
-use super::deliver::{LISTED_PER_STEP, Routing};
+use super::deliver::{COPIES_AT_ONCE, LISTED_PER_STEP, Routing};
 use super::event::{Event, FanOutStep};
 use super::link::ConnectionId;
 use super::message::Message;
@@ -201,7 +200,9 @@ impl Broker {
         let steps = self.options.steps_per_turn;
         let groups_max = if self.may_look_long_for_members(qos) { 0 } else { steps };
         let listed_max = steps.saturating_mul(LISTED_PER_STEP);
-        self.subscriptions.may_exceed(topic, steps, listed_max)
+        // Those of a retained one may be preceded by its value, which is looked for among much.
+        let copies_max = if self.retained.is_kept(topic) { steps.min(COPIES_AT_ONCE) } else { steps };
+        self.subscriptions.may_exceed(topic, copies_max, listed_max)
             || self.shared.may_exceed(topic, groups_max, listed_max)
     }
 
@@ -231,9 +232,9 @@ impl Broker {
         if self.slots_to_free.len() + self.streams_behind.len() > steps {
             return; // Or more than is let go behind each of them might be kept back by one after the other.
         }
-        let done_max = self.copies() + self.work() + steps as u64;
+        let done_max = self.done() + steps as u64;
         for _ in 0..steps {
-            if self.fan_out.is_some() || self.copies() + self.work() >= done_max {
+            if self.fan_out.is_some() || self.done() >= done_max {
                 break;
             }
             let Some(put_off) = self.put_off.pop() else { break };
@@ -251,17 +252,16 @@ impl Broker {
             Some(matches) => {
                 let left = matches.len() - next;
                 let mut end = next + left.min(steps);
-                let is_expired = fan_out.message.is_expired(self.now);
-                if is_expired {
-                    // Who has ended is among them: nobody who was to have it is left out.
-                    fan_out.is_matched |= left > 0;
-                    end = matches.len();
-                    self.outputs.metrics.drop_messages(DropReason::Expired, left as u64); // [MQTT5-3.3.2-5]
-                } else if is_to_groups {
+                if is_to_groups {
                     let taken_at = fan_out.taken_at;
                     let mut looks = listed_max;
                     self.with_routing(fan_out, |broker, routing| {
                         end = broker.give_to_groups(routing, &matches, next..end, taken_at, &mut looks);
+                    });
+                } else if fan_out.message.is_expired(self.now) {
+                    end = next + left.min(listed_max);
+                    self.with_routing(fan_out, |broker, routing| {
+                        broker.pass_expired(routing, &matches, next..end);
                     });
                 } else {
                     self.with_routing(fan_out, |broker, routing| {

@@ -14,7 +14,6 @@
 
 mod acknowledge;
 mod authenticate;
-mod blocks;
 pub mod close_reason;
 mod connect;
 mod deadlines;
@@ -54,6 +53,7 @@ mod will;
 
 use std::collections::VecDeque;
 
+use crate::blocks::Blocks;
 use crate::clock::Instant;
 use crate::codec::{DecodeError, Packet, PacketId, Protocol, ReasonCode, encode};
 use crate::journal::{Batch, Lsn, Owner};
@@ -73,7 +73,6 @@ pub use restore::{Restore, RestoreError, Restored};
 pub use status::{BrokerStatus, ClientStatus};
 
 use authenticate::Authentication;
-use blocks::Blocks;
 use deadlines::Deadline;
 use deliver::LISTED_PER_STEP;
 use delivery::{Delivery, Origin};
@@ -456,9 +455,9 @@ impl Broker {
         let slots_max = u32::try_from(steps).unwrap_or(u32::MAX);
         let slots = from_slot..self.links.slots().min(from_slot.saturating_add(slots_max));
         self.undrained_from_slot = (slots.end < self.links.slots()).then_some(slots.end);
-        let mut closed = 0;
+        let (mut closed, done_max) = (0, self.done() + steps as u64);
         for slot in slots {
-            if closed * CLOSE_STEPS >= steps || self.fan_out.is_some() {
+            if closed * CLOSE_STEPS >= steps || self.done() >= done_max || self.fan_out.is_some() {
                 self.undrained_from_slot = Some(slot);
                 return;
             }
@@ -547,6 +546,11 @@ impl Broker {
         self.outputs.work + listed / LISTED_PER_STEP as u64
     }
 
+    /// Both together.
+    fn done(&self) -> u64 {
+        self.copies() + self.work()
+    }
+
     /// Has `poll_close` name this connection again later: its last bytes have not left yet.
     pub fn put_off_close(&mut self, id: ConnectionId) {
         self.outputs.closing.push_back(id);
@@ -589,9 +593,9 @@ impl Broker {
             return; // Some may have what they wait for.
         }
         let mut steps = self.options.steps_per_turn;
-        let copies_max = self.outputs.copies + steps as u64;
+        let done_max = self.done() + steps as u64;
         // Their wills may go to many.
-        while steps > 0 && self.outputs.copies < copies_max {
+        while steps > 0 && self.done() < done_max {
             let Some(id) = self.outputs.journal.next_held_in_vain() else { break };
             let is_held = self.links.find(id).is_some_and(|link| link.outbox.has_gate());
             if is_held {

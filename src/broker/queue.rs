@@ -14,10 +14,10 @@
 
 use std::ops::Range;
 
+use crate::blocks::Blocks;
 use crate::clock::Instant;
 use crate::metrics::DropReason;
 
-use super::blocks::Blocks;
 use super::delivery::Delivery;
 use super::event::Limit;
 use super::options::Options;

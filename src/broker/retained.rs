@@ -12,6 +12,7 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
+use std::ops::Bound;
 use std::rc::Rc;
 
 use crate::clock::Duration;
@@ -23,7 +24,7 @@ use crate::topics::retained_tree::{Progress, RetainedCursor, Visit};
 use crate::topics::{Grant, RetainedTree, SubscriberId, TopicFilter, TopicName};
 
 use super::deadlines::Deadline;
-use super::deliver::{LISTED_PER_STEP, Routing, has_room};
+use super::deliver::{Routing, has_room};
 use super::delivery::{Delivery, Via};
 use super::event::Limit;
 use super::fan_out::{FanOut, FanOutNumber};
@@ -45,13 +46,11 @@ const PICKED_STEPS: usize = 256;
 /// What it takes to go on with a stream, beside that.
 const STREAM_STEPS: usize = 8;
 
-/// So few streams of a session are all looked at for those that await a topic. Of more, those are whose filters are found; or if that
-/// would take too long, the first ones.
+/// So few streams of a session are all looked at for those that await a topic. Of more, those are whose filters are found, or the first
+/// ones: fewer for longer topics.
 const FEW_STREAMS: usize = 16;
-const FIRST_STREAMS: usize = 256;
-
-/// The time for finding those filters is that of listing so many subscriptions.
-const LISTED_TO_PRECEDE: usize = 512;
+const FIRST_STREAMS: usize = 128;
+const LONG_TOPIC_BYTES: usize = 256;
 
 /// Entries of the tree that are looked at before a stream is begun.
 const STEPS_TO_DECIDE: usize = 16;
@@ -71,6 +70,11 @@ pub(super) struct RetainedMessages {
 impl RetainedMessages {
     pub(super) fn len(&self) -> usize {
         self.tree.len()
+    }
+
+    /// Whether a topic has one.
+    pub(super) fn is_kept(&self, topic: TopicName<'_>) -> bool {
+        self.tree.find(topic.as_str()).is_some()
     }
 
     /// Sum of the sizes of the messages.
@@ -151,6 +155,38 @@ struct Streams {
     preceded: Preceded,
 }
 
+impl Streams {
+    /// The numbers of those whose filters match a topic. `None` if so many looks do not tell.
+    fn find(&self, topic: TopicName<'_>, mut looks: usize) -> Option<Vec<u64>> {
+        let mut found = Vec::new();
+        let mut find = |filter: &str| found.extend(self.numbers.get(filter));
+        // Filters begin with these, and have more levels, of which the next one is to match what begins here.
+        let mut beginnings = vec![(String::new(), Some(topic.as_str()))];
+        while let Some((beginning, rest)) = beginnings.pop() {
+            looks = looks.checked_sub(1)?;
+            let wildcards = !(beginning.is_empty() && topic.is_dollar()); // [MQTT-4.7.2-1]
+            if wildcards {
+                find(&format!("{beginning}#"));
+            }
+            let Some(rest) = rest else { continue };
+            let (level, rest) =
+                rest.split_once('/').map_or((rest, None), |(level, rest)| (level, Some(rest)));
+            for level in [level, "+"].into_iter().take(1 + usize::from(wildcards)) {
+                let longer = format!("{beginning}{level}");
+                if rest.is_none() {
+                    find(&longer);
+                }
+                let longer = longer + "/"; // `a/#` matches `a` too.
+                let next = self.numbers.range::<str, _>((Bound::Included(&*longer), Bound::Unbounded)).next();
+                if next.is_some_and(|(filter, _)| filter.starts_with(&longer)) {
+                    beginnings.push((longer, rest));
+                }
+            }
+        }
+        Some(found)
+    }
+}
+
 /// Topics whose value went out before its turn, each with the newest stream of that time: streams up to it pass over the
 /// topic.
 #[derive(Debug, Default)]
@@ -226,31 +262,30 @@ impl RetainedStreams {
         streams.in_order.get_mut(streams.numbers.get(filter)?)
     }
 
-    /// Those that have yet to come to a topic. `filters` are the session's that match it; if they are not known, the first streams
-    /// are looked at, and the others send its value in their turn, whatever live message has overtaken them.
-    fn awaiting<'a>(&self, filters: Option<impl Iterator<Item = &'a str>>, topic: TopicName<'_>) -> Awaiting {
-        let Some(streams) = &self.0 else { return Awaiting::default() };
+    /// Those that have yet to come to a topic. If very many of its own filters mix the texts of the topic with wildcards, only the
+    /// first streams are looked at, and the others send its value in their turn, whatever live message has overtaken them. How
+    /// many were looked at, or take as long.
+    fn awaiting(&self, topic: TopicName<'_>) -> (Awaiting, usize) {
+        let Some(streams) = &self.0 else { return Default::default() };
+        // What is long takes longer to compare.
+        let looks_max = (FIRST_STREAMS / (1 + topic.as_str().len() / LONG_TOPIC_BYTES)).max(1);
         let mut newest = streams.newest;
-        let mut numbers: Vec<u64> = match filters {
-            Some(filters) => filters.filter_map(|filter| streams.numbers.get(filter).copied()).collect(),
-            None => {
-                let first = streams.in_order.iter().take(FIRST_STREAMS);
-                if let Some(next) = streams.in_order.keys().nth(FIRST_STREAMS) {
-                    newest = next - 1;
-                }
-                let matching = |(number, stream): (&u64, &RetainedStream)| {
-                    filter_matches(stream.filter.as_bytes(), topic).then_some(*number)
-                };
-                first.filter_map(matching).collect()
+        let found = if streams.in_order.len() > FEW_STREAMS { streams.find(topic, looks_max) } else { None };
+        let mut numbers = found.unwrap_or_else(|| {
+            if let Some(next) = streams.in_order.keys().nth(looks_max) {
+                newest = next - 1;
             }
-        };
+            let is_match = |stream: &RetainedStream| filter_matches(stream.filter.as_bytes(), topic);
+            let first = streams.in_order.iter().take(looks_max);
+            first.filter_map(|(number, stream)| is_match(stream).then_some(*number)).collect()
+        });
         numbers.sort_unstable();
         let topic = topic.as_str();
         numbers.retain(|number| !streams.preceded.has(topic, *number));
         let awaiting = numbers.iter().map(|number| &streams.in_order[number]);
         let grants =
             awaiting.filter(|stream| !stream.cursor.has_passed(topic)).map(|stream| stream.grant).collect();
-        Awaiting { grants, newest }
+        (Awaiting { grants, newest }, streams.in_order.len().min(looks_max))
     }
 
     /// The value of a topic goes out before its turn: none up to this one will send it.
@@ -566,17 +601,8 @@ impl Broker {
             return;
         }
         let session = self.sessions.subscriber_mut(subscriber);
-        // Those of all clients that match may be very many.
-        let filters = if session.streams.len() > FEW_STREAMS {
-            self.subscriptions.matching_filters(subscriber, routing.topic, LISTED_TO_PRECEDE)
-        } else {
-            None
-        };
-        if filters.is_none() {
-            let looked_at = session.streams.len().min(FIRST_STREAMS);
-            self.outputs.work += (looked_at / LISTED_PER_STEP) as u64;
-        }
-        let Awaiting { grants, newest } = session.streams.awaiting(filters, routing.topic);
+        let (Awaiting { grants, newest }, looks) = session.streams.awaiting(routing.topic);
+        self.outputs.work += looks as u64;
         let Some(highest) = grants.iter().map(|grant| grant.qos).max() else { return };
         let subscription_ids: Vec<u32> =
             grants.iter().filter_map(|grant| grant.subscription_id).map(NonZeroU32::get).collect();

@@ -29,6 +29,7 @@ use std::rc::Rc;
 
 use slab::Slab;
 
+use crate::blocks::Blocks;
 use crate::codec::QoS;
 use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_text, seeded};
@@ -37,7 +38,6 @@ use crate::topics::match_cache::Matches;
 use crate::topics::{Grant, SubscriberId, SubscriptionFilter, SubscriptionTree, TopicName};
 
 use super::Broker;
-use super::blocks::Blocks;
 use super::delivery::Delivery;
 use super::in_line::InLine;
 use super::link::ConnectionId;

@@ -73,23 +73,23 @@ impl Broker {
         if self.has_put_off_sys_topics() {
             return; // The last ones are not with everybody yet, and newer ones must not pile up behind them.
         }
-        let copies_max = self.copies() + self.options.steps_per_turn as u64;
+        let done_max = self.done() + self.options.steps_per_turn as u64;
         let uptime = self.now.since(self.sys_topics.started_at).as_secs();
-        self.publish_sys_topic("$SYS/broker/uptime", &format!("{uptime} seconds"), copies_max);
+        self.publish_sys_topic("$SYS/broker/uptime", &format!("{uptime} seconds"), done_max);
         for (at, (name, value)) in TOPICS.iter().enumerate() {
             let value = value(self);
             if self.sys_topics.published[at] != Some(value) {
                 self.sys_topics.published[at] = Some(value);
-                self.publish_sys_topic(&format!("$SYS/broker/{name}"), &value.to_string(), copies_max);
+                self.publish_sys_topic(&format!("$SYS/broker/{name}"), &value.to_string(), done_max);
             }
         }
     }
 
-    /// Once the copies of others have come to so many it waits for a later turn.
-    fn publish_sys_topic(&mut self, topic: &str, payload: &str, copies_max: u64) {
+    /// Once so much has been done for others it waits for a later turn.
+    fn publish_sys_topic(&mut self, topic: &str, payload: &str, done_max: u64) {
         let name = TopicName::parse(topic, u32::MAX).expect("our own topics are valid");
         let has_to_wait = self.has_fan_out() && self.has_to_wait(name, QoS::AtMostOnce);
-        if has_to_wait || self.copies() >= copies_max {
+        if has_to_wait || self.done() >= done_max {
             return self.put_off_sys_topic(topic, payload.as_bytes());
         }
         self.publish_sys_topic_now(topic, payload.as_bytes());

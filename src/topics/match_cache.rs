@@ -85,9 +85,10 @@ impl Matches {
         })
     }
 
-    /// Whether some have to be looked at with [`Matches::grants`].
-    pub const fn are_detailed(&self) -> bool {
-        self.list.details.is_some()
+    /// How many grants those have that have to be looked at with [`Matches::grants`].
+    #[inline]
+    pub fn grants_len(&self) -> usize {
+        self.list.details().len()
     }
 
     /// How many they are.
@@ -259,12 +260,12 @@ impl MatchCache {
         (self.lend_empty(self.places[set].entry), false)
     }
 
-    /// How long the list of a topic is, if it is here.
+    /// How long the list of a topic is, if it is here: its subscribers, and the grants of those that are detailed.
     pub(super) fn len_of(&self, hash: u32, topic: &[u8]) -> Option<usize> {
         let way = self.find(hash, topic)?;
         let entry = &self.entries[self.places[set_of(hash) + way].entry as usize];
         let list = entry.list.as_ref().filter(|_| entry.generation == self.generation);
-        list.map(|list| list.subscribers.len())
+        list.map(|list| list.subscribers.len() + list.details().len())
     }
 
     /// Takes a list back.

@@ -17,6 +17,7 @@
 //! Deliberately not here: what a subscriber is, how many subscriptions it may have, and the syntax of filters (see
 //! `name`).
 
+mod bits;
 mod pool;
 mod shapes;
 mod texts;
@@ -43,6 +44,9 @@ const INDEXED_MIN: u32 = 17;
 /// memory; and so few are near.
 const LISTED_PER_BRANCH: usize = 16;
 const NEAR_BRANCHES: usize = 32;
+
+/// So many bytes of two texts are compared in the time in which a subscription is listed.
+const COMPARED_BYTES: usize = 64;
 
 /// Who subscribes: a small number that the owner of this tree chose, dense from 0, free again after
 /// [`SubscriptionTree::remove_subscriber`].
@@ -174,7 +178,7 @@ pub struct SubscriptionTree {
     details: Vec<Detail>,
     /// The list that is being made in several calls.
     walk: Option<Box<Walk>>,
-    /// What lists have taken so far: branches of shapes that were followed, filters that were compared, and subscriptions.
+    /// What lists have taken so far: see [`SubscriptionTree::listed`].
     listed: u64,
 }
 
@@ -381,8 +385,8 @@ impl SubscriptionTree {
         None
     }
 
-    /// Shapes that were followed and filters that were compared with topics so far, and subscriptions that were listed in the
-    /// same call.
+    /// What finding filters and listing subscriptions has taken so far, in subscriptions that are listed in that time; without
+    /// what [`SubscriptionTree::list_further`] has listed.
     pub const fn listed(&self) -> u64 {
         self.listed
     }
@@ -413,26 +417,6 @@ impl SubscriptionTree {
         self.cache.put_back(matches);
     }
 
-    /// The filters of one subscriber that match a topic. `None` if those of all are not found in the time in which `at_most`
-    /// subscriptions are listed.
-    pub fn matching_filters(
-        &mut self,
-        subscriber: SubscriberId,
-        topic: TopicName<'_>,
-        at_most: usize,
-    ) -> Option<impl Iterator<Item = &str>> {
-        let hash = shorten(hash_bytes(&self.seed, topic.as_str().as_bytes()));
-        self.find_filters(hash, topic, at_most);
-        let mut found = std::mem::take(&mut self.found);
-        if !self.search.is_done() {
-            return None;
-        }
-        found.retain(|filter| self.find_subscription(subscriber.0, *filter).is_some());
-        let text = |filter: u32| self.texts.text(self.filters[filter].text);
-        let texts = found.into_iter().map(text);
-        Some(texts.map(|text| std::str::from_utf8(text).expect("it was stored as a str")))
-    }
-
     /// Searches for the filters that match a topic with this hash, no longer than it takes to list so many subscriptions, and
     /// lists those found.
     // Or what it calls would be called twice, and be inlined nowhere.
@@ -449,6 +433,8 @@ impl SubscriptionTree {
         let Self { seed, filters, texts, by_hash, shapes, search, found, listed, .. } = self;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         if !search.is_done() {
+            // What is found is compared level by level, and a level may be long.
+            let at_most = at_most.div_ceil(1 + topic.as_str().len() / COMPARED_BYTES);
             let near_max = at_most.min(NEAR_BRANCHES);
             let branches_max = near_max + (at_most - near_max) / LISTED_PER_BRANCH;
             let followed =
@@ -456,7 +442,7 @@ impl SubscriptionTree {
             let near = followed.min(NEAR_BRANCHES);
             *listed += (near + (followed - near) * LISTED_PER_BRANCH) as u64;
         }
-        *listed += found.len() as u64;
+        *listed += (found.len() * (1 + topic.as_str().len() / COMPARED_BYTES)) as u64;
         found.retain(|filter| {
             let filter = texts.text(filters[*filter].text);
             *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)
@@ -514,7 +500,8 @@ impl SubscriptionTree {
     #[inline(never)]
     fn begin_search(&mut self, topic: TopicName<'_>, matches: Matches) {
         let mut walk = Box::new(Walk::new(matches, self.bounds(), false));
-        let search = std::mem::take(&mut self.search);
+        let mut search = std::mem::take(&mut self.search);
+        self.shapes.break_off(&mut search);
         self.hand_found_to(&mut walk, Box::new(Searching::new(search, topic)));
         self.walk = Some(walk);
     }
@@ -620,11 +607,15 @@ impl SubscriptionTree {
     fn add_first(&mut self, subscriber: u32, hash: u32, text: &[u8], grant: Grant) {
         let filter = Filter { text: texts::Place::default(), last: NONE, count: NonZeroU32::MIN };
         let filter = self.filters.insert(filter);
-        let Self { filters, texts, by_hash, shapes, seed, .. } = self;
+        let Self { filters, texts, by_hash, shapes, seed, walk, .. } = self;
         texts.insert(filter, text, |owner, place| filters[owner].text = place);
         by_hash.insert_unique(spread(hash), Hashed { hash, filter }, |hashed| spread(hashed.hash));
         if has_wildcard(text) {
-            shapes.insert(seed, text);
+            shapes.insert(seed, text, |node| {
+                if let Some(walk) = walk {
+                    walk.node_comes(node);
+                }
+            });
         }
         let subscription = self.add(subscriber, filter, grant);
         self.filters[filter].last = link(&mut self.subscriptions, in_filter, NONE, subscription);

@@ -133,7 +133,7 @@ fn filters_that_take_turns_to_be_found_are_those_of_the_moment_the_message_was_t
 /// get it before a live message that comes to the same topic, the others in their turns.
 #[test]
 fn a_live_message_is_preceded_for_the_first_of_very_many_filters() {
-    const FIRST: usize = 256;
+    const FIRST: usize = 128;
     let mut broker = Broker::new(options(), NOW);
     let publisher = connected(&mut broker, 1, connect311("publisher"));
     say(&mut broker, publisher, &publish_bytes(QoS::AtLeastOnce, true, b"kept"));

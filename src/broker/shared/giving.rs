@@ -82,6 +82,8 @@ impl Broker {
         looks: &mut usize,
     ) -> usize {
         let Range { start, end } = places;
+        let has_expired =
+            routing.is_continued && routing.expires_at.is_some_and(|expires_at| expires_at <= self.now);
         for (place, subscriber) in (start..).zip(matches.some(places)) {
             let Some(group) = self.shared.standing_group(subscriber.id, taken_at) else {
                 self.outputs.metrics.drop_message(DropReason::SessionEnded);
@@ -92,6 +94,11 @@ impl Broker {
                 if have_ended { self.shared.is_alive(group, &self.sessions, looks) } else { Ok(true) };
             if let Ok(false) = is_alive {
                 self.outputs.pass_ended(routing);
+                continue;
+            }
+            if is_alive.is_ok() && has_expired {
+                self.outputs.metrics.drop_message(DropReason::Expired); // [MQTT5-3.3.2-5]
+                routing.is_matched = true;
                 continue;
             }
             let newest_move = taken_at.newest_move;

@@ -14,8 +14,8 @@
 //! filters, of four levels or a multiple, that it matches.
 //!
 //! Those may still be very many, so a search can be broken off and go on later, whatever has changed meanwhile. It finds all
-//! filters that are there from its beginning to its end. Where a node is gone, and maybe given to another shape, it follows
-//! what filters do not need that it has to find, which costs time and nothing else: whoever hears of a candidate compares it.
+//! filters that are there from its beginning to its end: they keep their nodes. Those that were made since are not followed, or
+//! somebody who makes nodes ahead of it would keep it going.
 //!
 //! Invariants: a node exists while a filter passes through it, and a beginning while a filter goes on from it. The order
 //! of candidates depends on shapes alone.
@@ -26,6 +26,7 @@ use crate::divided_table::DividedTable;
 use crate::hash::{HashSeed, hash_bytes};
 use crate::topics::name::TopicName;
 
+use super::bits::Bits;
 use super::pool::{NONE, Pool};
 use super::{shorten, spread};
 
@@ -80,6 +81,8 @@ pub(super) struct Search {
     levels: Vec<u64>,
     /// Where the level behind them begins; `None` behind the last one.
     next_level: Option<usize>,
+    /// The nodes that were made since it was broken off first, if it was. What is out of bounds was made then too.
+    made_since: Option<Bits>,
 }
 
 impl Search {
@@ -94,6 +97,18 @@ impl Search {
             self.levels.push(hash_bytes(seed, &rest[..length.unwrap_or(rest.len())]));
         }
         Some(self.levels[depth])
+    }
+
+    /// A node was made.
+    pub(super) fn node_comes(&mut self, node: u32) {
+        if let Some(made_since) = &mut self.made_since {
+            made_since.set(node, true);
+        }
+    }
+
+    #[inline]
+    fn may_follow(&self, node: u32) -> bool {
+        self.made_since.as_ref().is_none_or(|made_since| made_since.get(node) == Some(false))
     }
 
     /// Whether there is nothing left to be followed.
@@ -165,8 +180,8 @@ impl Shapes {
         Self { nodes, beginnings: DividedTable::new() }
     }
 
-    /// Counts the shape of a filter in.
-    pub(super) fn insert(&mut self, seed: &HashSeed, filter: &[u8]) {
+    /// Counts the shape of a filter in. Calls back with each node that is made for it.
+    pub(super) fn insert(&mut self, seed: &HashSeed, filter: &[u8], mut made: impl FnMut(u32)) {
         for hash in beginnings(seed, filter) {
             let is_it = |beginning: &Beginning| beginning.hash == hash;
             match self.beginnings.find_mut(spread(hash), is_it) {
@@ -192,6 +207,7 @@ impl Shapes {
             };
             let next = if next == NONE {
                 let next = self.nodes.insert(EMPTY);
+                made(next);
                 let node = &mut self.nodes[at];
                 *(if is_plus { &mut node.plus } else { &mut node.text }) = next;
                 next
@@ -253,6 +269,11 @@ impl Shapes {
         }
     }
 
+    /// Breaks a search off: from now on it follows what is there now.
+    pub(super) fn break_off(&self, search: &mut Search) {
+        search.made_since = Some(Bits::new(self.nodes.places()));
+    }
+
     /// Goes on with a search for this topic by so many branches at most. Calls back with the hash of each filter with wildcards
     /// that would match, of those shapes that there are. How many branches it was.
     pub(super) fn follow(
@@ -287,7 +308,7 @@ impl Shapes {
         Branch { node, depth, path }: Branch,
         candidate: &mut impl FnMut(u32),
     ) -> Option<Branch> {
-        let node = self.nodes.find(node)?;
+        let node = self.nodes.find(node).filter(|_| search.may_follow(node))?;
         // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
         let wildcards = depth > 0 || !topic.is_dollar();
         if wildcards && node.ending_in_multi > 0 {
@@ -313,7 +334,7 @@ impl Shapes {
     /// Asserts that these filters and no others are counted.
     pub(super) fn check_invariants<'f>(&self, seed: &HashSeed, filters: impl Iterator<Item = &'f [u8]>) {
         let mut counted = Self::new();
-        filters.for_each(|filter| counted.insert(seed, filter));
+        filters.for_each(|filter| counted.insert(seed, filter, |_| ()));
         assert_eq!(self.beginnings.len(), counted.beginnings.len());
         for beginning in self.beginnings.iter() {
             let found = counted.beginnings.find(spread(beginning.hash), |other| other.hash == beginning.hash);

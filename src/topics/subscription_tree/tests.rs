@@ -632,7 +632,7 @@ fn shapes_of_texts_that_a_topic_does_not_have_cost_it_nothing() {
         (0..1 << 14).for_each(|bits| {
             let filter = odd(bits, known);
             let levels = || filter.match_indices('/').map(|(at, _)| at);
-            levels().for_each(|at| shapes.insert(&seed, format!("{}/#", &filter[..at]).as_bytes()));
+            levels().for_each(|at| shapes.insert(&seed, format!("{}/#", &filter[..at]).as_bytes(), |_| ()));
         });
         let mut look_ups = 0;
         let mut search = Search::default();

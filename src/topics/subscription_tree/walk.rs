@@ -7,8 +7,8 @@
 //! Where there are very many filters they are searched for in several calls too. A filter that has not been found is known by its
 //! text if one of its subscriptions ends or changes; one that is made meanwhile may be found, and has nothing to be listed.
 //!
-//! No call of it takes long, however long the list is: its memory is asked for at once, and what is not touched yet costs
-//! nothing; nothing is ever moved.
+//! No call of it takes long, however long the list is: its memory is asked for at once, or when all filters are found, and what is
+//! not touched yet costs nothing; nothing is moved but what was listed before they were.
 //!
 //! Invariants: every subscription to one of the filters that is not `done` was there when the walk began, and is in the
 //! ring of its filter between `next` and `last`, or the walk has yet to come to that filter; a filter that has ended is
@@ -16,63 +16,19 @@
 //!
 //! Deliberately not here: which filters match, and the lists of a few (see `subscription_tree`).
 
+use std::collections::BTreeSet;
+
+use crate::blocks::Blocks;
 use crate::topics::match_cache::{Detail, Details, Matches, first_grant, further_grant};
 use crate::topics::name::{TopicName, filter_matches};
 
+use super::bits::Bits;
 use super::pool::Pool;
 use super::shapes::Search;
 use super::{Filter, Subscription};
 
 /// So many subscriptions of one filter are listed in the time that it takes to come to another one.
 const LISTED_PER_FILTER: usize = 8;
-
-/// A set of small numbers.
-#[derive(Debug)]
-struct Bits(Box<[u64]>);
-
-impl Bits {
-    /// Of the numbers below `bound`, it has none yet.
-    fn new(bound: usize) -> Self {
-        Self(vec![0; bound.div_ceil(64)].into())
-    }
-
-    /// `None` for a number out of its bounds.
-    fn get(&self, number: u32) -> Option<bool> {
-        self.0.get(number as usize / 64).map(|word| word >> (number % 64) & 1 == 1)
-    }
-
-    /// A number out of its bounds stays out of it.
-    fn set(&mut self, number: u32, is_in: bool) {
-        if let Some(word) = self.0.get_mut(number as usize / 64) {
-            let bit = 1 << (number % 64);
-            *word = if is_in { *word | bit } else { *word & !bit };
-        }
-    }
-}
-
-/// Numbers in a row, which never move.
-#[derive(Debug, Default)]
-struct Pieces(Vec<Vec<u32>>);
-
-/// Of one piece.
-const PIECE: usize = 1 << 14;
-
-impl Pieces {
-    fn push(&mut self, number: u32) {
-        match self.0.last_mut() {
-            Some(piece) if piece.len() < PIECE => piece.push(number),
-            _ => {
-                let mut piece = Vec::with_capacity(if self.0.is_empty() { 4 } else { PIECE });
-                piece.push(number);
-                self.0.push(piece);
-            }
-        }
-    }
-
-    fn get(&self, at: usize) -> Option<u32> {
-        self.0.get(at / PIECE)?.get(at % PIECE).copied()
-    }
-}
 
 /// Part of the ring of a filter, both ends included.
 #[derive(Clone, Copy, Debug)]
@@ -102,16 +58,15 @@ impl Searching {
     }
 
     pub(super) fn topic(&self) -> TopicName<'_> {
-        TopicName::parse(&self.topic, u32::MAX).expect("it was one when the search began")
+        TopicName::known(&self.topic)
     }
 }
 
 #[derive(Debug)]
 pub(super) struct Walk {
     pub(super) searching: Option<Box<Searching>>,
-    /// Those that matched, and how many of them the walk has come to.
-    filters: Pieces,
-    reached: usize,
+    /// Those that matched, to which the walk has yet to come.
+    filters: Blocks<u32>,
     /// What is still to be looked at of the filter that it has come to last.
     span: Option<Span>,
     /// The filters that matched and have not ended since.
@@ -121,7 +76,7 @@ pub(super) struct Walk {
     /// The list so far.
     matches: Matches,
     details: Vec<Detail>,
-    /// How many subscriptions are listed when it is done, at most; as far as their filters are found.
+    /// How many subscriptions are listed when it is done, at most: those that are, and those of the filters that were found.
     count: usize,
     /// By subscriber: 0, or behind which place it is listed. Empty if nobody can be listed twice.
     places: Vec<u32>,
@@ -133,8 +88,7 @@ impl Walk {
         let places = if is_one { Vec::new() } else { vec![0; bounds.subscribers] };
         Self {
             searching: None,
-            filters: Pieces::default(),
-            reached: 0,
+            filters: Blocks::default(),
             span: None,
             standing: Bits::new(bounds.filters),
             done: Bits::new(bounds.subscriptions),
@@ -149,7 +103,7 @@ impl Walk {
     pub(super) fn add_filters(&mut self, filters: impl Iterator<Item = u32>, count: usize) {
         filters.for_each(|filter| {
             self.standing.set(filter, true);
-            self.filters.push(filter);
+            self.filters.push_back(filter);
         });
         self.count += count;
     }
@@ -163,7 +117,7 @@ impl Walk {
         }
     }
 
-    /// Looks at so many more subscriptions, and filters that have ended. True if none is left.
+    /// Looks at so many more subscriptions; a filter counts as several. True if none is left.
     pub(super) fn go_on(
         &mut self,
         filters: &Pool<Filter>,
@@ -173,12 +127,11 @@ impl Walk {
         let mut left = at_most;
         loop {
             let Some(Span { next, last }) = self.span else {
-                let Some(filter) = self.filters.get(self.reached) else { return true };
-                if left == 0 {
+                if left == 0 && !self.filters.is_empty() {
                     return false;
                 }
+                let Some(filter) = self.filters.pop_front() else { return true };
                 left = left.saturating_sub(LISTED_PER_FILTER);
-                self.reached += 1;
                 if self.is_standing(filter) {
                     let last = filters[filter].last;
                     self.span = Some(Span { next: subscriptions[last].in_filter.next, last });
@@ -206,6 +159,13 @@ impl Walk {
         matches
     }
 
+    /// A node of the shapes was made.
+    pub(super) fn node_comes(&mut self, node: u32) {
+        if let Some(searching) = &mut self.searching {
+            searching.search.node_comes(node);
+        }
+    }
+
     /// A subscription was made.
     pub(super) fn comes(&mut self, index: u32) {
         self.done.set(index, true);
@@ -213,10 +173,12 @@ impl Walk {
 
     /// A subscription is about to grant something else. Its filter has this text.
     pub(super) fn changes(&mut self, index: u32, subscription: &Subscription, text: &[u8]) {
+        if self.done.get(index) != Some(false) {
+            return;
+        }
         let is_found = self.is_standing(subscription.filter);
-        let is_meant = is_found || self.is_searched_for(text);
-        if is_meant && self.done.get(index) == Some(false) {
-            self.count += 1;
+        if is_found || self.is_searched_for(text) {
+            self.count += usize::from(!is_found);
             self.list(index, subscription);
         }
     }
@@ -276,11 +238,11 @@ impl Walk {
         if !self.places.is_empty() {
             assert_eq!(self.places.iter().filter(|place| **place > 0).count(), subscribers.len());
         }
-        let matched = (0..).map_while(|at| Some((at, self.filters.get(at)?)));
-        for (at, filter) in matched.filter(|(_, filter)| self.is_standing(*filter)) {
-            let Filter { last, count, .. } = filters[filter];
-            let span = self.span.filter(|_| at + 1 == self.reached);
-            let is_all_ahead = at >= self.reached;
+        let ahead: BTreeSet<u32> = self.filters.iter().copied().collect();
+        for (number, filter) in filters.iter().filter(|(number, _)| self.is_standing(*number)) {
+            let Filter { last, count, .. } = *filter;
+            let span = self.span.filter(|span| subscriptions[span.next].filter == number);
+            let is_all_ahead = ahead.contains(&number);
             let mut is_ahead = is_all_ahead;
             let mut at = last;
             for _ in 0..count.get() {

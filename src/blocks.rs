@@ -13,7 +13,7 @@ const BLOCK_LEN: usize = 512;
 
 /// Entries in order.
 #[derive(Debug)]
-pub(super) struct Blocks<T> {
+pub(crate) struct Blocks<T> {
     first: VecDeque<T>,
     /// Behind a pointer: most lists are short.
     others: Option<Box<Others<T>>>,
@@ -40,22 +40,22 @@ impl<T> Default for Others<T> {
 }
 
 impl<T> Blocks<T> {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.first.len() + self.others.as_ref().map_or(0, |others| others.len)
     }
 
     #[inline]
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.first.is_empty()
     }
 
     /// For how many entries the first block has room.
-    pub(super) fn first_capacity(&self) -> usize {
+    pub(crate) fn first_capacity(&self) -> usize {
         self.first.capacity()
     }
 
     #[inline]
-    pub(super) fn push_back(&mut self, entry: T) {
+    pub(crate) fn push_back(&mut self, entry: T) {
         if self.others.is_none() && self.first.len() < BLOCK_LEN {
             self.first.push_back(entry);
         } else {
@@ -78,7 +78,7 @@ impl<T> Blocks<T> {
     }
 
     #[inline]
-    pub(super) fn pop_front(&mut self) -> Option<T> {
+    pub(crate) fn pop_front(&mut self) -> Option<T> {
         let entry = self.first.pop_front()?;
         if self.first.is_empty() && self.others.is_some() {
             self.begin_next();
@@ -97,7 +97,7 @@ impl<T> Blocks<T> {
         }
     }
 
-    pub(super) fn entry_mut(&mut self, at: usize) -> Option<&mut T> {
+    pub(crate) fn entry_mut(&mut self, at: usize) -> Option<&mut T> {
         match at.checked_sub(self.first.len()) {
             None => self.first.get_mut(at),
             // All blocks between the first and the last one are full.
@@ -107,7 +107,7 @@ impl<T> Blocks<T> {
         }
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         let others = self.others.iter().flat_map(|others| others.blocks.iter().flatten());
         self.first.iter().chain(others)
     }
