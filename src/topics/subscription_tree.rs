@@ -200,11 +200,24 @@ fn hash_filter(seed: &HashSeed, filter: &[u8]) -> u32 {
 /// Lists the filters with a hash.
 #[inline]
 fn look_up(by_hash: &DividedTable<Hashed>, hash: u32, found: &mut Vec<u32>) {
+    let before = found.len();
     for hashed in by_hash.iter_hash(spread(hash)) {
         if hashed.hash == hash {
             found.push(hashed.filter);
         }
     }
+    if found.len() > before + 1 {
+        forget_known(found, before);
+    }
+}
+
+/// Two filters of a topic share a hash, so each look-up finds both.
+#[cold]
+fn forget_known(found: &mut Vec<u32>, before: usize) {
+    let (known, new) = found.split_at(before);
+    let new: Vec<u32> = new.iter().filter(|filter| !known.contains(filter)).copied().collect();
+    found.truncate(before);
+    found.extend(new);
 }
 
 fn owner_hash(seed: &HashSeed, subscriber: u32, filter: u32) -> u64 {

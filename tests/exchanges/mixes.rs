@@ -2,9 +2,11 @@
 //! for a turn's worth at a time, and whoever has them does not have a turn to itself.
 
 use broker::broker::{Broker, ConnectionId, Options};
+use broker::clock::Duration;
 use broker::codec::packet::{Packet, Protocol, QoS};
 use broker::codec::property::PropertyList;
 use broker::codec::{PacketId, Properties, Property, ReasonCode, encode};
+use broker::metrics::DropReason;
 
 use crate::fixture::client::{Received, bytes_of, connect5, connect311, publish, subscribe_bytes};
 use crate::fixture::core::{NOW, PROTOCOL, connected, hear, hear_as, say, turns};
@@ -127,6 +129,72 @@ fn filters_that_take_turns_to_be_found_are_those_of_the_moment_the_message_was_t
     assert_eq!(payloads(&heard[1..]), ["to all"], "it is not subscribed any more, and was then");
     let heard = hear(&mut broker, late);
     assert_eq!(payloads(&heard[1..]), ["to one", "too"]);
+}
+
+/// Its last receiver may have ended before it expired.
+#[test]
+fn what_expires_before_it_reaches_anybody_who_is_still_there_matched_nobody() {
+    for has_gone in [false, true] {
+        let mut broker = Broker::new(options(), NOW);
+        let publisher = ConnectionId { slot: 1, generation: 1 };
+        broker.handle_open(NOW, publisher);
+        say(&mut broker, publisher, &bytes_of(&Packet::Connect(connect5("publisher")), Protocol::Mqtt5));
+        hear_as(&mut broker, publisher, Protocol::Mqtt5);
+        let client = connected(&mut broker, 2, connect311("client"));
+        say(&mut broker, client, &subscribe_to(PROTOCOL, 0..MIXES, QoS::AtLeastOnce));
+        turns(&mut broker);
+        let (topic, properties) = (topic(), PropertyList::from_iter([Property::MessageExpirySecs(1)]));
+        let mut packet = publish(&topic, QoS::AtLeastOnce, b"soon over");
+        if let Packet::Publish(publish) = &mut packet {
+            publish.properties = properties.as_properties();
+        }
+        say(&mut broker, publisher, &bytes_of(&packet, Protocol::Mqtt5));
+        assert!(broker.is_listing_sessions());
+        if has_gone {
+            broker.handle_lost(NOW, client, true);
+        }
+        let later = NOW + Duration(1_000);
+        let mut turns = 0;
+        while broker.is_fanning_out() {
+            broker.handle_timeout(later);
+            turns += 1;
+            assert!(turns < 1_000, "it comes to an end");
+        }
+        let heard = hear_as(&mut broker, publisher, Protocol::Mqtt5);
+        let Packet::Puback(puback) = heard[0].packet() else { panic!("{heard:?}") };
+        let reason = if has_gone { ReasonCode::NoMatchingSubscribers } else { ReasonCode::Success };
+        assert_eq!(puback.reason, reason);
+        let dropped = broker.metrics().dropped;
+        assert_eq!(dropped[DropReason::Expired as usize], u64::from(!has_gone));
+        assert_eq!(dropped[DropReason::SessionEnded as usize], u64::from(has_gone));
+    }
+}
+
+/// Of a topic that was seen before it is known how many grants its few receivers have.
+#[test]
+fn few_copies_that_are_much_work_end_a_turn_as_well() {
+    const CLIENTS: u32 = 4;
+    let mut broker = Broker::new(options(), NOW);
+    let publisher = connected(&mut broker, 1, connect311("publisher"));
+    for number in 0..CLIENTS {
+        let id = ConnectionId { slot: 10 + number, generation: 1 };
+        broker.handle_open(NOW, id);
+        let name = format!("client{number}");
+        say(&mut broker, id, &bytes_of(&Packet::Connect(connect5(&name)), Protocol::Mqtt5));
+        say(&mut broker, id, &subscribe_to(Protocol::Mqtt5, 0..MIXES, QoS::AtMostOnce));
+        turns(&mut broker);
+    }
+    for _ in 0..2 {
+        let copies = broker.copies();
+        say(&mut broker, publisher, &publish_bytes(QoS::AtMostOnce, false, b"to all"));
+        assert!(broker.copies() - copies <= 1);
+        while broker.is_fanning_out() {
+            let copies = broker.copies();
+            turn(&mut broker);
+            assert!(broker.copies() - copies <= 1);
+        }
+        assert_eq!(broker.copies() - copies, u64::from(CLIENTS));
+    }
 }
 
 /// A slow client that is subscribed to very many filters has yet to get what is retained for each of them. The first of those

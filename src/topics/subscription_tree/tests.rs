@@ -743,6 +743,53 @@ fn a_list_made_in_several_calls_is_that_of_the_moment_it_was_begun() {
     assert!(searches > 1_000, "{searches} times a search was not done");
 }
 
+#[test]
+fn a_search_comes_to_an_end_whatever_is_made_ahead_of_it() {
+    const LEVELS: usize = 30;
+    const MIXED: usize = 8;
+    let mix = |number: usize, levels: usize| -> String {
+        let level = |at| if number >> at & 1 == 0 { "a" } else { "+" };
+        (0..levels).map(level).collect::<Vec<_>>().join("/")
+    };
+    let mut tree = SubscriptionTree::new(1);
+    for number in 0..1 << MIXED {
+        tree.subscribe(SubscriberId(0), filter(&(mix(number, MIXED) + "/#")), QoS::AtMostOnce);
+    }
+    // Behind the last one of those that it follows.
+    let ahead = |number| format!("{}/{}", ["+"; MIXED].join("/"), mix(number, LEVELS - MIXED));
+    // Nodes of theirs are given again.
+    for number in 0..1_000 {
+        tree.subscribe(SubscriberId(1), filter(&ahead(number)), QoS::AtMostOnce);
+    }
+    tree.remove_subscriber(SubscriberId(1));
+    let mut list = begin_list(&mut tree, &["a"; LEVELS].join("/"), 16);
+    let (mut calls, mut made) = (0, 0);
+    while list.is_none() {
+        // More than a call follows.
+        for _ in 0..16 {
+            tree.subscribe(SubscriberId(1), filter(&ahead(made)), QoS::AtMostOnce);
+            made += 1;
+        }
+        list = tree.list_further(16);
+        calls += 1;
+        assert!(calls < 300, "it comes to an end");
+    }
+    tree.check_invariants();
+    let list = list.expect("it is whole");
+    assert_eq!(found_in(&list).keys().copied().collect::<Vec<_>>(), [0]);
+}
+
+#[test]
+fn filters_that_share_a_hash_are_found_once() {
+    let mut found = vec![1, 2, 3];
+    for expected in [&[1, 2, 3, 4, 5][..], &[1, 2, 3, 4, 5]] {
+        let before = found.len();
+        found.extend([4, 5]);
+        forget_known(&mut found, before);
+        assert_eq!(found, expected);
+    }
+}
+
 /// Where nothing changes, or only what does not match, nobody can tell how the list was made.
 #[test]
 fn the_order_of_a_list_does_not_depend_on_how_it_was_made() {

@@ -145,5 +145,7 @@ impl World {
                 }
             }
         }
+        // It stands in line still, and would take a step of the next request.
+        self.turn();
     }
 }
