@@ -200,24 +200,11 @@ fn hash_filter(seed: &HashSeed, filter: &[u8]) -> u32 {
 /// Lists the filters with a hash.
 #[inline]
 fn look_up(by_hash: &DividedTable<Hashed>, hash: u32, found: &mut Vec<u32>) {
-    let before = found.len();
     for hashed in by_hash.iter_hash(spread(hash)) {
         if hashed.hash == hash {
             found.push(hashed.filter);
         }
     }
-    if found.len() > before + 1 {
-        forget_known(found, before);
-    }
-}
-
-/// Two filters of a topic share a hash, so each look-up finds both.
-#[cold]
-fn forget_known(found: &mut Vec<u32>, before: usize) {
-    let (known, new) = found.split_at(before);
-    let new: Vec<u32> = new.iter().filter(|filter| !known.contains(filter)).copied().collect();
-    found.truncate(before);
-    found.extend(new);
 }
 
 fn owner_hash(seed: &HashSeed, subscriber: u32, filter: u32) -> u64 {
@@ -444,10 +431,11 @@ impl SubscriptionTree {
     #[inline(always)]
     fn search_further(&mut self, topic: TopicName<'_>, at_most: usize) {
         let Self { seed, filters, texts, by_hash, shapes, search, found, listed, .. } = self;
+        // What is found is compared with the topic, which may be long.
+        let compared = 1 + topic.as_str().len() / COMPARED_BYTES;
         // First all look-ups, then all comparisons: far memory is read faster if one does not wait for the other.
         if !search.is_done() {
-            // What is found is compared level by level, and a level may be long.
-            let at_most = at_most.div_ceil(1 + topic.as_str().len() / COMPARED_BYTES);
+            let at_most = at_most.div_ceil(compared);
             let near_max = at_most.min(NEAR_BRANCHES);
             let branches_max = near_max + (at_most - near_max) / LISTED_PER_BRANCH;
             let followed =
@@ -455,7 +443,7 @@ impl SubscriptionTree {
             let near = followed.min(NEAR_BRANCHES);
             *listed += (near + (followed - near) * LISTED_PER_BRANCH) as u64;
         }
-        *listed += (found.len() * (1 + topic.as_str().len() / COMPARED_BYTES)) as u64;
+        *listed += (found.len() * compared) as u64;
         found.retain(|filter| {
             let filter = texts.text(filters[*filter].text);
             *filter == *topic.as_str().as_bytes() || filter_matches(filter, topic)

@@ -89,14 +89,15 @@ impl Search {
     /// The hash of a level of the topic; a branch comes to one after the other.
     #[inline]
     fn level(&mut self, seed: &HashSeed, topic: &[u8], depth: usize) -> Option<u64> {
-        if depth == self.levels.len() {
-            let begin = self.next_level?;
-            let rest = &topic[begin..];
-            let length = rest.iter().position(|byte| *byte == b'/');
-            self.next_level = length.map(|length| begin + length + 1);
-            self.levels.push(hash_bytes(seed, &rest[..length.unwrap_or(rest.len())]));
+        if let Some(level) = self.levels.get(depth) {
+            return Some(*level);
         }
-        Some(self.levels[depth])
+        let rest = &topic[self.next_level?..];
+        let length = rest.iter().position(|byte| *byte == b'/');
+        self.next_level = length.map(|length| topic.len() - rest.len() + length + 1);
+        let level = hash_bytes(seed, &rest[..length.unwrap_or(rest.len())]);
+        self.levels.push(level);
+        Some(level)
     }
 
     /// A node was made.
@@ -284,17 +285,18 @@ impl Shapes {
         at_most: usize,
         mut candidate: impl FnMut(u32),
     ) -> usize {
-        let (mut followed, mut next) = (0, search.branches.pop());
-        while followed < at_most
-            && let Some(branch) = next
-        {
+        let was_broken_off = search.made_since.is_some();
+        let mut followed = 0;
+        let Some(mut branch) = search.branches.pop() else { return 0 };
+        while followed < at_most {
             followed += 1;
-            next = self.follow_one(seed, topic, search, branch, &mut candidate);
-            if next.is_none() {
-                next = search.branches.pop();
-            }
+            let may_follow = !was_broken_off || search.may_follow(branch.node);
+            let longer =
+                if may_follow { self.follow_one(seed, topic, search, branch, &mut candidate) } else { None };
+            let Some(next) = longer.or_else(|| search.branches.pop()) else { return followed };
+            branch = next;
         }
-        search.branches.extend(next);
+        search.branches.push(branch);
         followed
     }
 
@@ -308,7 +310,7 @@ impl Shapes {
         Branch { node, depth, path }: Branch,
         candidate: &mut impl FnMut(u32),
     ) -> Option<Branch> {
-        let node = self.nodes.find(node).filter(|_| search.may_follow(node))?;
+        let node = self.nodes.find(node)?;
         // Wildcards at the first level do not match topics that begin with `$` [MQTT-4.7.2-1].
         let wildcards = depth > 0 || !topic.is_dollar();
         if wildcards && node.ending_in_multi > 0 {

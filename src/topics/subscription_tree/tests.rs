@@ -779,17 +779,6 @@ fn a_search_comes_to_an_end_whatever_is_made_ahead_of_it() {
     assert_eq!(found_in(&list).keys().copied().collect::<Vec<_>>(), [0]);
 }
 
-#[test]
-fn filters_that_share_a_hash_are_found_once() {
-    let mut found = vec![1, 2, 3];
-    for expected in [&[1, 2, 3, 4, 5][..], &[1, 2, 3, 4, 5]] {
-        let before = found.len();
-        found.extend([4, 5]);
-        forget_known(&mut found, before);
-        assert_eq!(found, expected);
-    }
-}
-
 /// Where nothing changes, or only what does not match, nobody can tell how the list was made.
 #[test]
 fn the_order_of_a_list_does_not_depend_on_how_it_was_made() {
