@@ -120,7 +120,7 @@ impl Broker {
     #[inline(never)]
     pub(super) fn begin_fan_out(&mut self, routing: &mut Routing<'_>, matches: Matches, next: usize) {
         let receivers = Receivers::new(matches, next);
-        // Who are more than can be listed in a turn are many.
+        // Who are more than can be found or listed in a turn count as many.
         self.outputs.fan_outs += u64::from(receivers.matches.is_none());
         self.fan_out_of(routing).sessions = Some(receivers);
     }

@@ -8,7 +8,9 @@
 //! slow walk through the tree removes those that have.
 //!
 //! A live message may come while a stream has not reached its topic yet. Then the retained value goes first, out of
-//! its turn, and the stream passes over it later: a subscriber never sees the older value after the newer one.
+//! its turn, and the stream passes over it later: a subscriber never sees the older value after the newer one. Only where its own
+//! filters match one topic in more than a hundred ways, and as many streams have yet to come to it, do the last of them send the
+//! value that is retained then, as they would if there had been no live message.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;

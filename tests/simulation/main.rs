@@ -85,7 +85,7 @@ fn live(test: &str, seeds: u64, make: fn(u64) -> World, expected: &[&[&str]]) {
 
 #[test]
 fn worlds() {
-    live("worlds", 600, World::new, &[EXPECTED, EXPECTED_OF_CRASHES]);
+    live("worlds", 800, World::new, &[EXPECTED, EXPECTED_OF_CRASHES]);
 }
 
 #[cfg(feature = "persistence")]
