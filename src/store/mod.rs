@@ -19,6 +19,7 @@
 
 mod base;
 mod changes;
+mod company;
 mod file_end;
 mod log;
 pub mod medium;

@@ -4,18 +4,23 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::journal::Batch;
 
 use super::base::Base;
 use super::changes::Changes;
+use super::company::Company;
 use super::log::{Log, ReadError, segment_name};
 use super::medium::Medium;
 use super::pace::Pace;
 
 /// Between two attempts.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// Who waits for company looks so often whether it is there.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
 
 /// Batches that wait are stored with one synchronization, as long as they have less than this together.
 const TOGETHER_BYTES: usize = 4 << 20;
@@ -57,6 +62,7 @@ pub(super) struct LogWorker {
     in_hand: Vec<Batch>,
     /// Those behind them that were received already.
     put_off: VecDeque<Batch>,
+    company: Company,
     closed: Sender<u64>,
     reports: Sender<Report>,
     wake: Arc<dyn Fn() + Send + Sync>,
@@ -70,7 +76,8 @@ impl LogWorker {
         reports: Sender<Report>,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
-        Self { log, batches, in_hand: Vec::new(), put_off: VecDeque::new(), closed, reports, wake }
+        let (in_hand, put_off, company) = Default::default();
+        Self { log, batches, in_hand, put_off, company, closed, reports, wake }
     }
 
     pub(super) fn run(mut self) {
@@ -91,13 +98,24 @@ impl LogWorker {
             let Ok(batch) = self.batches.recv() else { return false };
             self.put_off.push_back(batch);
         }
+        self.wait_for_company();
         if self.put_off.front().is_some_and(Batch::may_wait) {
             // The loop may have the same core, and what it does now makes the next batches smaller: with 256 messages on
             // their way to a client that is there, threads of the store take 0.05 us a message instead of 0.15, and with 16
             // of them 0.5 instead of 1.3 (`cargo bench --bench durable -- throughput`, in turn).
-            std::thread::yield_now();
+            thread::yield_now();
         }
         true
+    }
+
+    /// Waits for batches that will come in a moment.
+    fn wait_for_company(&mut self) {
+        loop {
+            let waiting_bytes = self.waiting_bytes();
+            let Some(left) = self.company.time_left(Instant::now(), waiting_bytes) else { return };
+            // Not until the next batch comes: whoever is woken for each of them takes the core from those who make them.
+            thread::sleep(left.min(LOOK_EVERY));
+        }
     }
 
     /// Makes one attempt to store what is in hand, or else what waits, if there is something. False if it failed.
@@ -108,6 +126,7 @@ impl LogWorker {
         if self.in_hand.is_empty() {
             return true;
         }
+        let began = Instant::now();
         let result = self.log.append(&self.in_hand);
         for number in self.log.take_closed() {
             // Ends later than this thread.
@@ -116,6 +135,9 @@ impl LogWorker {
         let is_stored = result.is_ok();
         let report = match result {
             Ok(bytes) => {
+                let stored_bytes = self.in_hand.iter().map(Batch::length).sum();
+                let waiting_bytes = self.waiting_bytes();
+                self.company.note_commit(began, Instant::now(), stored_bytes, waiting_bytes);
                 // Here and not in the loop: to give large memory back takes long.
                 self.in_hand.iter_mut().for_each(Batch::clear);
                 Report::Stored(std::mem::take(&mut self.in_hand), bytes)
@@ -125,6 +147,12 @@ impl LogWorker {
         let _ = self.reports.send(report);
         (self.wake)();
         is_stored
+    }
+
+    /// Receives what has been handed over. How much waits.
+    fn waiting_bytes(&mut self) -> usize {
+        self.put_off.extend(self.batches.try_iter());
+        self.put_off.iter().map(Batch::length).sum()
     }
 
     /// Takes the batches that wait in hand.
