@@ -86,7 +86,8 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
         "of raw: as a share of the raw disk, which appends what has to be kept of each message, as many in one write as are \
          on their way; it can be passed where deliveries are acknowledged before they are stored, and where raw writes \
          had to wait for others. of bare: as a share of what a server takes that does nothing but store, over the same sockets and \
-         with the same load. of memory: as a share of what is taken without a store. CPU: of all threads of the \
+         with the same load. of memory: as a share of what is taken without a store. of limit: as a share of the least of these three, since \
+         no store is faster than its disk, its sockets and what it is to store. CPU: of all threads of the \
          broker, and of those of its store. log, base: bytes that each of these passes to the system; disk: what the \
          system counts as written, in whole pages or the larger pieces in which it keeps files. Times are from PUBLISH to PUBACK, and for the raw disk those of one \
          write. broker, load: share of one core. log left: what waits for the base at the end. limit: who is busy for {} % \
@@ -133,7 +134,7 @@ fn measure_bare(settings: &Settings, concurrency: Concurrency) -> io::Result<Sto
     Ok(StoreSample { sample, usage: Usage::default(), log_bytes: 0, half, nearly_all })
 }
 
-const HEADS: [&str; 19] = [
+const HEADS: [&str; 20] = [
     "on their way",
     "connections",
     "store",
@@ -141,6 +142,7 @@ const HEADS: [&str; 19] = [
     "of raw",
     "of bare",
     "of memory",
+    "of limit",
     "CPU us/message",
     "of it store",
     "log B/message",
@@ -177,10 +179,10 @@ fn raw_row(concurrency: Concurrency, samples: &[RawSample]) -> Vec<String> {
     row[0] = concurrency.messages().to_string();
     row[2] = "raw disk".to_owned();
     row[3] = of(|raw| raw.messages_per_second);
-    row[9] = of(|raw| raw.bytes_per_message);
-    row[12] = format!("{:.1}", concurrency.messages() as f64);
-    row[13] = of(|raw| raw.half);
-    row[14] = of(|raw| raw.nearly_all);
+    row[10] = of(|raw| raw.bytes_per_message);
+    row[13] = format!("{:.1}", concurrency.messages() as f64);
+    row[14] = of(|raw| raw.half);
+    row[15] = of(|raw| raw.nearly_all);
     row
 }
 
@@ -207,6 +209,7 @@ fn store_row(concurrency: Concurrency, samples: &[StoreSample], name: &str, limi
         format!("{:.2}", per_second / raw),
         format!("{:.2}", per_second / bare),
         format!("{:.2}", per_second / in_memory),
+        format!("{:.2}", per_second / raw.min(bare).min(in_memory)),
         format!("{:.2}", micros(|sample| sample.sample.processor_time)),
         if_durable(format!("{:.2}", micros(|sample| sample.usage.store_time))),
         bytes(|usage| usage.log_bytes),
