@@ -317,3 +317,47 @@ fn what_failed_is_tried_again_as_it_was() {
     let stored = Stored::open(Arc::new(disk)).expect("it can be opened");
     assert_eq!(read(&stored).expect("it can be read"), Records::new());
 }
+
+/// Two batches, each of which comes while the other one is being stored, and is followed by the next one as soon as it is
+/// stored. On a slow disk they come together, and stay so.
+#[test]
+fn who_was_answered_is_waited_for_where_the_disk_is_slow() {
+    const COMMITS: usize = 30;
+    let disk = Disk::default();
+    disk.state().power = u64::MAX;
+    let stored = Stored::open(Arc::new(disk.clone())).expect("it can be opened");
+    let (wake, woken) = channel();
+    let wake = Mutex::new(wake);
+    let wake = move || {
+        let _ = wake.lock().map(|wake| wake.send(()));
+    };
+    let mut store = stored.start(1 << 20, Arc::new(wake));
+    disk.state().settling = Duration::from_millis(20);
+    let mut last = Lsn::NONE;
+    let mut next_batch = || {
+        last = last.next();
+        let mut batch = Batch::default();
+        let receipt = ReceiptRecord { session: Lsn(1), packet_id: PacketId::FIRST };
+        batch.put(Key::Receipt(last), &Record::Receipt(receipt));
+        batch.finish(last);
+        batch
+    };
+    store.commit(next_batch());
+    std::thread::sleep(disk.state().settling / 4);
+    store.commit(next_batch());
+    let (mut commits, mut together) = (0, 0);
+    while commits < COMMITS {
+        match store.poll() {
+            Some(Report::Stored(batches, _)) => {
+                commits += 1;
+                together += usize::from(batches.len() == 2);
+                // Those who are answered take a moment, as clients do.
+                std::thread::sleep(Duration::from_millis(1));
+                batches.iter().for_each(|_| store.commit(next_batch()));
+            }
+            Some(report) => panic!("{report:?}"),
+            None => woken.recv_timeout(Duration::from_secs(30)).expect("the store answers"),
+        }
+    }
+    assert!(together > COMMITS / 2, "{together} of {commits}");
+}

@@ -86,8 +86,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
         "of raw: as a share of the raw disk, which appends what has to be kept of each message, as many in one write as are \
          on their way; it can be passed where deliveries are acknowledged before they are stored, and where raw writes \
          had to wait for others. of bare: as a share of what a server takes that does nothing but store, over the same sockets and \
-         with the same load. of memory: as a share of what is taken without a store. of limit: as a share of the least of these three, since \
-         no store is faster than its disk, its sockets and what it is to store. CPU: of all threads of the \
+         with the same load. of memory: as a share of what is taken without a store. of least: as a share of the least of these three. CPU: of all threads of the \
          broker, and of those of its store. log, base: bytes that each of these passes to the system; disk: what the \
          system counts as written, in whole pages or the larger pieces in which it keeps files. Times are from PUBLISH to PUBACK, and for the raw disk those of one \
          write. broker, load: share of one core. log left: what waits for the base at the end. limit: who is busy for {} % \
@@ -142,7 +141,7 @@ const HEADS: [&str; 20] = [
     "of raw",
     "of bare",
     "of memory",
-    "of limit",
+    "of least",
     "CPU us/message",
     "of it store",
     "log B/message",
@@ -209,7 +208,7 @@ fn store_row(concurrency: Concurrency, samples: &[StoreSample], name: &str, limi
         format!("{:.2}", per_second / raw),
         format!("{:.2}", per_second / bare),
         format!("{:.2}", per_second / in_memory),
-        format!("{:.2}", per_second / raw.min(bare).min(in_memory)),
+        if_durable(format!("{:.2}", per_second / raw.min(bare).min(in_memory))),
         format!("{:.2}", micros(|sample| sample.sample.processor_time)),
         if_durable(format!("{:.2}", micros(|sample| sample.usage.store_time))),
         bytes(|usage| usage.log_bytes),

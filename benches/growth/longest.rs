@@ -300,7 +300,7 @@ fn large_publish(name: &str, properties: Properties<'_>, payload: &[u8]) -> Call
     for slot in [PUBLISHER, CLIENT] {
         core.open(slot, &connect(Protocol::Mqtt5, &client_id(slot.into()), false, 0));
     }
-    core.exchange(CLIENT, &subscribe5_bytes(&topic(0)));
+    core.exchange(CLIENT, &subscribe5_bytes(&topic(0), Properties::NONE, QoS::AtMostOnce));
     let publish = Publish {
         dup: false,
         qos: QoS::AtMostOnce,
@@ -316,10 +316,9 @@ fn large_publish(name: &str, properties: Properties<'_>, payload: &[u8]) -> Call
     calls
 }
 
-fn subscribe5_bytes(filter: &str) -> Vec<u8> {
+fn subscribe5_bytes(filter: &str, properties: Properties<'_>, qos: QoS) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let requests = [(filter, QoS::AtMostOnce.into())];
-    encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, Properties::NONE, &requests);
+    encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, properties, &[(filter, qos.into())]);
     bytes
 }
 
@@ -789,18 +788,33 @@ fn mixes() -> Vec<Calls> {
     matched.packet(&mut core, PUBLISHER, &publish_bytes(&mix(0, "b"), QoS::AtMostOnce, false));
     assert_eq!(core.deliveries, u64::from(clients));
 
+    let filters: Vec<String> = (0..FILTERS).map(|number| mix(number, "+")).collect();
+    let named = CLIENT + clients;
+    core.open(named, &connect(Protocol::Mqtt5, "named", false, 0));
+    for (filter, id) in filters.iter().zip(1..) {
+        let said = list(Protocol::Mqtt5, &[Property::SubscriptionId(id)]);
+        core.exchange(named, &subscribe5_bytes(filter, said.as_properties(), QoS::AtLeastOnce));
+    }
+    let mut identified = Calls::new(format!(
+        "the same at QoS 1, and to one more client whose {} filters have identifiers",
+        size_text(FILTERS)
+    ));
+    core.deliveries = 0;
+    identified.packet(&mut core, PUBLISHER, &publish_bytes(&mix(0, "d"), QoS::AtLeastOnce, false));
+    assert_eq!(core.deliveries, u64::from(clients) + 1);
+    lose(&mut core, &mut Calls::new(""), named);
+
     for last in ["b", "c"] {
         core.exchange(PUBLISHER, &publish_bytes(&mix(0, last), QoS::AtLeastOnce, true));
     }
-    let slow = CLIENT + clients;
+    let slow = named + 1;
     core.open(slow, &connect_bytes("slow", false));
     core.is_mute = true;
-    let filters: Vec<String> = (0..FILTERS).map(|number| mix(number, "+")).collect();
     core.exchange(slow, &subscribe_bytes(&filters, QoS::AtLeastOnce));
     let mut preceded = Calls::new(format!(
-        "the same, and for {} of its filters a slow client has yet to get what is retained",
+        "the same at QoS 1, and for {} of its filters a slow client has yet to get what is retained",
         size_text(FILTERS)
     ));
     preceded.packet(&mut core, PUBLISHER, &publish_bytes(&mix(0, "c"), QoS::AtLeastOnce, false));
-    vec![matched, preceded]
+    vec![matched, identified, preceded]
 }

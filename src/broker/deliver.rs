@@ -20,7 +20,7 @@ use crate::codec::{PacketId, Properties, QoS, ReasonCode};
 use crate::journal::{Lsn, Owner};
 use crate::metrics::DropReason;
 use crate::topics::match_cache::Matches;
-use crate::topics::{Subscriber, SubscriberId, TopicName};
+use crate::topics::{Grant, Subscriber, SubscriberId, TopicName};
 
 use super::delivery::{Delivery, Via};
 use super::event::{Event, Limit, PacketKind, PublishTrace};
@@ -71,6 +71,8 @@ pub(super) struct Routing<'a> {
     pub(super) goes_on: bool,
     /// Whether it was taken in an earlier turn.
     pub(super) is_continued: bool,
+    /// What its next receiver's subscriptions come to, if they are too many to be looked at in one turn.
+    pub(super) summing: Option<Box<Summing>>,
     /// Made when the first receiver has to keep it.
     message: Option<Message>,
     /// Payloads up to this size are copied into outboxes.
@@ -92,6 +94,7 @@ impl<'a> Routing<'a> {
             is_matched: false,
             goes_on: false,
             is_continued: false,
+            summing: None,
             message: None,
             copied_payload_max: 0,
             broker_is_full: false,
@@ -131,6 +134,37 @@ impl<'a> Routing<'a> {
             payload_len: self.payload.len(),
         }
     }
+}
+
+/// What the matching subscriptions of one receiver come to.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sum {
+    /// The highest QoS, and whether one of them wants the retain flag. `None` if all of them leave out what their client
+    /// published itself [MQTT5-3.8.3-3].
+    granted: Option<(QoS, bool)>,
+}
+
+impl Sum {
+    /// Adds a subscription. Its identifier goes to the others'.
+    #[inline]
+    fn add(&mut self, grant: Grant, is_own: bool, subscription_ids: &mut Vec<u32>) {
+        if grant.no_local && is_own {
+            return;
+        }
+        let (qos, retain_as_published) = self.granted.unwrap_or_default();
+        self.granted = Some((qos.max(grant.qos), retain_as_published || grant.retain_as_published));
+        subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get)); // [MQTT5-3.3.4-4]
+    }
+}
+
+/// The same as far as turns have had time for it.
+#[derive(Debug)]
+pub(super) struct Summing {
+    subscriber: SubscriberId,
+    sum: Sum,
+    subscription_ids: Vec<u32>,
+    /// Where the next grant is; `None` if all have been looked at.
+    place: Option<u32>,
 }
 
 /// What a PUBLISH says beside its head, to those who understand it.
@@ -190,6 +224,9 @@ impl Broker {
         let at_once = if matches.grants_len() <= GRANTS_AT_ONCE { COPIES_AT_ONCE } else { 1 };
         let Range { start: mut next, end } = places;
         while next < end && !(may_end && self.work() >= work_max) {
+            if at_once == 1 && may_end && !self.sum_up_some(routing, matches, next, work_max) {
+                break;
+            }
             let until = end.min(next + at_once);
             self.copy_to(routing, matches, next..until);
             next = until;
@@ -268,34 +305,72 @@ impl Broker {
     /// The same for a session whose matching subscriptions have to be looked at one by one.
     #[inline(never)]
     fn deliver_detailed(&mut self, routing: &mut Routing<'_>, matches: &Matches, subscriber: Subscriber) {
-        if let Some((qos, retain_as_published)) = self.sum_up(routing, matches, subscriber) {
+        let sum = self.sum_up(routing, matches, subscriber);
+        if let Some((qos, retain_as_published)) = sum.granted {
             self.deliver_copy(subscriber.id, routing, qos, retain_as_published);
             self.subscription_ids.clear();
         }
     }
 
-    /// What the matching subscriptions of one receiver come to: QoS, and whether one of them wants the retain flag. Their
-    /// identifiers go into `subscription_ids`. `None` if all of them leave out what their client published itself
-    /// [MQTT5-3.8.3-3].
-    fn sum_up(
-        &mut self,
-        routing: &Routing<'_>,
-        matches: &Matches,
-        subscriber: Subscriber,
-    ) -> Option<(QoS, bool)> {
+    /// What the matching subscriptions of one receiver come to. Their identifiers go into `subscription_ids`.
+    fn sum_up(&mut self, routing: &mut Routing<'_>, matches: &Matches, subscriber: Subscriber) -> Sum {
+        if let Some(summing) = routing.summing.take() {
+            debug_assert!(summing.place.is_none(), "its copy is made when all have been looked at");
+            self.subscription_ids = summing.subscription_ids;
+            return summing.sum;
+        }
         let is_own = routing.publisher == Some(subscriber.id);
-        let mut sum: Option<(QoS, bool)> = None;
-        let mut looked_at = 0;
+        let (mut sum, mut looked_at) = (Sum::default(), 0);
         for grant in matches.grants(subscriber).inspect(|_| looked_at += 1) {
-            if grant.no_local && is_own {
-                continue;
-            }
-            let (qos, retain_as_published) = sum.unwrap_or_default();
-            sum = Some((qos.max(grant.qos), retain_as_published || grant.retain_as_published));
-            self.subscription_ids.extend(grant.subscription_id.map(NonZeroU32::get)); // [MQTT5-3.3.4-4]
+            sum.add(grant, is_own, &mut self.subscription_ids);
         }
         self.outputs.work += (looked_at / LISTED_PER_STEP) as u64;
         sum
+    }
+
+    /// Sums up the matching subscriptions of the receiver at a place, if they are very many, until the turn has done
+    /// `work_max`. False if some are left for later turns.
+    fn sum_up_some(
+        &mut self,
+        routing: &mut Routing<'_>,
+        matches: &Matches,
+        place: usize,
+        work_max: u64,
+    ) -> bool {
+        let Some(subscriber) = matches.some(place..place + 1).next() else { return true };
+        // Whoever it was for may have ended.
+        let begun = routing.summing.take().filter(|begun| begun.subscriber == subscriber.id);
+        if !subscriber.is_detailed() || self.sessions.is_ended(subscriber.id) {
+            return true;
+        }
+        let mut summing = match begun {
+            Some(begun) => begun,
+            None => {
+                let mut grants = matches.grants(subscriber);
+                let place = grants.place();
+                if grants.nth(GRANTS_AT_ONCE).is_none() {
+                    return true;
+                }
+                let (sum, subscription_ids) = Default::default();
+                Box::new(Summing { subscriber: subscriber.id, sum, subscription_ids, place })
+            }
+        };
+        let is_own = routing.publisher == Some(subscriber.id);
+        let steps = work_max.saturating_sub(self.work()).max(1);
+        let looks = usize::try_from(steps).unwrap_or(usize::MAX).saturating_mul(LISTED_PER_STEP);
+        let Summing { sum, subscription_ids, place, .. } = &mut *summing;
+        if let Some(from) = *place {
+            let (mut grants, mut looked_at) = (matches.grants_from(subscriber, from), 0);
+            for grant in grants.by_ref().take(looks) {
+                sum.add(grant, is_own, subscription_ids);
+                looked_at += 1;
+            }
+            *place = grants.place();
+            self.outputs.work += (looked_at / LISTED_PER_STEP) as u64;
+        }
+        let is_done = summing.place.is_none();
+        routing.summing = Some(summing);
+        is_done
     }
 
     /// Sends, or drops and counts [MQTT-4.3.1-1].

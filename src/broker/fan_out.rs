@@ -21,7 +21,7 @@ use crate::topics::match_cache::Matches;
 use crate::topics::{SubscriberId, TopicName};
 
 use super::Broker;
-use super::deliver::{COPIES_AT_ONCE, LISTED_PER_STEP, Routing};
+use super::deliver::{COPIES_AT_ONCE, LISTED_PER_STEP, Routing, Summing};
 use super::event::{Event, FanOutStep};
 use super::link::ConnectionId;
 use super::message::Message;
@@ -42,6 +42,8 @@ pub(super) struct FanOut {
     publisher: Option<SubscriberId>,
     /// Whether somebody has got it: who has ended may be listed still.
     is_matched: bool,
+    /// What the subscriptions of the next one come to, if they are very many.
+    summing: Option<Box<Summing>>,
     /// `None` once all of them have it. They come before the groups.
     sessions: Option<Receivers>,
     groups: Option<Receivers>,
@@ -149,6 +151,7 @@ impl Broker {
                 retain: routing.retain,
                 publisher: routing.publisher,
                 is_matched: false,
+                summing: routing.summing.take(),
                 sessions: None,
                 groups: None,
                 taken_at,
@@ -333,7 +336,8 @@ impl Broker {
 
     /// Goes on with the message as it was taken.
     fn with_routing(&mut self, fan_out: &mut FanOut, go_on: impl FnOnce(&mut Self, &mut Routing<'_>)) {
-        let &mut FanOut { ref message, qos, retain, publisher, ref mut is_matched, .. } = fan_out;
+        let &mut FanOut { ref message, qos, retain, publisher, ref mut summing, ref mut is_matched, .. } =
+            fan_out;
         // Whatever the options say: those of the broker's own topics are not counted.
         let topic = TopicName::parse(message.topic(), u32::MAX).expect("it was one when it was taken");
         let mut routing = Routing::new(topic, message.payload(), qos, retain);
@@ -341,8 +345,10 @@ impl Broker {
         routing.expires_at = message.expires_at();
         routing.publisher = publisher;
         routing.is_continued = true;
+        routing.summing = summing.take();
         routing.use_message(message.clone());
         go_on(self, &mut routing);
+        *summing = routing.summing.take();
         *is_matched |= routing.is_matched;
     }
 

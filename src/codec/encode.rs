@@ -58,17 +58,16 @@ impl PublishHeadProperties<'_> {
         expiry + alias + ids + self.forwarded.as_bytes().len()
     }
 
-    fn put_but_forwarded(&self, out: &mut Vec<u8>) {
-        put_variable_integer(out, self.length());
+    /// `length` is what [`PublishHeadProperties::length`] says.
+    fn put_but_forwarded(&self, out: &mut Vec<u8>, length: usize) {
+        put_variable_integer(out, length);
         if let Some(secs) = self.message_expiry_secs {
             property::put(out, &Property::MessageExpirySecs(secs));
         }
         if let Some(alias) = self.topic_alias {
             property::put(out, &Property::TopicAlias(alias));
         }
-        for id in self.subscription_ids {
-            property::put(out, &Property::SubscriptionId(*id));
-        }
+        property::put_subscription_ids(out, self.subscription_ids);
     }
 }
 
@@ -110,7 +109,7 @@ pub fn publish_head_with_properties(
 ) {
     let length = properties.length();
     publish_head_but_properties(out, head, variable_integer_length(length) + length);
-    properties.put_but_forwarded(out);
+    properties.put_but_forwarded(out, length);
 }
 
 // Into both of its callers, the first of which runs for every delivery.

@@ -10,7 +10,7 @@ use bytes::BufMut;
 
 use super::error::DecodeError;
 use super::packet::QoS;
-use super::primitive::{Reader, put_binary, put_variable_integer};
+use super::primitive::{Reader, put_binary, variable_integer_length};
 
 /// No packet but a PUBLISH may have more bytes of properties than that, which are for us: all of them are checked in one go, and
 /// nobody should wait for that. The standard leaves it to a server to have such limits, and has a reason code for them, 0x97. Any
@@ -349,10 +349,7 @@ pub fn put(out: &mut Vec<u8>, property: &Property<'_>) {
         Property::ContentType(value) => text(out, 0x03, value.as_bytes()),
         Property::ResponseTopic(topic) => text(out, 0x08, topic.as_bytes()),
         Property::CorrelationData(data) => text(out, 0x09, data),
-        Property::SubscriptionId(number) => {
-            out.put_u8(SUBSCRIPTION_ID);
-            put_variable_integer(out, number as usize);
-        }
+        Property::SubscriptionId(number) => put_subscription_ids(out, &[number]),
         Property::SessionExpirySecs(secs) => long(out, 0x11, secs),
         Property::AssignedClientId(client_id) => text(out, 0x12, client_id.as_bytes()),
         Property::ServerKeepAliveSecs(secs) => short(out, 0x13, secs),
@@ -377,6 +374,29 @@ pub fn put(out: &mut Vec<u8>, property: &Property<'_>) {
         Property::WildcardSubscriptionAvailable(available) => flag(out, 0x28, available),
         Property::SubscriptionIdAvailable(available) => flag(out, 0x29, available),
         Property::SharedSubscriptionAvailable(available) => flag(out, 0x2A, available),
+    }
+}
+
+/// Appends subscription identifiers, each from 1 to 268,435,455. A message to somebody with very many matching subscriptions
+/// has as many.
+pub(super) fn put_subscription_ids(out: &mut Vec<u8>, ids: &[u32]) {
+    const LENGTH_MAX: usize = 5;
+    if ids.is_empty() {
+        return;
+    }
+    out.reserve(ids.len() * LENGTH_MAX + size_of::<u64>());
+    for id in ids {
+        debug_assert!((1..1 << 28).contains(id), "no other can be read");
+        // Seven bits in each byte.
+        let digits = id & 0x7F | (id & 0x3F80) << 1 | (id & 0x1F_C000) << 2 | (id & 0xFE0_0000) << 3;
+        let length = variable_integer_length(*id as usize);
+        let more_follow = 0x0080_8080 >> ((4 - length) * 8);
+        // Written whole and cut: the copy for a client with 100,000 of them, 1.7 ms byte by byte, takes 1.05
+        // (`cargo bench --bench growth -- longest`).
+        let bytes = u64::from(digits | more_follow) << 8 | u64::from(SUBSCRIPTION_ID);
+        let end = out.len() + 1 + length;
+        out.extend_from_slice(&bytes.to_le_bytes());
+        out.truncate(end);
     }
 }
 
@@ -405,5 +425,25 @@ impl<'a> FromIterator<Property<'a>> for PropertyList {
         let mut list = Self::default();
         properties.into_iter().for_each(|property| list.push(&property));
         list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::primitive::put_variable_integer;
+    use super::*;
+
+    #[test]
+    fn subscription_identifiers_are_written_as_variable_byte_integers() {
+        // [MQTT5-1.5.5-1]
+        let near = |power: u32| [(1 << power) - 1, 1 << power, (1 << power) + 1];
+        let ids: Vec<u32> = (1..28).flat_map(near).chain([268_435_455]).collect();
+        let (mut written, mut expected) = (vec![7], vec![7]);
+        put_subscription_ids(&mut written, &ids);
+        for id in ids {
+            expected.push(SUBSCRIPTION_ID);
+            put_variable_integer(&mut expected, id as usize);
+        }
+        assert_eq!(written, expected);
     }
 }

@@ -76,8 +76,8 @@ impl LogWorker {
         reports: Sender<Report>,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let (in_hand, put_off, company) = Default::default();
-        Self { log, batches, in_hand, put_off, company, closed, reports, wake }
+        let (in_hand, put_off) = Default::default();
+        Self { log, batches, in_hand, put_off, company: Company::default(), closed, reports, wake }
     }
 
     pub(super) fn run(mut self) {
@@ -101,7 +101,8 @@ impl LogWorker {
         if self.put_off.front().is_some_and(Batch::may_wait) {
             // The loop may have the same core, and what it does now makes the next batches smaller: with 256 messages on
             // their way to a client that is there, threads of the store take 0.05 us a message instead of 0.15, and with 16
-            // of them 0.5 instead of 1.3 (`cargo bench --bench durable -- throughput`, in turn).
+            // of them 0.5 instead of 1.3 (`cargo bench --bench durable -- throughput`, in turn). Nobody else would come: the
+            // loop hands over no other batch before this one is stored.
             thread::yield_now();
         } else {
             self.wait_for_company();
@@ -113,6 +114,9 @@ impl LogWorker {
     fn wait_for_company(&mut self) {
         loop {
             let waiting_bytes = self.waiting_bytes();
+            if waiting_bytes >= TOGETHER_BYTES {
+                return;
+            }
             let Some(left) = self.company.time_left(Instant::now(), waiting_bytes) else { return };
             // Not until the next batch comes: whoever is woken for each of them takes the core from those who make them.
             thread::sleep(left.min(LOOK_EVERY));
@@ -150,10 +154,17 @@ impl LogWorker {
         is_stored
     }
 
-    /// Receives what has been handed over. How much waits.
+    /// Receives what has been handed over. How much waits, as far as it fits into one commit.
     fn waiting_bytes(&mut self) -> usize {
         self.put_off.extend(self.batches.try_iter());
-        self.put_off.iter().map(Batch::length).sum()
+        let mut bytes = 0;
+        for batch in &self.put_off {
+            if bytes >= TOGETHER_BYTES {
+                break;
+            }
+            bytes += batch.length();
+        }
+        bytes
     }
 
     /// Takes the batches that wait in hand.

@@ -60,6 +60,33 @@ pub struct Matches {
     lending: u64,
 }
 
+/// The grants of one subscriber.
+#[derive(Clone, Debug)]
+pub struct Grants<'a> {
+    details: &'a [Detail],
+    next: Option<u32>,
+    last: u32,
+}
+
+impl Grants<'_> {
+    /// Where the next one is, if one is left.
+    pub const fn place(&self) -> Option<u32> {
+        self.next
+    }
+}
+
+impl Iterator for Grants<'_> {
+    type Item = Grant;
+
+    #[inline]
+    fn next(&mut self) -> Option<Grant> {
+        let at = self.next?;
+        let detail = self.details[at as usize];
+        self.next = (at != self.last).then_some(detail.next);
+        Some(detail.grant)
+    }
+}
+
 impl Matches {
     /// Every subscriber once, with the highest QoS among its matching subscriptions [MQTT-3.3.5-1].
     pub fn iter(&self) -> impl ExactSizeIterator<Item = Subscriber> {
@@ -73,16 +100,15 @@ impl Matches {
 
     /// The grants of all matching subscriptions of a subscriber that is detailed; those without a subscription
     /// identifier and without No Local may be merged.
-    pub fn grants(&self, subscriber: Subscriber) -> impl Iterator<Item = Grant> {
-        let last = subscriber.detail;
+    pub fn grants(&self, subscriber: Subscriber) -> Grants<'_> {
         let details = self.list.details();
-        let mut next = details.get(last as usize).map(|detail| detail.next);
-        std::iter::from_fn(move || {
-            let at = next?;
-            let detail = details[at as usize];
-            next = (at != last).then_some(detail.next);
-            Some(detail.grant)
-        })
+        let next = details.get(subscriber.detail as usize).map(|detail| detail.next);
+        Grants { details, next, last: subscriber.detail }
+    }
+
+    /// Those of the same subscriber that are left where [`Grants::place`] was this.
+    pub fn grants_from(&self, subscriber: Subscriber, place: u32) -> Grants<'_> {
+        Grants { details: self.list.details(), next: Some(place), last: subscriber.detail }
     }
 
     /// How many grants those have that have to be looked at with [`Matches::grants`].

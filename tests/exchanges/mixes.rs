@@ -270,3 +270,90 @@ fn copies_that_are_much_work_end_a_turn() {
         assert_eq!(payloads(&heard), ["to all"]);
     }
 }
+
+fn subscription_ids(received: &Received) -> Vec<u32> {
+    let mut ids: Vec<u32> = received
+        .publish()
+        .properties
+        .iter()
+        .filter_map(|property| match property {
+            Property::SubscriptionId(id) => Some(id),
+            _ => None,
+        })
+        .collect();
+    ids.sort_unstable();
+    ids
+}
+
+/// The identifiers that one copy names are more than a turn has time for. What else comes meanwhile has its own.
+#[test]
+fn one_copy_by_very_many_subscriptions_takes_several_turns() {
+    const OTHER_ID: u32 = 100_000;
+    let filters = ["+", "#", "b"].iter().flat_map(|last| (0..MIXES).map(|number| mix(number, last)));
+    let filters: Vec<(u32, String)> = (1..).zip(filters).collect();
+    let all_ids: Vec<u32> = filters.iter().map(|(id, _)| *id).collect();
+    let other = (OTHER_ID, "other".to_owned());
+    for has_gone in [false, true] {
+        let mut broker = Broker::new(options(), NOW);
+        let publisher = connected(&mut broker, 1, connect311("publisher"));
+        let neighbour = connected(&mut broker, 2, connect311("neighbour"));
+        let named = [10, 11].map(|slot| {
+            let id = ConnectionId { slot, generation: 1 };
+            broker.handle_open(NOW, id);
+            let name = format!("named{slot}");
+            say(&mut broker, id, &bytes_of(&Packet::Connect(connect5(&name)), Protocol::Mqtt5));
+            for (subscription_id, filter) in filters.iter().chain([&other]) {
+                let said = PropertyList::from_iter([Property::SubscriptionId(*subscription_id)]);
+                let (requests, mut bytes) = ([(filter.as_str(), QoS::AtMostOnce.into())], Vec::new());
+                let said = said.as_properties();
+                encode::subscribe(&mut bytes, Protocol::Mqtt5, PacketId::FIRST, said, &requests);
+                say(&mut broker, id, &bytes);
+                turns(&mut broker);
+            }
+            hear_as(&mut broker, id, Protocol::Mqtt5);
+            id
+        });
+        // The second time it is known who gets it.
+        for payload in ["first", "second"] {
+            let before = broker.work();
+            say(&mut broker, publisher, &publish_bytes(QoS::AtLeastOnce, false, payload.as_bytes()));
+            assert!(broker.work() - before <= STEPS_PER_TURN as u64 + EXCESS);
+            while broker.is_listing_sessions() {
+                turn(&mut broker);
+            }
+            let copies = broker.copies();
+            for _ in 0..2 {
+                assert!(turn(&mut broker) <= STEPS_PER_TURN as u64 + EXCESS);
+            }
+            assert_eq!(broker.copies(), copies, "nobody has it yet");
+            say(&mut broker, neighbour, &bytes_of(&publish("other", QoS::AtMostOnce, b"else"), PROTOCOL));
+            if has_gone {
+                broker.handle_lost(NOW, named[0], true);
+            }
+            let mut copying_turns = 2;
+            while broker.is_fanning_out() {
+                assert!(turn(&mut broker) <= STEPS_PER_TURN as u64 + EXCESS);
+                copying_turns += 1;
+                assert!(copying_turns < 1_000, "it comes to an end");
+            }
+            let receivers = if has_gone { 1 } else { 2 };
+            // The turn in which it came may have begun with it.
+            assert!(copying_turns >= receivers * all_ids.len() / 4 / STEPS_PER_TURN - 1, "{copying_turns}");
+            let acknowledged = hear(&mut broker, publisher);
+            assert!(matches!(acknowledged[..], [ref puback] if matches!(puback.packet(), Packet::Puback(_))));
+            let who_hear = if has_gone { &named[1..] } else { &named };
+            for id in who_hear {
+                let heard = hear_as(&mut broker, *id, Protocol::Mqtt5);
+                let heard: Vec<_> =
+                    heard.iter().map(|heard| (heard.message().1, subscription_ids(heard))).collect();
+                assert_eq!(
+                    heard,
+                    [("else".to_owned(), vec![OTHER_ID]), (payload.to_owned(), all_ids.clone())]
+                );
+            }
+            if has_gone {
+                break;
+            }
+        }
+    }
+}

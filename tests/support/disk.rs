@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
 
 use broker::store::medium::{Medium, MediumFile};
 
@@ -78,6 +80,8 @@ pub(crate) struct State {
     pub(crate) writes_through: bool,
     /// Decides which writes of the log fail part way; none while all do what they should.
     pub(crate) mishaps: Option<Random>,
+    /// How long it takes to make something certain.
+    pub(crate) settling: Duration,
     pub(crate) tally: WriteTally,
     contents: Vec<Content>,
     names: BTreeMap<String, usize>,
@@ -281,6 +285,10 @@ impl MediumFile for DiskFile {
 impl DiskFile {
     /// Makes certain what is pending, or only the length and what stands in a range.
     fn settle(&self, range: Option<(u64, u64)>) -> io::Result<()> {
+        let settling = self.disk.state().settling;
+        if !settling.is_zero() {
+            thread::sleep(settling);
+        }
         let mut state = self.disk.powered()?;
         let is_log = self.is_log(&state);
         match state.sound.as_mut().filter(|_| is_log) {
