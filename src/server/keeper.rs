@@ -213,8 +213,8 @@ impl Keeper {
     }
 
     /// Hands over what is to be stored now. While there is more to read a small batch waits for it, a moment at most:
-    /// commits of half of what is on its way, one on the disk while the next one comes, cost least. `turn_micros` is when
-    /// this turn began.
+    /// where the disk is quick, commits of half of what is on its way, one on the disk while the next one comes, cost least; where
+    /// it is not, the log waits for both halves. `turn_micros` is when this turn began.
     pub(super) fn hand_over(
         &mut self,
         now: Instant,

@@ -7,9 +7,9 @@
 //! commit takes, and if that was in vain, not at all for a while. A steady stream, or one for which the loop is too busy, is
 //! not held up. What can lose are publishers of different speeds: the quick ones may wait up to half a commit for the slow ones.
 //!
-//! With an `fdatasync` that takes 1 ms longer than that of the disk at hand (0.2 ms), 16 messages on their way to a client that is
-//! away passed 1.7 times as fast and 256 of them 1.5 times; without that 1.1 times (`cargo bench --bench durable -- throughput`,
-//! in turn).
+//! On a disk that takes 0.2 ms for a commit it makes no difference. With one that was made to take 1 ms longer, 16 messages on
+//! their way to a client that is away pass 1.7 times as fast, and 256 of them 1.3 times (`cargo bench --bench durable --
+//! throughput`, in turn).
 //!
 //! Deliberately not here: the clock, and the batches (see `worker`).
 

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A commit costs one write at the end of a file and one synchronization, or a write that is both. What happens while that runs gathers, in the core
-//! or as batches that wait here, and is the next commit, so the more is to be done, the less each of it costs. Full
+//! or as batches that wait here, and is the next commit, so the more is to be done, the less each of it costs; where the disk is
+//! slow, it waits a moment for those who were answered by the one before. Full
 //! segments of the log are taken into the base behind its back.
 //!
 //! Only bytes go in and out; what they mean is for `journal`. No thread but these two touches a file, and nothing here
