@@ -76,8 +76,16 @@ impl LogWorker {
         reports: Sender<Report>,
         wake: Arc<dyn Fn() + Send + Sync>,
     ) -> Self {
-        let (in_hand, put_off) = Default::default();
-        Self { log, batches, in_hand, put_off, company: Company::default(), closed, reports, wake }
+        Self {
+            log,
+            batches,
+            in_hand: Vec::new(),
+            put_off: VecDeque::new(),
+            company: Company::default(),
+            closed,
+            reports,
+            wake,
+        }
     }
 
     pub(super) fn run(mut self) {
