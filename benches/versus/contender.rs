@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use crate::measure::{LIMITS, Process, command};
+use crate::relay;
 
 /// The name of this broker.
 pub(crate) const OURS: &str = "broker";
@@ -24,6 +25,8 @@ pub(crate) struct Contender {
     /// How it tells its version.
     version: Option<&'static str>,
     is_pinned: bool,
+    /// Whether it is the relay, of which less can be asked.
+    pub(crate) is_relay: bool,
 }
 
 /// No limit, nothing on disk, nothing logged, no delay by Nagle: as for this broker.
@@ -42,7 +45,7 @@ log_dest none
 log_type none
 ";
 
-/// This broker, mosquitto if it is there, and those that the user names.
+/// This broker, mosquitto if it is there, those that the user names, and the relay.
 pub(crate) fn all(is_pinned: bool) -> Vec<Contender> {
     let words = |parts: &[&[&str]]| parts.iter().copied().flatten().map(|word| (*word).to_owned()).collect();
     let mut all = vec![Contender {
@@ -54,6 +57,7 @@ pub(crate) fn all(is_pinned: bool) -> Vec<Contender> {
         config: None,
         version: Some("--version"),
         is_pinned,
+        is_relay: false,
     }];
     match MOSQUITTO.iter().find(|program| first_line(program, "-h").is_some()) {
         Some(program) => all.push(Contender {
@@ -62,6 +66,7 @@ pub(crate) fn all(is_pinned: bool) -> Vec<Contender> {
             config: Some(MOSQUITTO_CONFIG),
             version: Some("-h"),
             is_pinned,
+            is_relay: false,
         }),
         None => println!("mosquitto is not installed: there is nothing to compare with"),
     }
@@ -74,9 +79,21 @@ pub(crate) fn all(is_pinned: bool) -> Vec<Contender> {
                 config: None,
                 version: None,
                 is_pinned,
+                is_relay: false,
             }),
             _ => eprintln!("VERSUS_OTHERS: {other:?} is not of the form name=command with {{port}}"),
         }
+    }
+    match std::env::current_exe().ok().and_then(|path| path.to_str().map(str::to_owned)) {
+        Some(program) => all.push(Contender {
+            name: "relay".to_owned(),
+            command: vec![program, format!("{}{{port}}", relay::OPTION)],
+            config: None,
+            version: None,
+            is_pinned,
+            is_relay: true,
+        }),
+        None => eprintln!("there is no relay, because the path of this program is no text"),
     }
     all
 }

@@ -52,7 +52,7 @@ pub(crate) fn choose_rates(
 fn capacity(plan: Plan, contenders: &[Contender], time: Duration) -> io::Result<f64> {
     let qos = plan.qos.number();
     let mut least = f64::INFINITY;
-    for contender in contenders {
+    for contender in contenders.iter().filter(|contender| !contender.is_relay) {
         let name = &contender.name;
         eprintln!("capacity at QoS {qos}: {name}");
         let measure = || {

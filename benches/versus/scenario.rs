@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use broker::codec::QoS;
 
+use crate::contender::Contender;
 use crate::filters::{self, Filters};
 use crate::latency;
 use crate::load::plan::PAYLOAD_BYTES;
@@ -62,6 +63,13 @@ pub(crate) struct Scenario {
 impl Scenario {
     fn new(name: impl Into<String>, unit: Unit, load: Load) -> Self {
         Self { name: name.into(), unit, load }
+    }
+
+    /// Of the relay only what it understands: messages at QoS 0 on one topic of each publisher.
+    pub(crate) fn can_ask(&self, contender: &Contender) -> bool {
+        let is_simple =
+            matches!(&self.load, Load::Closed(plan) | Load::Beside(plan) if plan.qos == QoS::AtMostOnce);
+        is_simple || !contender.is_relay
     }
 
     /// One round against one broker.
