@@ -53,7 +53,7 @@ impl Sub<Duration> for Instant {
     }
 }
 
-/// The clock of the operating system, read once per turn of the loop.
+/// The clock of the operating system. What a turn of the loop does happens at one time, read once.
 #[derive(Debug)]
 pub struct Clock {
     origin: std::time::Instant,
@@ -78,7 +78,8 @@ impl Clock {
         self.started_at + Duration(self.origin.elapsed().as_millis() as u64)
     }
 
-    /// Microseconds since the clock was made: for measuring the loop itself, not for deadlines.
+    /// Microseconds since the clock was made: for measuring the loop itself and how long it stays at one thing, not for what
+    /// is due.
     pub fn now_micros(&self) -> u64 {
         self.origin.elapsed().as_micros() as u64
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use crate::Settings;
 use crate::measure::bystander::{PERIOD, pass};
-use crate::measure::{Table, WARM_UP, median};
+use crate::measure::{Awake, Table, WARM_UP, median};
 use crate::running::Running;
 use crate::stored_flow::{Concurrency, StoredFlow};
 
@@ -84,6 +84,7 @@ pub(crate) fn run(settings: &Settings) -> io::Result<()> {
 }
 
 fn measure(settings: &Settings, beside: &Beside) -> io::Result<BystanderSample> {
+    let _awake = Awake::begin(settings.is_pinned);
     let running = Running::start(settings, beside.is_durable)?;
     let (address, time) = (running.process.address, settings.time * ROUND_FACTOR);
     let mut flow = match beside.is_absent {

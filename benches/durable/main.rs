@@ -20,7 +20,8 @@
 //! * `DURABLE_DIRECTORY`: where stores are made, instead of a folder under `target`. It should be on the disk in question;
 //!   what is made there is removed again.
 //! * `DURABLE_PINNING`: 0 leaves broker and load on whatever cores the system likes. Otherwise, where there are two cores
-//!   and `taskset`, the broker has the first, all its threads together, and the load the second.
+//!   and `taskset`, the broker has the first, all its threads together, and the load the second, which is kept awake for
+//!   `throughput` and `bystander`.
 //!
 //! A broker is started afresh on an empty store for each measurement, and rounds go from one thing to the next, so that a
 //! change of the machine's mood meets all of them. Every figure is the median of its rounds. Every acknowledgement is

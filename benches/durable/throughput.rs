@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::Settings;
 use crate::bare;
 use crate::load::plan::PAYLOAD_BYTES;
-use crate::measure::{BUSY, Process, Sample, Stopwatch, Table, WARM_UP, median};
+use crate::measure::{Awake, BUSY, Process, Sample, Stopwatch, Table, WARM_UP, median};
 use crate::place::bytes_on_disk;
 use crate::raw::{self, RawSample};
 use crate::running::{Running, Usage};
@@ -102,6 +102,7 @@ fn measure(
     is_absent: bool,
     is_durable: bool,
 ) -> io::Result<StoreSample> {
+    let _awake = Awake::begin(settings.is_pinned);
     let running = Running::start(settings, is_durable)?;
     let mut flow = StoredFlow::start(running.process.address, concurrency, is_absent)?;
     flow.drive_for(WARM_UP)?;
@@ -119,6 +120,7 @@ fn measure(
 
 /// The same with a server that does nothing but store.
 fn measure_bare(settings: &Settings, concurrency: Concurrency) -> io::Result<StoreSample> {
+    let _awake = Awake::begin(settings.is_pinned);
     let folder = settings.place.folder("bare")?;
     settings.place.settle();
     let process = Process::start(|address| bare::command(settings.is_pinned, address, &folder))?;

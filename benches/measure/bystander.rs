@@ -58,7 +58,10 @@ pub(crate) fn pass(address: SocketAddr, time: Duration) -> io::Result<(Times, u6
     let mut times = Times::default();
     let end = began + time + PATIENCE;
     while times.count() < count && Instant::now() < end {
-        poll.poll(&mut events, Some(Duration::from_millis(100)))?;
+        match poll.poll(&mut events, Some(Duration::from_millis(100))) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => result?,
+        }
         receiver.read(&mut buffer, |packet, _| {
             if let Packet::Publish(publish) = packet
                 && let Ok(sent_at) = publish.payload.try_into()

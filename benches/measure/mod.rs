@@ -5,6 +5,7 @@
 //! Deliberately not here: which broker it is and with which limits, and what is asked of it.
 
 mod absentee;
+mod awake;
 pub(crate) mod bystander;
 mod cores;
 mod limits;
@@ -18,6 +19,7 @@ mod times;
 mod words;
 
 pub(crate) use absentee::Absentee;
+pub(crate) use awake::Awake;
 pub(crate) use cores::{command, pin};
 pub(crate) use limits::LIMITS;
 pub(crate) use process::Process;

@@ -107,6 +107,9 @@ fn first_line(program: &str, argument: &str) -> Option<String> {
 
 impl Contender {
     pub(crate) fn version(&self) -> String {
+        if self.is_relay {
+            return "this program".to_owned();
+        }
         self.version
             .and_then(|argument| first_line(&self.command[0], argument))
             .unwrap_or_else(|| self.command.join(" "))

@@ -24,7 +24,7 @@ const SHARES: [f64; 4] = [0.5, 0.99, 0.999, 1.0];
 /// From this part of a figure on it is as much the load's as the broker's.
 const LATE: f64 = 0.5;
 
-/// Measures every contender, and gives a rate to each scenario that has a share.
+/// Measures every broker, and gives a rate to each scenario that has a share.
 pub(crate) fn choose_rates(
     scenarios: &mut [Scenario],
     contenders: &[Contender],
@@ -52,6 +52,7 @@ pub(crate) fn choose_rates(
 fn capacity(plan: Plan, contenders: &[Contender], time: Duration) -> io::Result<f64> {
     let qos = plan.qos.number();
     let mut least = f64::INFINITY;
+    // The relay would only be quicker, and knows no other level than QoS 0.
     for contender in contenders.iter().filter(|contender| !contender.is_relay) {
         let name = &contender.name;
         eprintln!("capacity at QoS {qos}: {name}");

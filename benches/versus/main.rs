@@ -16,10 +16,11 @@
 //! the second. Every figure is the median of its rounds. Who fails in a scenario, or needs more than a minute to be
 //! prepared for it, is not asked again.
 //!
-//! Where messages at QoS 0 are only handed on, a relay that does nothing else stands beside them: what sockets allow, and
-//! what the machine does to anybody.
+//! Where messages at QoS 0 are only handed on, each publisher's on one topic, a relay that does nothing else stands beside
+//! them: what sockets allow, and what the machine does to anybody.
 //!
-//! Latencies need a machine that has nothing else to do: the report says where the load itself was late.
+//! Latencies need a machine that has nothing else to do: the report says where the load itself was late. While a lone
+//! message is timed beside others, the core of the load is kept awake.
 //!
 //! Processor time counts more than throughput: it is what the broker itself costs, even where the load could not keep up
 //! or others used the machine. Every message is checked; a fault of this broker ends the program with a failure.
@@ -49,7 +50,7 @@ use std::time::Duration;
 
 use broker::server::raise_descriptor_limit;
 
-use measure::setting;
+use measure::{Awake, setting};
 use report::Report;
 
 /// A broker that does nothing for so long, while something is on its way, has lost it.
@@ -87,6 +88,7 @@ fn main() -> io::Result<()> {
                 }
                 eprintln!("round {round} of {rounds}: {}: {}", scenario.name, contender.name);
                 // The others go on after a failure: what was measured so far is not to be lost.
+                let _awake = scenario.is_beside().then(|| Awake::begin(is_pinned));
                 let outcome = contender.start().and_then(|running| scenario.run(&running.process, time));
                 report.add(scenario, contender, outcome);
             }

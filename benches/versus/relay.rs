@@ -1,13 +1,14 @@
 //! What sockets allow one core: a relay that hands messages at QoS 0 on, and hardly knows what they are.
 //!
-//! It looks up who gets a publisher's messages once, when the first one comes, and from then on only cuts the stream where
-//! packets end. It has no sessions, limits, timers or checks, and never forgets a client's subscription. As in the broker,
-//! what goes to many leaves in slices between which it listens, so that nobody waits for a thousand others. It is this
-//! program, started once more.
+//! It looks up who gets a publisher's messages when the first one comes, and never again: from then on it only cuts the
+//! stream where packets end. It has no sessions, limits or timers. As in the broker, what goes to many leaves in slices
+//! between which it listens, so that nobody waits for a thousand others. It is this program, started once more.
+//!
+//! Large messages would be cheaper for one that does not wait for their ends.
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use broker::codec::frame::Split;
 use broker::codec::{Packet, QoS, decode, frame};
@@ -25,8 +26,10 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 const PACKET_SIZE_MAX: u32 = 1 << 20;
 const LEVELS_MAX: u32 = 128;
 
-/// As many as the broker flushes of those who got the same, before it listens again.
-const FLUSHES_PER_TURN: usize = 32;
+/// As many as the broker flushes of those who got the same, before it listens again, and no longer than that.
+const FAN_OUT_FLUSHES_PER_TURN: usize = 32;
+const FAN_OUT_FLUSHES_MIN: usize = 8;
+const FAN_OUT_FLUSH_TIME: Duration = Duration::from_micros(200);
 
 const LISTENER: Token = Token(usize::MAX);
 
@@ -45,7 +48,7 @@ struct Relay {
     clients: Slab<Client>,
     subscriptions: Vec<(String, usize)>,
     /// Who has got something that others have not got, and is flushed in this turn.
-    soon: Vec<usize>,
+    soon: VecDeque<usize>,
     /// Who has got what many have.
     in_turn: VecDeque<usize>,
 }
@@ -54,7 +57,9 @@ struct Client {
     stream: TcpStream,
     /// The beginning of a packet whose end has not come.
     kept: Vec<u8>,
+    /// Bytes to be written, of which the first `written` have gone.
     out: Vec<u8>,
+    written: usize,
     /// Who gets what it publishes, once that is known.
     receivers: Option<Vec<usize>>,
 }
@@ -64,15 +69,19 @@ impl Relay {
         let poll = Poll::new()?;
         let mut listener = TcpListener::bind(([127, 0, 0, 1], port).into())?;
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
-        let (clients, subscriptions, soon) = (Slab::new(), Vec::new(), Vec::new());
-        Ok(Self { poll, listener, clients, subscriptions, soon, in_turn: VecDeque::new() })
+        let (clients, subscriptions) = (Slab::new(), Vec::new());
+        let (soon, in_turn) = Default::default();
+        Ok(Self { poll, listener, clients, subscriptions, soon, in_turn })
     }
 
     fn serve(mut self) -> io::Result<()> {
         let (mut events, mut buffer) = (Events::with_capacity(1_024), vec![0; READ_BUFFER_BYTES]);
         loop {
             let patience = (!self.in_turn.is_empty()).then_some(Duration::ZERO);
-            self.poll.poll(&mut events, patience)?;
+            match self.poll.poll(&mut events, patience) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                result => result?,
+            }
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept()?,
@@ -80,16 +89,16 @@ impl Relay {
                         if event.is_writable() {
                             self.flush(at);
                         }
-                        self.read(at, &mut buffer)?;
+                        if event.is_readable() || event.is_read_closed() {
+                            self.read(at, &mut buffer, event.is_read_closed())?;
+                        }
                     }
                 }
             }
-            for at in std::mem::take(&mut self.soon) {
+            while let Some(at) = self.soon.pop_front() {
                 self.flush(at);
             }
-            for at in self.in_turn.drain(..self.in_turn.len().min(FLUSHES_PER_TURN)).collect::<Vec<_>>() {
-                self.flush(at);
-            }
+            self.flush_some();
         }
     }
 
@@ -104,17 +113,18 @@ impl Relay {
             let entry = self.clients.vacant_entry();
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, Token(entry.key()), interest)?;
-            entry.insert(Client { stream, kept: Vec::new(), out: Vec::new(), receivers: None });
+            entry.insert(Client { stream, kept: Vec::new(), out: Vec::new(), written: 0, receivers: None });
         }
     }
 
-    /// Reads until a read is short.
-    fn read(&mut self, at: usize, buffer: &mut [u8]) -> io::Result<()> {
+    /// Reads until a read is short, or up to the end of a stream that has one.
+    fn read(&mut self, at: usize, buffer: &mut [u8], has_end: bool) -> io::Result<()> {
         loop {
             let Some(client) = self.clients.get_mut(at) else { return Ok(()) };
             let count = match client.stream.read(buffer) {
                 Ok(count) if count > 0 => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 _ => {
                     self.clients.remove(at);
                     self.subscriptions.retain(|(_, holder)| *holder != at);
@@ -131,7 +141,7 @@ impl Relay {
                 bytes.drain(..taken);
                 self.clients[at].kept = bytes;
             }
-            if count < buffer.len() {
+            if count < buffer.len() && !has_end {
                 return Ok(());
             }
         }
@@ -181,19 +191,20 @@ impl Relay {
 
     fn give(&mut self, at: usize, bytes: &[u8]) {
         self.clients[at].out.extend_from_slice(bytes);
-        self.soon.push(at);
+        self.soon.push_back(at);
     }
 
     fn hand_on(&mut self, at: usize, bytes: &[u8]) {
-        let Some(receivers) = self.clients[at].receivers.take().filter(|_| !bytes.is_empty()) else {
+        if bytes.is_empty() {
             return;
-        };
+        }
+        let Some(receivers) = self.clients[at].receivers.take() else { return };
         for receiver in &receivers {
             let Some(client) = self.clients.get_mut(*receiver) else { continue };
             // Whoever has something in the outbox is flushed already, or waits for room in the socket.
             if client.out.is_empty() {
                 match receivers.len() {
-                    1 => self.soon.push(*receiver),
+                    1 => self.soon.push_back(*receiver),
                     _ => self.in_turn.push_back(*receiver),
                 }
             }
@@ -202,11 +213,30 @@ impl Relay {
         self.clients[at].receivers = Some(receivers);
     }
 
+    /// Some of those who have got what many have.
+    fn flush_some(&mut self) {
+        if self.in_turn.is_empty() {
+            return;
+        }
+        let began = Instant::now();
+        for count in 1..=FAN_OUT_FLUSHES_PER_TURN {
+            let Some(at) = self.in_turn.pop_front() else { break };
+            self.flush(at);
+            if count >= FAN_OUT_FLUSHES_MIN && began.elapsed() >= FAN_OUT_FLUSH_TIME {
+                break;
+            }
+        }
+    }
+
     /// What does not fit is left for when there is room. Whoever is gone is noticed by reading.
     fn flush(&mut self, at: usize) {
         let Some(client) = self.clients.get_mut(at).filter(|client| !client.out.is_empty()) else { return };
-        if let Ok(count) = client.stream.write(&client.out) {
-            client.out.drain(..count);
+        if let Ok(count) = client.stream.write(&client.out[client.written..]) {
+            client.written += count;
+        }
+        if client.written == client.out.len() {
+            client.out.clear();
+            client.written = 0;
         }
     }
 }

@@ -67,9 +67,15 @@ impl Scenario {
 
     /// Of the relay only what it understands: messages at QoS 0 on one topic of each publisher.
     pub(crate) fn can_ask(&self, contender: &Contender) -> bool {
-        let is_simple =
-            matches!(&self.load, Load::Closed(plan) | Load::Beside(plan) if plan.qos == QoS::AtMostOnce);
-        is_simple || !contender.is_relay
+        let (Load::Closed(plan) | Load::Open(plan, _) | Load::Beside(plan)) = &self.load else {
+            return !contender.is_relay;
+        };
+        !contender.is_relay || (plan.qos == QoS::AtMostOnce && plan.topics == 1 && !plan.is_retained)
+    }
+
+    /// Whether it is the time of one message that counts, while many others are on their way.
+    pub(crate) const fn is_beside(&self) -> bool {
+        matches!(self.load, Load::Beside(_))
     }
 
     /// One round against one broker.

@@ -76,6 +76,11 @@ const FLUSHES_PER_TURN: usize = READS_PER_TURN;
 /// fraction of a millisecond.
 const FAN_OUT_FLUSHES_PER_TURN: usize = 32;
 
+/// None of them begins after so long, because a system call may take long: one that wakes a peer on another core of a virtual
+/// machine up to half a millisecond. But some always do, or the turns would be spent on everything else.
+const FAN_OUT_FLUSH_MICROS: u64 = 200;
+const FAN_OUT_FLUSHES_MIN: usize = 8;
+
 /// Pieces of an outbox that one write can name.
 const SLICES_MAX: usize = 64;
 
@@ -546,15 +551,21 @@ impl EventLoop {
             self.flushes_left = in_turn;
         }
         let in_turn = if self.is_flushing { in_turn.min(FAN_OUT_FLUSHES_PER_TURN) } else { 0 };
-        self.flushes_left = self.flushes_left.saturating_sub(in_turn);
         // Only so many as wait already: what a flush makes room for goes out in the next turn.
         for _ in 0..soon {
             let Some(id) = self.broker.poll_flush() else { break };
             self.flush_connection(now, id);
         }
-        for _ in 0..in_turn {
-            let Some(id) = self.broker.poll_flush_in_turn() else { break };
-            self.flush_connection(now, id);
+        if in_turn > 0 {
+            let end_micros = self.clock.now_micros() + FAN_OUT_FLUSH_MICROS;
+            for count in 1..=in_turn {
+                let Some(id) = self.broker.poll_flush_in_turn() else { break };
+                self.flush_connection(now, id);
+                self.flushes_left = self.flushes_left.saturating_sub(1);
+                if count >= FAN_OUT_FLUSHES_MIN && self.clock.now_micros() >= end_micros {
+                    break;
+                }
+            }
         }
         if self.is_flushing && self.broker.dirty_len() == self.broker.dirty_soon_len() {
             (self.is_flushing, self.copies_flushed, self.flushes_left) = (false, copies, 0);
