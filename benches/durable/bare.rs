@@ -21,7 +21,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use slab::Slab;
 
 use crate::load::client::PROTOCOL;
-use crate::measure;
+use crate::measure::{self, accept_all};
 use crate::raw::record_bytes;
 
 /// Where it listens, and in which folder it writes.
@@ -103,17 +103,12 @@ impl Server {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        loop {
-            let mut stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            stream.set_nodelay(true)?;
+        accept_all(&self.listener, |mut stream| {
             let entry = self.clients.vacant_entry();
             self.poll.registry().register(&mut stream, Token(entry.key()), Interest::READABLE)?;
             entry.insert(Client { stream, inbox: Inbox::default(), out: Vec::new() });
-        }
+            Ok(())
+        })
     }
 
     /// Reads until a read is short.

@@ -5,6 +5,7 @@
 //! Deliberately not here: which broker it is and with which limits, and what is asked of it.
 
 mod absentee;
+mod accept;
 mod awake;
 pub(crate) mod bystander;
 mod cores;
@@ -19,6 +20,7 @@ mod times;
 mod words;
 
 pub(crate) use absentee::Absentee;
+pub(crate) use accept::accept_all;
 pub(crate) use awake::Awake;
 pub(crate) use cores::{command, pin};
 pub(crate) use limits::LIMITS;

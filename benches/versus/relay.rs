@@ -18,6 +18,7 @@ use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 
 use crate::load::client::PROTOCOL;
+use crate::measure::accept_all;
 
 /// Followed by the port to listen on.
 pub(crate) const OPTION: &str = "--relay=";
@@ -103,18 +104,14 @@ impl Relay {
     }
 
     fn accept(&mut self) -> io::Result<()> {
-        loop {
-            let mut stream = match self.listener.accept() {
-                Ok((stream, _)) => stream,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) => return Err(error),
-            };
-            stream.set_nodelay(true)?;
+        accept_all(&self.listener, |mut stream| {
             let entry = self.clients.vacant_entry();
             let interest = Interest::READABLE | Interest::WRITABLE;
             self.poll.registry().register(&mut stream, Token(entry.key()), interest)?;
-            entry.insert(Client { stream, kept: Vec::new(), out: Vec::new(), written: 0, receivers: None });
-        }
+            let (kept, out) = Default::default();
+            entry.insert(Client { stream, kept, out, written: 0, receivers: None });
+            Ok(())
+        })
     }
 
     /// Reads until a read is short, or up to the end of a stream that has one.
