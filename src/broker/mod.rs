@@ -479,9 +479,15 @@ impl Broker {
     /// need not be flushed any more: `dirty_len` says so.
     #[inline]
     pub fn poll_flush(&mut self) -> Option<ConnectionId> {
+        self.poll_flush_soon().or_else(|| self.poll_flush_in_turn())
+    }
+
+    /// The next one of those with a reply or a message of their own.
+    #[inline]
+    pub fn poll_flush_soon(&mut self) -> Option<ConnectionId> {
         let Self { links, outputs, .. } = self;
         for _ in 0..PASSED_PER_FLUSH {
-            let Some(id) = outputs.dirty_soon.pop_front() else { return self.poll_flush_in_turn() };
+            let id = outputs.dirty_soon.pop_front()?;
             if let Some(link) = links.find_mut(id).filter(|link| link.dirty == Dirty::Soon) {
                 link.dirty = Dirty::No;
                 return Some(id);

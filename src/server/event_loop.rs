@@ -553,7 +553,7 @@ impl EventLoop {
         let in_turn = if self.is_flushing { in_turn.min(FAN_OUT_FLUSHES_PER_TURN) } else { 0 };
         // Only so many as wait already: what a flush makes room for goes out in the next turn.
         for _ in 0..soon {
-            let Some(id) = self.broker.poll_flush() else { break };
+            let Some(id) = self.broker.poll_flush_soon() else { break };
             self.flush_connection(now, id);
         }
         if in_turn > 0 {
