@@ -1,8 +1,11 @@
 //! An application message that outlives the tick in which it arrived.
 //!
-//! One block of bytes holds topic, forwarded properties and payload; everybody who waits for the message shares it. It
-//! never borrows from a read buffer, so a waiting message keeps alive what it needs and no more. The sum of all living
-//! messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
+//! One block of memory holds topic, forwarded properties and payload, and all that has to be known of them; everybody who waits
+//! for the message shares it. It never borrows from a read buffer, so a waiting message keeps alive what it needs and no
+//! more. The sum of all living messages is counted exactly, because a message reports its own birth and end to a [`Gauge`].
+//!
+//! Such blocks come in lengths that are known when the program is made, 16 bytes apart, because that is how Rust makes them
+//! without unsafe code. What is longer than the longest has its bytes in a block of their own.
 //!
 //! A large message keeps the memory in which its packet came, because to copy it would take longer than a turn has time for.
 //! Its payload stays where it is; its topic and its properties have blocks of their own. What is sent and what is stored of it goes
@@ -25,21 +28,25 @@ use crate::topics::retained_tree::Retained;
 
 use super::leftovers::Leftovers;
 
-/// Bytes that one message costs beside its topic, properties and payload: the two allocations and their bookkeeping.
+/// Bytes that one message costs beside its topic, properties and payload: the allocation and its bookkeeping.
 const OVERHEAD_BYTES: u64 = 72;
+
+/// What it costs more if they stand in a block of their own.
+const ELSEWHERE_BYTES: u64 = 32;
+
+/// A message that is no longer than that stands in one block of memory, whose bytes for it are a multiple of the step.
+const SHORT_BYTES_MAX: usize = 512;
+const STEP_BYTES: usize = 16;
 
 /// When a message expires that does not: without a word of its own for "never" a message takes 16 bytes less.
 const NEVER: Instant = Instant(u64::MAX);
 
 /// The memory of so many messages is kept at most, as long as they are no longer than that.
-const SPARES_MAX: usize = 1_024;
+const SPARES_MAX: usize = 4_096;
 const SPARE_BYTES_MAX: usize = 256;
 
 /// What is smaller is copied sooner than a prepared message is looked for.
 const PREPARED_BYTES_MIN: usize = 512;
-
-/// A message takes the memory of one that was longer by so much at most.
-const UNUSED_BYTES_MAX: usize = 32;
 
 /// The bytes of all living messages, and of what else is kept for each of their receivers.
 #[derive(Clone, Debug, Default)]
@@ -48,8 +55,8 @@ pub struct Gauge(Rc<Ledger>);
 #[derive(Default)]
 struct Ledger {
     bytes: Cell<u64>,
-    /// Bodies of messages that have ended.
-    spares: Cell<Vec<Rc<Body>>>,
+    /// Bodies of short messages that have ended.
+    spares: Spares,
     /// A message that is in its place already, for whoever is about to make it.
     prepared: Cell<Option<Message>>,
     leftovers: Leftovers,
@@ -84,7 +91,7 @@ impl Gauge {
     /// Whether this payload is what its payload format says, if it is that of the message that is prepared.
     pub(super) fn knows_payload(&self, payload: &[u8]) -> Option<bool> {
         let prepared = self.0.prepared.take()?;
-        let known = match &prepared.0.block {
+        let known = match prepared.0.block() {
             Block::Long(long) if std::ptr::eq(prepared.payload(), payload) => Some(long.is_as_said),
             _ => None,
         };
@@ -103,19 +110,124 @@ impl Gauge {
         &self.0.leftovers
     }
 
-    fn take_spare(&self) -> Option<Rc<Body>> {
-        let mut spares = self.0.spares.take();
+    /// A body for a short message.
+    fn take_spare(&self, length: LengthClass) -> Rc<Body> {
+        self.0.spares.take(length).unwrap_or_else(|| length.vacant())
+    }
+
+    fn keep_spare(&self, length: LengthClass, body: Rc<Body>) {
+        self.0.spares.keep(length, body);
+    }
+}
+
+/// How many steps long the memory of a short message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LengthClass(usize);
+
+impl LengthClass {
+    const COUNT: usize = SHORT_BYTES_MAX / STEP_BYTES + 1;
+
+    /// Those of which spares are kept.
+    const SPARE_COUNT: usize = SPARE_BYTES_MAX / STEP_BYTES + 1;
+
+    /// For so many bytes; `None` if they are too many.
+    const fn of(bytes: usize) -> Option<Self> {
+        if bytes <= SHORT_BYTES_MAX { Some(Self(bytes.div_ceil(STEP_BYTES))) } else { None }
+    }
+
+    /// A body of that length.
+    fn vacant(self) -> Rc<Body> {
+        fn make<const BYTES: usize>() -> Rc<Body> {
+            Rc::new(Body::<[u8; BYTES]> {
+                elsewhere: None,
+                gauge: OnceCell::new(),
+                expires_at: NEVER.into(),
+                record: Cell::default(),
+                holders: Cell::default(),
+                length: 0,
+                payload_at: 0,
+                topic_length: 0,
+                bytes: [0; BYTES],
+            })
+        }
+        const MAKE: [fn() -> Rc<Body>; LengthClass::COUNT] = [
+            make::<0>,
+            make::<16>,
+            make::<32>,
+            make::<48>,
+            make::<64>,
+            make::<80>,
+            make::<96>,
+            make::<112>,
+            make::<128>,
+            make::<144>,
+            make::<160>,
+            make::<176>,
+            make::<192>,
+            make::<208>,
+            make::<224>,
+            make::<240>,
+            make::<256>,
+            make::<272>,
+            make::<288>,
+            make::<304>,
+            make::<320>,
+            make::<336>,
+            make::<352>,
+            make::<368>,
+            make::<384>,
+            make::<400>,
+            make::<416>,
+            make::<432>,
+            make::<448>,
+            make::<464>,
+            make::<480>,
+            make::<496>,
+            make::<SHORT_BYTES_MAX>,
+        ];
+        MAKE[self.0]()
+    }
+}
+
+/// Memory of short messages that have ended, by its length.
+#[derive(Default)]
+struct Spares {
+    by_length: [Cell<Vec<Rc<Body>>>; LengthClass::SPARE_COUNT],
+    len: Cell<usize>,
+    /// Which length gives way to others next.
+    next: Cell<usize>,
+}
+
+impl Spares {
+    fn take(&self, length: LengthClass) -> Option<Rc<Body>> {
+        let all = self.by_length.get(length.0)?;
+        let mut spares = all.take();
         let spare = spares.pop();
-        self.0.spares.set(spares);
+        all.set(spares);
+        self.len.set(self.len.get() - usize::from(spare.is_some()));
         spare
     }
 
-    fn keep_spare(&self, body: Rc<Body>) {
-        let mut spares = self.0.spares.take();
-        if spares.len() < SPARES_MAX {
-            spares.push(body);
+    fn keep(&self, length: LengthClass, body: Rc<Body>) {
+        if self.len.get() >= SPARES_MAX {
+            self.make_way(length);
         }
-        self.0.spares.set(spares);
+        if self.len.get() < SPARES_MAX {
+            let all = &self.by_length[length.0];
+            let mut spares = all.take();
+            spares.push(body);
+            all.set(spares);
+            self.len.set(self.len.get() + 1);
+        }
+    }
+
+    /// One of another length goes, if it is that one's turn: those that messages have today come again.
+    fn make_way(&self, length: LengthClass) {
+        let next = self.next.get();
+        self.next.set((next + 1) % LengthClass::SPARE_COUNT);
+        if next != length.0 {
+            drop(self.take(LengthClass(next)));
+        }
     }
 }
 
@@ -137,26 +249,36 @@ pub struct Content<'a> {
 pub struct Message(Rc<Body>);
 
 #[derive(Debug)]
-struct Body {
-    block: Block,
+struct Body<Bytes: ?Sized = [u8]> {
+    /// What does not stand in `bytes`.
+    elsewhere: Option<Box<Elsewhere>>,
     /// `None` if this is spare, or nobody has taken it yet.
     gauge: OnceCell<Gauge>,
     expires_at: Cell<Instant>,
     /// Under which number it is stored, and how many records refer to that; kept by the journal.
     record: Cell<Lsn>,
     holders: Cell<u32>,
-    /// If they stand in one block: bytes of all three, where the payload begins, and where the properties do.
+    /// If they stand one behind the other: bytes of all three, where the payload begins, and where the properties do.
     length: u32,
     payload_at: u32,
     topic_length: u16,
+    /// Topic, properties and payload of a short message. What is behind them is not used.
+    bytes: Bytes,
+}
+
+/// Where topic, properties and payload stand that are not short.
+#[derive(Debug)]
+enum Elsewhere {
+    /// One behind the other.
+    Whole(Box<[u8]>),
+    Long(Box<LongBlock>),
 }
 
 /// Where topic, properties and payload stand.
-#[derive(Debug)]
-enum Block {
-    /// One behind the other. What is behind them is not used.
-    Whole(Box<[u8]>),
-    Long(Box<LongBlock>),
+enum Block<'a> {
+    /// One behind the other.
+    Whole(&'a [u8]),
+    Long(&'a LongBlock),
 }
 
 #[derive(Debug)]
@@ -189,26 +311,32 @@ impl Message {
         let parts = [topic.as_bytes(), properties.as_bytes(), payload];
         let payload_at = topic.len() + properties.as_bytes().len();
         let length = payload_at + payload.len();
-        let mut spare = gauge.take_spare();
-        let mut body = Body {
-            block: Block::Whole(block_of(parts, length, spare.as_mut().and_then(Rc::get_mut))),
-            gauge: gauge.clone().into(),
-            expires_at: expires_at.unwrap_or(NEVER).into(),
-            record: Cell::default(),
-            holders: Cell::default(),
-            length: u32::try_from(length).expect("a packet has less than 2^28 bytes"),
-            payload_at: u32::try_from(payload_at).expect("a packet has less than 2^28 bytes"),
-            topic_length: u16::try_from(topic.len()).expect("a topic has at most 65,535 bytes"),
+        let mut shared = match LengthClass::of(length) {
+            Some(length) => gauge.take_spare(length),
+            None => gauge.take_spare(LengthClass(0)),
         };
-        gauge.add(body.size());
-        Self(match spare {
-            Some(mut shared) => {
-                let Some(place) = Rc::get_mut(&mut shared) else { unreachable!("nobody shares a spare") };
-                std::mem::swap(place, &mut body);
-                shared
+        let Some(body) = Rc::get_mut(&mut shared) else { unreachable!("nobody shares a spare") };
+        if length <= SHORT_BYTES_MAX {
+            let mut rest = &mut body.bytes[..];
+            for part in parts {
+                let (here, behind) = rest.split_at_mut(part.len());
+                here.copy_from_slice(part);
+                rest = behind;
             }
-            None => Rc::new(body),
-        })
+        } else {
+            let mut block = Vec::with_capacity(length);
+            parts.iter().for_each(|part| block.extend_from_slice(part));
+            body.elsewhere = Some(Box::new(Elsewhere::Whole(block.into_boxed_slice())));
+        }
+        body.gauge = gauge.clone().into();
+        body.expires_at.set(expires_at.unwrap_or(NEVER));
+        body.record.set(Lsn::NONE);
+        body.holders.set(0);
+        body.length = u32::try_from(length).expect("a packet has less than 2^28 bytes");
+        body.payload_at = u32::try_from(payload_at).expect("a packet has less than 2^28 bytes");
+        body.topic_length = u16::try_from(topic.len()).expect("a topic has at most 65,535 bytes");
+        gauge.add(body.size());
+        Self(shared)
     }
 
     /// A message for [`Gauge::prepare`], in the memory that its packet came in. So many bytes of properties
@@ -239,16 +367,10 @@ impl Message {
             memory_bytes: memory_bytes as u64,
             gauge: gauge.clone(),
         };
-        Self(Rc::new(Body {
-            block: Block::Long(Box::new(long)),
-            gauge: OnceCell::new(),
-            expires_at: NEVER.into(),
-            record: Cell::default(),
-            holders: Cell::default(),
-            length: 0,
-            payload_at: 0,
-            topic_length: 0,
-        }))
+        let mut shared = LengthClass(0).vacant();
+        let Some(body) = Rc::get_mut(&mut shared) else { unreachable!("it is new") };
+        body.elsewhere = Some(Box::new(Elsewhere::Long(Box::new(long))));
+        Self(shared)
     }
 
     /// The message that has been prepared, if it is this one.
@@ -274,12 +396,15 @@ impl Message {
     #[inline]
     pub(super) fn end(mut self) {
         if let Some(body) = Rc::get_mut(&mut self.0)
-            && let Block::Whole(block) = &body.block
-            && block.len() <= SPARE_BYTES_MAX
+            && body.bytes.len() <= SPARE_BYTES_MAX
             && let Some(gauge) = body.gauge.take()
         {
             gauge.subtract(body.size());
-            gauge.keep_spare(self.0);
+            if body.elsewhere.is_some() {
+                body.elsewhere = None;
+            }
+            let length = LengthClass(body.bytes.len() / STEP_BYTES);
+            gauge.keep_spare(length, self.0);
         }
     }
 
@@ -291,7 +416,7 @@ impl Message {
     /// The bytes of the topic name.
     pub fn topic_bytes(&self) -> &[u8] {
         let body = &self.0;
-        match &body.block {
+        match body.block() {
             Block::Whole(block) => &block[..body.topic_length as usize],
             Block::Long(long) => &long.topic,
         }
@@ -300,7 +425,7 @@ impl Message {
     /// The properties that are passed on.
     pub fn properties(&self) -> Properties<'_> {
         let body = &self.0;
-        Properties::checked_before(match &body.block {
+        Properties::checked_before(match body.block() {
             Block::Whole(block) => &block[body.topic_length as usize..body.payload_at as usize],
             Block::Long(long) => &long.properties,
         })
@@ -309,7 +434,7 @@ impl Message {
     /// The payload.
     pub fn payload(&self) -> &[u8] {
         let body = &self.0;
-        match &body.block {
+        match body.block() {
             Block::Whole(block) => &block[body.payload_at as usize..body.length as usize],
             Block::Long(long) => &long.payload,
         }
@@ -319,7 +444,7 @@ impl Message {
     /// of which the second may be empty.
     pub fn tail(&self, with_properties: bool) -> [&[u8]; 2] {
         let body = &self.0;
-        match &body.block {
+        match body.block() {
             Block::Whole(block) => {
                 let from = if with_properties { body.topic_length.into() } else { body.payload_at };
                 [&block[from as usize..body.length as usize], &[]]
@@ -331,7 +456,7 @@ impl Message {
 
     /// Properties and payload of a large message, for whoever keeps them without copying them.
     pub(super) fn shared_tail(&self) -> Option<[SharedBytes; 2]> {
-        match &self.0.block {
+        match self.0.block() {
             Block::Whole(_) => None,
             Block::Long(long) => Some([long.properties.clone(), long.payload.clone()]),
         }
@@ -373,7 +498,7 @@ impl Drop for LongBlock {
     }
 }
 
-impl Drop for Body {
+impl<Bytes: ?Sized> Drop for Body<Bytes> {
     fn drop(&mut self) {
         if let Some(gauge) = self.gauge.get() {
             gauge.subtract(self.size());
@@ -381,34 +506,26 @@ impl Drop for Body {
     }
 }
 
-impl Body {
+impl<Bytes: ?Sized> Body<Bytes> {
     fn size(&self) -> u64 {
-        let bytes = match &self.block {
-            Block::Whole(_) => u64::from(self.length),
-            Block::Long(long) => long.memory_bytes,
+        let bytes = match self.elsewhere.as_deref() {
+            None => u64::from(self.length),
+            Some(Elsewhere::Whole(_)) => u64::from(self.length) + ELSEWHERE_BYTES,
+            Some(Elsewhere::Long(long)) => long.memory_bytes,
         };
         bytes + OVERHEAD_BYTES
     }
 }
 
-/// These bytes one behind the other, in the block of a spare if that fits.
-#[inline]
-fn block_of(parts: [&[u8]; 3], length: usize, spare: Option<&mut Body>) -> Box<[u8]> {
-    if let Some(Body { block: Block::Whole(spare), .. }) = spare
-        && length <= spare.len()
-        && spare.len() <= length + UNUSED_BYTES_MAX
-    {
-        let mut rest = &mut spare[..];
-        for part in parts {
-            let (here, behind) = rest.split_at_mut(part.len());
-            here.copy_from_slice(part);
-            rest = behind;
+impl Body {
+    #[inline]
+    fn block(&self) -> Block<'_> {
+        match self.elsewhere.as_deref() {
+            None => Block::Whole(&self.bytes),
+            Some(Elsewhere::Whole(bytes)) => Block::Whole(bytes),
+            Some(Elsewhere::Long(long)) => Block::Long(long),
         }
-        return std::mem::take(spare);
     }
-    let mut block = Vec::with_capacity(length);
-    parts.iter().for_each(|part| block.extend_from_slice(part));
-    block.into_boxed_slice()
 }
 
 /// A message kept for later subscribers, with the QoS it was published at [MQTT-3.3.1-5].
@@ -486,6 +603,60 @@ mod tests {
         drop(message("a", &[4; 5]));
         drop(message("a", &[5; 100]));
         assert_eq!(gauge.bytes(), 0);
+    }
+
+    #[test]
+    fn messages_of_all_lengths_are_whole_in_new_memory_and_in_old() {
+        let gauge = Gauge::default();
+        for round in 0..3 {
+            for length in 0..=SHORT_BYTES_MAX + STEP_BYTES {
+                let payload = vec![round; length];
+                let content =
+                    Content { topic: "", properties: Properties::NONE, payload: &payload, expires_at: None };
+                let message = Message::new(&content, &gauge);
+                assert_eq!((message.topic(), message.payload()), ("", payload.as_slice()));
+                assert_eq!(message.tail(false), [payload.as_slice(), &[]]);
+                assert_eq!(gauge.bytes(), message.size());
+                message.end();
+                // One is kept of each length.
+                let kept = LengthClass::SPARE_COUNT;
+                let lengths = if round == 0 { length.div_ceil(STEP_BYTES) + 1 } else { kept };
+                assert_eq!(gauge.0.spares.len.get(), lengths.min(kept));
+            }
+        }
+        assert_eq!(gauge.bytes(), 0);
+    }
+
+    #[test]
+    fn no_more_memory_is_kept_than_that_of_so_many_messages_and_other_lengths_come_to_have_it() {
+        let gauge = Gauge::default();
+        for payload in [[].as_slice(), &[1; 100]] {
+            let content = Content { topic: "a", properties: Properties::NONE, payload, expires_at: None };
+            let of_length = |bytes| {
+                let length = LengthClass::of(bytes).expect("it is short");
+                let spares = gauge.0.spares.by_length[length.0].take();
+                let count = spares.len();
+                gauge.0.spares.by_length[length.0].set(spares);
+                count
+            };
+            for _ in 0..2 * LengthClass::SPARE_COUNT {
+                let messages: Vec<Message> =
+                    (0..=SPARES_MAX).map(|_| Message::new(&content, &gauge)).collect();
+                messages.into_iter().for_each(Message::end);
+                assert!(gauge.0.spares.len.get() <= SPARES_MAX);
+            }
+            assert!(of_length(1 + payload.len()) > SPARES_MAX / 4 * 3);
+            assert_eq!(gauge.bytes(), 0);
+        }
+    }
+
+    #[test]
+    fn what_a_message_costs_is_counted() {
+        let counts = 2 * size_of::<usize>();
+        let allocator = size_of::<usize>();
+        let body = size_of::<Body<[u8; 0]>>();
+        assert!((body + counts + allocator) as u64 <= OVERHEAD_BYTES);
+        assert_eq!((size_of::<Elsewhere>() + 2 * allocator) as u64, ELSEWHERE_BYTES);
     }
 
     #[test]
