@@ -139,18 +139,26 @@ pub(super) struct Journal {
 /// A record beside its message costs about so much.
 const RECORD_BYTES: u64 = 48;
 
-/// How many of the latest records were removed again before they were stored.
+/// How many of the latest records were removed again before they were stored, or might have been.
 ///
-/// One that was under way by then counts as well: had it waited for the batches before it, it need not have been written.
+/// One that was under way by then counts as well: had it waited for the batches before it, it need not have been written. So do
+/// deliveries at QoS 1 that were stored by the latest commits, because a client that acknowledges thousands of messages in a
+/// millisecond or two is behind the disk, and not by much. What leaves only once it is stored cannot be acknowledged before.
 #[derive(Debug, Default)]
 struct Transience {
     recorded: u32,
     removed: u32,
+    /// Up to which number everything was stored before each of the latest commits, the first of them first.
+    stored_before: [Lsn; Self::COMMITS],
 }
 
 impl Transience {
-    /// After so many records half of what was before is forgotten.
-    const MEMORY: u32 = 1024;
+    /// After so many records half of what was before is forgotten: in a turn there may be thousands of messages and no
+    /// acknowledgement, and thousands in the next one.
+    const MEMORY: u32 = 16 * 1024;
+
+    /// The latest commits are so many.
+    const COMMITS: usize = 4;
 
     fn note_recorded(&mut self) {
         self.recorded += 1;
@@ -160,12 +168,23 @@ impl Transience {
     }
 
     fn note_removed(&mut self) {
-        self.removed += 1;
+        self.removed += u32::from(self.removed < self.recorded);
     }
 
-    /// Whether waiting would save next to nothing.
-    fn is_rare(&self) -> bool {
-        self.removed < self.recorded / 8
+    /// More is stored than up to this number.
+    fn note_commit(&mut self, stored_before: Lsn) {
+        self.stored_before.rotate_left(1);
+        self.stored_before[Self::COMMITS - 1] = stored_before;
+    }
+
+    /// Whether a record that is stored was not before the latest commits.
+    const fn is_recent(&self, record: Lsn) -> bool {
+        record.0 > self.stored_before[0].0
+    }
+
+    /// Whether waiting would save something.
+    const fn is_notable(&self) -> bool {
+        self.removed >= self.recorded / 8
     }
 }
 
@@ -222,6 +241,7 @@ impl Journal {
         let first = last.next();
         (self.batch_first, self.first, self.entries_first) = (first, first, first);
         (self.input_first, self.stored) = (first, last);
+        self.transience.stored_before = [last; Transience::COMMITS];
     }
 
     /// A packet is about to be handled.
@@ -491,7 +511,11 @@ impl Journal {
     }
 
     /// A delivery is done with, or will be recorded anew.
-    pub(super) fn remove_delivery(&mut self, record: Lsn, message: &Message) {
+    pub(super) fn remove_delivery(&mut self, record: Lsn, message: &Message, qos: QoS) {
+        let might_have_waited = qos == QoS::AtLeastOnce && self.durability == Durability::BeforeReply;
+        if might_have_waited && record <= self.stored && self.transience.is_recent(record) {
+            self.transience.note_removed();
+        }
         self.remove(Kind::Delivery, record);
         self.let_go(message);
     }
@@ -634,7 +658,7 @@ impl Journal {
         }
         let mut batch = std::mem::replace(&mut self.batch, self.spares.pop().unwrap_or_default());
         batch.finish(last);
-        if !self.transience.is_rare() {
+        if self.is_transient() {
             batch.let_wait();
         }
         self.under_way.push_back((last, bytes));
@@ -650,9 +674,20 @@ impl Journal {
         }
     }
 
+    /// Records that no batch was taken of yet.
+    pub(super) const fn waiting_records(&self) -> usize {
+        self.waiting + self.batch.len()
+    }
+
+    /// Whether much of what is recorded is not wanted any more in a moment.
+    #[inline]
+    pub(super) const fn is_transient(&self) -> bool {
+        self.transience.is_notable()
+    }
+
     /// Whether a batch may be taken while others are under way.
     fn follows_at_once(&self) -> bool {
-        self.state == StoreState::Well && self.transience.is_rare()
+        self.state == StoreState::Well && !self.is_transient()
     }
 
     /// Whether something waits.
@@ -663,10 +698,16 @@ impl Journal {
     /// Everything up to this number is stored.
     pub(super) fn set_stored(&mut self, last: Lsn) {
         assert!(last < self.batch_first, "only what was taken can be stored");
+        let stored_before = self.stored;
         self.stored = self.stored.max(last);
         self.forget_endings(ENDINGS_FORGOTTEN);
+        let mut is_commit = false;
         while let Some((_, bytes)) = self.under_way.pop_front_if(|(taken, _)| *taken <= last) {
             self.under_way_bytes -= bytes;
+            is_commit = true;
+        }
+        if is_commit {
+            self.transience.note_commit(stored_before);
         }
     }
 
@@ -829,13 +870,15 @@ mod tests {
     use super::*;
     use crate::broker::message::{Content, Gauge};
 
+    /// All that was recorded is stored.
+    fn store(journal: &mut Journal) {
+        let last = journal.take().map(|batch| batch.last()).expect("something is recorded");
+        journal.set_stored(last);
+    }
+
     #[test]
     fn endings_are_known_until_they_are_stored_and_forgotten_little_by_little() {
         let mut journal = Journal::new(Durability::BeforeReply);
-        let store = |journal: &mut Journal| {
-            let last = journal.take().map(|batch| batch.last()).expect("something is recorded");
-            journal.set_stored(last);
-        };
         let many = ENDINGS_FORGOTTEN + 100;
         let client_ids: Vec<String> = (0..many).map(|number| number.to_string()).collect();
         let record = |journal: &mut Journal, client_id: &str| {
@@ -893,9 +936,90 @@ mod tests {
         let waits = journal.record_delivery(Lsn(1), &message, None, (QoS::AtLeastOnce, false));
         journal.check_invariants();
         assert_eq!((waits, journal.waiting), (delivery.next(), 1));
-        journal.remove_delivery(waits, &message);
+        journal.remove_delivery(waits, &message, QoS::AtLeastOnce);
         journal.check_invariants();
         assert_eq!(journal.waiting, 0);
+    }
+
+    fn message() -> Message {
+        let properties = crate::codec::Properties::NONE;
+        Message::new(&Content { topic: "t", properties, payload: b"", expires_at: None }, &Gauge::default())
+    }
+
+    #[test]
+    fn a_message_that_is_acknowledged_soon_after_it_was_stored_might_have_waited() {
+        const COMMITS: usize = Transience::COMMITS;
+        for (durability, qos, commits, might_have) in [
+            (Durability::BeforeReply, QoS::AtLeastOnce, 0, true),
+            (Durability::BeforeReply, QoS::AtLeastOnce, COMMITS - 1, true),
+            (Durability::BeforeReply, QoS::AtLeastOnce, COMMITS, false),
+            // It is not sent before it is stored.
+            (Durability::BeforeReply, QoS::ExactlyOnce, 0, false),
+            // Commits may be seconds apart.
+            (Durability::AfterReply, QoS::AtLeastOnce, 0, false),
+        ] {
+            let mut journal = Journal::new(durability);
+            journal.resume_after(Lsn(10));
+            let messages: Vec<Message> = (0..100).map(|_| message()).collect();
+            let record =
+                |journal: &mut Journal, message| journal.record_delivery(Lsn(1), message, None, (qos, false));
+            let records: Vec<Lsn> = messages.iter().map(|message| record(&mut journal, message)).collect();
+            store(&mut journal);
+            for _ in 0..commits {
+                journal.record_receipt(Lsn(1), PacketId::FIRST);
+                store(&mut journal);
+            }
+            assert!(!journal.is_transient());
+            for (record, message) in records.into_iter().zip(&messages) {
+                journal.remove_delivery(record, message, qos);
+            }
+            assert_eq!(
+                journal.is_transient(),
+                might_have,
+                "{durability:?}, {qos:?}, {commits} commits later"
+            );
+        }
+    }
+
+    #[test]
+    fn what_an_earlier_process_has_stored_is_not_stored_of_late() {
+        let mut journal = Journal::new(Durability::BeforeReply);
+        journal.resume_after(Lsn(1_000));
+        for number in (0..200).map(|number| 2 * number + 1) {
+            let message = message();
+            message.set_record(Lsn(number), 1);
+            journal.remove_delivery(Lsn(number + 1), &message, QoS::AtLeastOnce);
+        }
+        assert!(!journal.is_transient());
+    }
+
+    #[test]
+    fn thousands_of_messages_before_the_next_acknowledgement_change_no_opinion() {
+        let mut journal = Journal::new(Durability::BeforeReply);
+        let mut records = Vec::new();
+        for round in 0..4 {
+            records.drain(..).for_each(|lsn| journal.remove(Kind::Receipt, lsn));
+            records.extend((0..3_000).map(|_| journal.record_receipt(Lsn(1), PacketId::FIRST)));
+            assert_eq!(journal.is_transient(), round > 0);
+        }
+        // But if all that comes now stays, it is to be written at once.
+        for _ in 0..2 * Transience::MEMORY {
+            journal.record_receipt(Lsn(1), PacketId::FIRST);
+        }
+        assert!(!journal.is_transient());
+    }
+
+    #[test]
+    fn a_session_that_ends_with_very_much_is_not_remembered_for_long() {
+        let mut journal = Journal::new(Durability::BeforeReply);
+        let records: Vec<Lsn> =
+            (0..100_000).map(|_| journal.record_receipt(Lsn(1), PacketId::FIRST)).collect();
+        records.into_iter().for_each(|lsn| journal.remove(Kind::Receipt, lsn));
+        assert!(journal.is_transient());
+        for _ in 0..4 * Transience::MEMORY {
+            journal.record_receipt(Lsn(1), PacketId::FIRST);
+        }
+        assert!(!journal.is_transient());
     }
 
     /// Some of them are removed again before they are written: too many to be written at once, and too few to wait for ever.

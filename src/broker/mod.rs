@@ -671,6 +671,20 @@ impl Broker {
         self.outputs.journal.waiting_bytes()
     }
 
+    /// How many records those are.
+    pub fn waiting_records(&self) -> usize {
+        self.outputs.journal.waiting_records()
+    }
+
+    /// Whether it is worth while to let them wait, because subscribers acknowledge in a moment what they are of. Not for
+    /// long, nor if too much is not stored, or the store cannot take them anyway.
+    pub fn may_records_wait(&self) -> bool {
+        let journal = &self.outputs.journal;
+        journal.is_transient()
+            && journal.state == StoreState::Well
+            && self.unstored_bytes() <= self.options.unstored_bytes_max / 2
+    }
+
     /// Whether everything that was recorded is stored.
     pub fn is_stored(&self) -> bool {
         self.outputs.journal.is_idle()
@@ -939,7 +953,7 @@ impl Outputs {
     #[inline]
     fn forget(&mut self, delivery: &Delivery) {
         if delivery.record.is_some() {
-            self.journal.remove_delivery(delivery.record, &delivery.message);
+            self.journal.remove_delivery(delivery.record, &delivery.message, delivery.qos);
         }
     }
 

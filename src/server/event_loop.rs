@@ -267,7 +267,6 @@ impl EventLoop {
         // The report that all is stored came after this turn's look at requests to stop.
         let is_settled = self.settling.is_some() && self.broker.is_stored();
         if is_settled
-            || self.is_holding()
             || !self.ready.is_empty()
             || !self.feeders.is_empty()
             || self.unlogged_clients.is_some()
@@ -280,7 +279,8 @@ impl EventLoop {
         let due =
             self.broker.poll_timeout().into_iter().chain(self.status_due).chain(self.stopping).chain(pauses);
         let due = due.chain(self.settling).chain(self.store_due());
-        due.min().map(|due| SystemDuration::from_millis(due.since(now).0))
+        let due = due.min().map(|due| SystemDuration::from_millis(due.since(now).0));
+        due.into_iter().chain(self.hold_sleep_max()).min()
     }
 
     /// Marks what became ready; nothing is done yet.
@@ -521,12 +521,12 @@ impl EventLoop {
         }
     }
 
-    /// Whether a batch waits only as long as there is something to read.
-    fn is_holding(&self) -> bool {
+    /// How long the loop may sleep while a batch waits only as long as there is something to read.
+    fn hold_sleep_max(&self) -> Option<SystemDuration> {
         #[cfg(feature = "persistence")]
-        return self.keeper.as_ref().is_some_and(Keeper::is_holding);
+        return self.keeper.as_ref().and_then(Keeper::sleep_max);
         #[cfg(not(feature = "persistence"))]
-        return false;
+        return None;
     }
 
     fn store_due(&self) -> Option<Instant> {

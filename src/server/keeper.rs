@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration as SystemDuration;
 
 use mio::Waker;
 
@@ -13,17 +14,10 @@ use crate::journal::{Batch, Lsn};
 use crate::store::{Claim, Damage, OpenError, Report, SEGMENT_BYTES, Store, Stored};
 
 use super::LOG_TARGET;
+use super::hold::{Hold, Waiting};
 
 /// A disk that has not answered for so long is not waited for any more.
 const ANSWER_TIMEOUT: Duration = Duration(10_000);
-
-/// A batch waits no longer than that for others to join it, and not for more than that: there may always be something to
-/// read.
-const HELD_MICROS_MAX: u64 = 500;
-const HELD_BYTES_MAX: u64 = 64 << 10;
-
-/// With each batch the peak of what is on its way is forgotten by this part.
-const PEAK_DECAY: u64 = 8;
 
 /// Between two lines about how far loading has come.
 const PROGRESS_RECORDS: u64 = 500_000;
@@ -92,11 +86,7 @@ pub(super) struct Keeper {
     next_due: Instant,
     /// Since when nothing can be stored.
     failing_since: Option<Instant>,
-    /// Bytes that were recorded and not stored, at most, of late: about what all publishers have on their way, as far as
-    /// that matters.
-    peak_bytes: u64,
-    /// Since when a batch waits for more.
-    held_since_micros: Option<u64>,
+    hold: Hold,
     base_is_failing: bool,
     /// No other process uses the folder as long as this exists; to be dropped last.
     _claim: Claim,
@@ -139,8 +129,7 @@ impl Keeper {
             handed_over: None,
             next_due: Instant::default(),
             failing_since: None,
-            peak_bytes: 0,
-            held_since_micros: None,
+            hold: Hold::default(),
             base_is_failing: false,
             _claim: claim,
         };
@@ -212,9 +201,7 @@ impl Keeper {
         }
     }
 
-    /// Hands over what is to be stored now. While there is more to read a small batch waits for it, a moment at most:
-    /// where the disk is quick, commits of half of what is on its way, one on the disk while the next one comes, cost least; where
-    /// it is not, the log waits for both halves. `turn_micros` is when this turn began.
+    /// Hands over what is to be stored now, unless it waits for more. `turn_micros` is when this turn began.
     pub(super) fn hand_over(
         &mut self,
         now: Instant,
@@ -232,33 +219,34 @@ impl Keeper {
             }
             return;
         }
-        self.peak_bytes = self.peak_bytes.max(broker.unstored_bytes()).min(2 * HELD_BYTES_MAX);
-        let waiting_bytes = broker.waiting_bytes();
-        if is_more_to_read && waiting_bytes > 0 && waiting_bytes < self.peak_bytes / 2 {
-            let since = *self.held_since_micros.get_or_insert(turn_micros);
-            if turn_micros < since + HELD_MICROS_MAX {
-                broker.open_gates();
-                return;
-            }
-        }
-        if self.hand_over_at_once(now, broker) {
-            self.peak_bytes -= self.peak_bytes / PEAK_DECAY;
+        let waiting = Waiting {
+            bytes: broker.waiting_bytes(),
+            records: broker.waiting_records(),
+            unstored_bytes: broker.unstored_bytes(),
+            is_transient: broker.may_records_wait(),
+            is_disk_busy: self.handed_over.is_some(),
+        };
+        if self.hold.is_to_wait(waiting, is_more_to_read, turn_micros) {
+            broker.open_gates();
+        } else {
+            self.hand_over_at_once(now, broker);
         }
     }
 
     /// Hands over what there is, whether it may wait or not. False if there was nothing.
     pub(super) fn hand_over_at_once(&mut self, now: Instant, broker: &mut Broker) -> bool {
-        self.held_since_micros = None;
+        self.hold.end();
         let Some(batch) = broker.poll_journal(now) else { return false };
+        self.hold.note_batch();
         let since = self.handed_over.map_or(now, |(_, since)| since);
         self.handed_over = Some((batch.last(), since));
         self.store.commit(batch);
         true
     }
 
-    /// Whether a batch waits as long as there is something to read.
-    pub(super) const fn is_holding(&self) -> bool {
-        self.held_since_micros.is_some()
+    /// How long the loop may sleep while a batch waits: that is as long as there is something to read.
+    pub(super) const fn sleep_max(&self) -> Option<SystemDuration> {
+        self.hold.sleep_max()
     }
 
     /// When the loop has to look again.

@@ -10,6 +10,8 @@ mod connection;
 mod descriptors;
 mod event_loop;
 #[cfg(feature = "persistence")]
+mod hold;
+#[cfg(feature = "persistence")]
 mod keeper;
 mod listener;
 mod log_lines;
