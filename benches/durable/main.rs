@@ -19,9 +19,10 @@
 //! * `DURABLE_CONCURRENCY`: only this many messages on their way, instead of 1, 16, 256 and 4096.
 //! * `DURABLE_DIRECTORY`: where stores are made, instead of a folder under `target`. It should be on the disk in question;
 //!   what is made there is removed again.
-//! * `DURABLE_PINNING`: 0 leaves broker and load on whatever cores the system likes. Otherwise, where there are two cores
-//!   and `taskset`, the broker has the first, all its threads together, and the load the second, which is kept awake for
-//!   `throughput` and `bystander`.
+//! * `DURABLE_PINNING`: where there are two cores and `taskset`, the broker has the first, all its threads together, and the load
+//!   the second, which is kept awake for `throughput` and `bystander`; 0 leaves them on whatever cores the system likes, and 1
+//!   nowhere else. If it is not set, `throughput` alone is left so: on one core a store's threads could not do beside each
+//!   other what they are there for, and the bare disk has no such limit.
 //!
 //! A broker is started afresh on an empty store for each measurement, and rounds go from one thing to the next, so that a
 //! change of the machine's mood meets all of them. Every figure is the median of its rounds. Every acknowledgement is
@@ -65,43 +66,55 @@ struct Settings {
     place: Place,
 }
 
-/// The name of a section, whether it is run if none is named, and what runs it.
-type Section = (&'static str, bool, fn(&Settings) -> io::Result<()>);
+/// Something to be measured.
+struct Section {
+    name: &'static str,
+    /// Whether it is run if none is named.
+    is_default: bool,
+    /// Whether broker and load have a core each. Those without come first: nobody is given more cores again.
+    is_pinned: bool,
+    run: fn(&Settings) -> io::Result<()>,
+}
 
 const SECTIONS: [Section; 4] = [
-    ("throughput", true, throughput::run),
-    ("bystander", true, bystander::run),
-    ("clean", true, clean::run),
-    ("recovery", false, recovery::run),
+    Section { name: "throughput", is_default: true, is_pinned: false, run: throughput::run },
+    Section { name: "bystander", is_default: true, is_pinned: true, run: bystander::run },
+    Section { name: "clean", is_default: true, is_pinned: true, run: clean::run },
+    Section { name: "recovery", is_default: false, is_pinned: true, run: recovery::run },
 ];
 
 fn main() -> io::Result<()> {
     bare::serve_if_asked()?;
     let Some(words) = measure::words() else { return Ok(()) };
-    let sections: Vec<Section> = SECTIONS
-        .into_iter()
-        .filter(|(name, is_default, _)| {
-            (words.is_empty() && *is_default) || words.iter().any(|word| name.contains(word.as_str()))
-        })
-        .collect();
+    let is_wanted = |section: &Section| {
+        (words.is_empty() && section.is_default)
+            || words.iter().any(|word| section.name.contains(word.as_str()))
+    };
     let descriptors = raise_descriptor_limit().unwrap_or_else(|error| error.to_string());
-    let settings = Settings {
+    let mut settings = Settings {
         rounds: setting("DURABLE_ROUNDS").unwrap_or(3).max(1),
         time: Duration::from_secs(setting("DURABLE_SECONDS").unwrap_or(2).max(1)),
         concurrency: setting("DURABLE_CONCURRENCY"),
-        is_pinned: setting("DURABLE_PINNING") != Some(0) && measure::pin(),
+        is_pinned: false,
         place: Place::new()?,
     };
     println!(
-        "{} rounds of {} s; {}; {descriptors} descriptors; payloads of {PAYLOAD_BYTES} bytes; stores on {}",
+        "{} rounds of {} s; {descriptors} descriptors; payloads of {PAYLOAD_BYTES} bytes; stores on {}",
         settings.rounds,
         settings.time.as_secs(),
-        if settings.is_pinned { "broker on core 0, load on core 1" } else { "nothing is pinned to a core" },
         settings.place.description(),
     );
-    for (name, _, run) in sections {
-        println!("\n## {name}\n");
-        run(&settings)?;
+    let pinning: Option<u64> = setting("DURABLE_PINNING");
+    for section in SECTIONS.iter().filter(|section| is_wanted(section)) {
+        let is_to_pin = pinning.map_or(section.is_pinned, |number| number > 0);
+        settings.is_pinned = is_to_pin && (settings.is_pinned || measure::pin());
+        let cores = if settings.is_pinned {
+            "broker on core 0, load on core 1"
+        } else {
+            "nothing is pinned to a core"
+        };
+        println!("\n## {}: {cores}\n", section.name);
+        (section.run)(&settings)?;
     }
     Ok(())
 }
