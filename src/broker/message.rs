@@ -12,8 +12,9 @@
 //! by reference.
 //!
 //! The memory of small messages that have ended is kept for the next ones: in a process with several threads, which a store
-//! makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth. The gauge counts what messages need,
-//! and neither these spares nor the few bytes by which one may be longer.
+//! makes of it, the allocator's locked instructions cost a message at QoS 1 a tenth. Once as many are kept as may be, other lengths give
+//! way bit by bit to those that messages have now. The gauge counts what messages need, and neither these spares nor the few
+//! bytes by which one may be longer.
 //!
 //! Deliberately not here: QoS and RETAIN, which belong to each delivery and not to the message.
 
@@ -110,7 +111,7 @@ impl Gauge {
         &self.0.leftovers
     }
 
-    /// A body for a short message.
+    /// A body that nobody has.
     fn take_spare(&self, length: LengthClass) -> Rc<Body> {
         self.0.spares.take(length).unwrap_or_else(|| length.vacant())
     }
@@ -126,6 +127,9 @@ struct LengthClass(usize);
 
 impl LengthClass {
     const COUNT: usize = SHORT_BYTES_MAX / STEP_BYTES + 1;
+
+    /// For what stands elsewhere.
+    const NOTHING: Self = Self(0);
 
     /// Those of which spares are kept.
     const SPARE_COUNT: usize = SPARE_BYTES_MAX / STEP_BYTES + 1;
@@ -311,12 +315,10 @@ impl Message {
         let parts = [topic.as_bytes(), properties.as_bytes(), payload];
         let payload_at = topic.len() + properties.as_bytes().len();
         let length = payload_at + payload.len();
-        let mut shared = match LengthClass::of(length) {
-            Some(length) => gauge.take_spare(length),
-            None => gauge.take_spare(LengthClass(0)),
-        };
+        let short = LengthClass::of(length);
+        let mut shared = gauge.take_spare(short.unwrap_or(LengthClass::NOTHING));
         let Some(body) = Rc::get_mut(&mut shared) else { unreachable!("nobody shares a spare") };
-        if length <= SHORT_BYTES_MAX {
+        if short.is_some() {
             let mut rest = &mut body.bytes[..];
             for part in parts {
                 let (here, behind) = rest.split_at_mut(part.len());
@@ -367,7 +369,7 @@ impl Message {
             memory_bytes: memory_bytes as u64,
             gauge: gauge.clone(),
         };
-        let mut shared = LengthClass(0).vacant();
+        let mut shared = LengthClass::NOTHING.vacant();
         let Some(body) = Rc::get_mut(&mut shared) else { unreachable!("it is new") };
         body.elsewhere = Some(Box::new(Elsewhere::Long(Box::new(long))));
         Self(shared)
